@@ -1,0 +1,278 @@
+"""The project's one reader and writer of image files, and the pairing of files by name.
+
+Inside the project an image is float32 in [0, 1], (H, W) when grey and (H, W, 3) when RGB. Whatever is wrong with a
+file is reported as an :class:`ImageError`: one line that names the file, what was expected and what was found.
+"""
+
+import io
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
+MIN_SIDE = 64
+"""Smallest height and width in pixels: below it the coarsest feature scale has nothing left to match."""
+MAX_PIXELS = 64 * 1024 * 1024
+"""Largest number of pixels that is decoded (8192 x 8192); a header that promises more is refused unread."""
+LUMA = (0.299, 0.587, 0.114)
+"""BT.601 weights of R, G and B; the same as kornia.color.rgb_to_grayscale, kept here so that reading needs no torch."""
+
+_FORMATS = ("PNG", "TIFF", "JPEG", "BMP", "GIF", "WEBP", "PPM")
+
+
+class ImageError(ValueError):
+    """An image file, or a folder of them, that cannot be used or written. The message is one line."""
+
+    @classmethod
+    def at(cls, path: str | os.PathLike, expected: str, found: str) -> "ImageError":
+        """The error in the project's form: ``PATH: expected EXPECTED, found FOUND``."""
+        return cls(" ".join(f"{os.fspath(path)}: expected {expected}, found {found}".split()))
+
+
+def read_image(path: str | os.PathLike, *, color: bool = False) -> np.ndarray:
+    """Read an image file.
+
+    Integers are divided by the largest value of their type (8 bit: 255, 16 bit: 65535), so that an 8-bit value v is
+    read as exactly v / 255. Float images (TIFF) must lie in [0, 1] already. Transparency is ignored: it says how a
+    viewer should paint a pixel, not what was measured there. 16-bit colour, which medical images do not use, is read
+    with 8 bits. Of a file with several frames the first is read, and a rotation noted in EXIF is carried out.
+
+    Args:
+        path: PNG, TIFF, JPEG, BMP, GIF, WebP, PGM or PPM file.
+        color: return RGB, a grey image repeated over the three channels.
+
+    Returns:
+        float32 in [0, 1]: BT.601 luma of shape (H, W), or RGB of shape (H, W, 3) with ``color``.
+
+    Raises:
+        ImageError: the file is missing, empty, damaged, not an image, has a side under ``MIN_SIDE`` or more than
+            ``MAX_PIXELS`` pixels, or holds NaN, infinity or values that cannot be placed in [0, 1].
+    """
+    image = _scaled(path, _decode(path))
+    if color:
+        return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
+    return image if image.ndim == 2 else _luma(image)
+
+
+def is_color(path: str | os.PathLike) -> bool:
+    """True if the file's R, G and B differ in at least one pixel; an RGB file of a grey picture is not colour.
+
+    Raises:
+        ImageError: as :func:`read_image`.
+    """
+    image = _scaled(path, _decode(path))
+    return image.ndim == 3 and not _channels_equal(image)
+
+
+def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
+    """Write a PNG with 8 bits a channel; the file appears whole or not at all. Missing parent folders are made.
+
+    Args:
+        path: file to write; its name ends in ``.png``.
+        image: (H, W) or (H, W, 3); uint8, or float clipped to [0, 1] and rounded to the nearest grey level.
+
+    Raises:
+        ImageError: wrong suffix, shape or type, NaN or infinity, or the system refused (no permission, disk full).
+    """
+    path, image = Path(path), np.asarray(image)
+    if path.suffix.lower() != ".png":
+        raise ImageError.at(path, "a file name that ends in .png", repr(path.name))
+    if not (image.ndim == 2 or image.ndim == 3 and image.shape[2] == 3) or image.size == 0:
+        raise ImageError.at(path, "an array of shape (H, W) or (H, W, 3) to write", f"shape {image.shape}")
+    if np.issubdtype(image.dtype, np.floating):
+        if not np.isfinite(image).all():
+            raise ImageError.at(path, "finite values to write", "NaN or infinity")
+        image = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+    elif image.dtype != np.uint8:
+        raise ImageError.at(path, "float in [0, 1] or uint8 to write", f"{image.dtype}")
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG")
+    write_bytes(path, buffer.getvalue())
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Write a file atomically: a temporary file beside it takes its place once it is complete.
+
+    Raises:
+        ImageError: the system refused (no permission, disk full, a folder in the way); an earlier file is left alone.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise ImageError.at(path, "a place to write to", error.strerror or str(error)) from error
+
+
+def list_images(folder: str | os.PathLike) -> list[Path]:
+    """The image files directly in a folder, in natural order (``2.png`` before ``10.png``); hidden files are skipped.
+
+    Raises:
+        ImageError: no such folder, it cannot be read, it holds no image, or two of its images share a stem.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ImageError.at(folder, "a folder of images", "a file" if folder.exists() else "nothing there")
+    try:
+        found = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+    except OSError as error:
+        raise ImageError.at(folder, "a folder that can be read", error.strerror or str(error)) from error
+    images = sorted((p for p in found if p.is_file()), key=_natural_key)
+    if not images:
+        raise ImageError.at(folder, f"images ({' '.join(IMAGE_SUFFIXES)})", "none")
+    by_stem: dict[str, Path] = {}
+    for image in images:
+        other = by_stem.setdefault(image.stem, image)
+        if other is not image:
+            raise ImageError.at(folder, "one image a name", f"{other.name} and {image.name}")
+    return images
+
+
+def pair_files(**folders: str | os.PathLike | None) -> list[dict]:
+    """Pair the images of several folders by stem.
+
+    Args:
+        folders: role -> folder, or None for a role that is not given, such as
+            ``pair_files(fixed="MRI", moving="CT", label=None)``. If every role that is given names a file instead
+            of a folder, these files are the one pair, whatever their names.
+
+    Returns:
+        A dict for each pair in natural order: ``name`` (the stem; for single files the first one's) and each role's
+        Path, None where the role is None.
+
+    Raises:
+        ImageError: a folder is missing, empty or ambiguous, or a stem of one folder is lacking in another.
+    """
+    given = {role: Path(folder) for role, folder in folders.items() if folder is not None}
+    if not given:
+        raise ValueError("pair_files needs at least one folder")
+    absent = dict.fromkeys(folders.keys() - given.keys())
+    for role, path in given.items():
+        if not path.exists():
+            raise ImageError.at(path, f"the folder of {role} images", "nothing there")
+    if all(path.is_file() for path in given.values()):
+        return [{"name": next(iter(given.values())).stem, **given, **absent}]
+    images = {role: {path.stem: path for path in list_images(folder)} for role, folder in given.items()}
+    first, *others = images
+    for other in others:
+        for here, there in ((first, other), (other, first)):
+            missing = [stem for stem in images[here] if stem not in images[there]]
+            if missing:
+                listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+                raise ImageError.at(given[there], f"a {there} image for each {here} image in {given[here]}",
+                                    f"none for {listed}")
+    return [{"name": stem, **{role: images[role][stem] for role in given}, **absent} for stem in images[first]]
+
+
+def check_same_size(images: Mapping[str, np.ndarray | None], paths: Mapping[str, str | os.PathLike | None]) -> None:
+    """Check that the images of a pair have one height and width.
+
+    Args:
+        images: role -> array (H, W) or (H, W, 3); None is skipped.
+        paths: role -> file that the array was read from; further keys are ignored.
+
+    Raises:
+        ImageError: two sizes differ; the message names both files and sizes.
+    """
+    (first, reference), *others = ((role, image) for role, image in images.items() if image is not None)
+    for role, image in others:
+        if image.shape[:2] != reference.shape[:2]:
+            raise ImageError.at(paths[role], f"the size of {os.fspath(paths[first])}, {_size(reference)}", _size(image))
+
+
+def _decode(path: str | os.PathLike) -> Image.Image:
+    """The first frame of the file, decoded, of an allowed size, in the mode that the file has."""
+    path = Path(path)
+    if not path.is_file():
+        raise ImageError.at(path, "an image file", "a folder" if path.is_dir() else "nothing there")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ImageError.at(path, "a file that can be read", error.strerror or str(error)) from error
+    if not data:
+        raise ImageError.at(path, "an image file", "an empty file (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of odd tags and of sizes; our own limits below are errors.
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            _check_size(path, image.size)
+            # Decoding alone does not check the checksums of a PNG; verify() uses the opened file up.
+            Image.open(io.BytesIO(data), formats=_FORMATS).verify()
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError.at(path, f"an image ({', '.join(_FORMATS)})", _describe_bytes(data)) from error
+    except Image.DecompressionBombError as error:
+        raise ImageError.at(path, f"at most {MAX_PIXELS} pixels", "more") from error
+    except Exception as error:
+        # Pillow's decoders let many kinds escape on damaged files: OSError, SyntaxError, struct.error, KeyError ...
+        raise ImageError.at(path, "a complete image", f"a damaged or truncated file ({error})") from error
+
+
+def _scaled(path: str | os.PathLike, image: Image.Image) -> np.ndarray:
+    """float32 in [0, 1], (H, W) or (H, W, 3), from any Pillow mode."""
+    mode = image.mode
+    if mode in ("1", "L", "LA", "La"):
+        return np.asarray(image.convert("L"), np.float32) / np.float32(255)
+    if mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ImageError.at(path, "integers of 8 or 16 bits", f"values from {values.min()} to {values.max()}")
+        return values.astype(np.float32) / np.float32(65535)
+    if mode == "F":
+        values = np.asarray(image, np.float32)
+        if not np.isfinite(values).all():
+            raise ImageError.at(path, "finite values", f"NaN or infinity in {int((~np.isfinite(values)).sum())} pixels")
+        if values.min() < 0 or values.max() > 1:
+            raise ImageError.at(path, "float values in [0, 1]", f"{values.min():g} to {values.max():g}")
+        return values
+    return np.asarray(image.convert("RGB"), np.float32) / np.float32(255)
+
+
+def _luma(image: np.ndarray) -> np.ndarray:
+    """BT.601 luma (H, W) of RGB (H, W, 3). Equal channels are returned as they are, free of rounding."""
+    if _channels_equal(image):
+        return np.ascontiguousarray(image[..., 0])
+    return np.clip(image @ np.asarray(LUMA, np.float32), 0, 1)
+
+
+def _channels_equal(image: np.ndarray) -> bool:
+    return bool((image[..., 0] == image[..., 1]).all() and (image[..., 1] == image[..., 2]).all())
+
+
+def _check_size(path: Path, size: tuple[int, int]) -> None:
+    width, height = size
+    if min(width, height) < MIN_SIDE:
+        raise ImageError.at(path, f"at least {MIN_SIDE} x {MIN_SIDE} pixels", f"{width} x {height} (width x height)")
+    if width * height > MAX_PIXELS:
+        raise ImageError.at(path, f"at most {MAX_PIXELS} pixels", f"{width} x {height} (width x height)")
+
+
+def _size(image: np.ndarray) -> str:
+    return f"{image.shape[1]} x {image.shape[0]} (width x height)"
+
+
+def _describe_bytes(data: bytes) -> str:
+    if data.startswith(b"\x89PNG"):
+        return f"a damaged PNG header ({len(data)} bytes)"
+    return f"{len(data)} bytes that are none"
+
+
+def _natural_key(path: Path) -> list[tuple[int, int, str]]:
+    """Digits compare as numbers and come before letters; tuples keep the two kinds comparable."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", path.name.lower())
+    return [(0, int(p), "") if p[0] in "0123456789" else (1, 0, p) for p in parts]
