@@ -1,0 +1,472 @@
+"""Figures that explain an alignment and a fusion: overlays, displacement pictures, maps, learning curves.
+
+Everything takes numpy arrays. Images are float in [0, 1], (H, W) grey or (H, W, 3) RGB; a flow is (2, H, W) in
+pixels, channel 0 = x (columns), channel 1 = y (rows), with aligned(p) = moving(p + flow(p)). Figures are
+matplotlib `Figure` objects drawn by the Agg canvas, never through pyplot, so no window, backend or global state
+is touched and they may be made in worker processes.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from scipy.interpolate import make_interp_spline
+
+
+class MapStyle(NamedTuple):
+    """How one map is drawn. The value range is fixed, so that pictures of different pairs can be compared."""
+
+    title: str
+    unit: str
+    vmin: float
+    vmax: float
+    colormap: str
+
+
+MAPS: dict[str, MapStyle] = {
+    "entropy_fixed": MapStyle("Local entropy, fixed", "bits", 0.0, 4.0, "viridis"),
+    "entropy_moving": MapStyle("Local entropy, moving", "bits", 0.0, 4.0, "viridis"),
+    "entropy_difference": MapStyle("Entropy difference", "bits", 0.0, 2.0, "magma"),
+    "gate": MapStyle("Gate W", "weight", 0.0, 1.0, "cividis"),
+    "reliability": MapStyle("Reliability R", "weight", 0.0, 1.0, "cividis"),
+    "consistency": MapStyle("Consistency C", "weight", 0.0, 1.0, "cividis"),
+    "jacobian": MapStyle("Jacobian determinant", "area ratio", 0.0, 2.0, "RdBu_r"),
+}
+"""Maps by the name of their folder. Entropy lies in 0..4 bits (16 bins); its difference rarely passes 2 bits, so
+the bar ends there and carries an arrow where values go on. The Jacobian determinant diverges around 1: blue
+shrinks, red grows, and values below 0 (folding) are painted yellow."""
+
+_FOLDED = "#ffe800"
+_MUTED = "#5c6670"
+_DPI = 100
+_TICKS = {"length": 2.5, "width": 0.6, "labelsize": 7, "colors": _MUTED, "pad": 2}
+_MODALITY_COLOURS = ("#0b6e99", "#c2571a", "#5b8c2a", "#8a4fa0", "#a8862a")
+
+
+def _check_image(image: np.ndarray, name: str) -> np.ndarray:
+    image = np.asarray(image)
+    if image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3):
+        return image
+    raise ValueError(f"{name}: expected an image of shape (H, W) or (H, W, 3), found {image.shape}")
+
+
+def _check_flow(flow: np.ndarray) -> np.ndarray:
+    flow = np.asarray(flow)
+    if flow.ndim != 3 or flow.shape[0] != 2:
+        raise ValueError(f"flow: expected shape (2, H, W), found {flow.shape}")
+    return flow
+
+
+def _check_same_size(**images: np.ndarray) -> None:
+    sizes = {name: image.shape[:2] for name, image in images.items()}
+    if len(set(sizes.values())) > 1:
+        found = ", ".join(f"{name} {height} x {width}" for name, (height, width) in sizes.items())
+        raise ValueError(f"expected images of one height and width, found {found}")
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    """BT.601 luma of an RGB image; a grey image as it is."""
+    image = np.ascontiguousarray(image, dtype=np.float32)
+    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.ndim == 3 else image
+
+
+def checkerboard(a: np.ndarray, b: np.ndarray, tiles: int = 8) -> np.ndarray:
+    """Squares of `a` and `b` in turn; edges that run on across the squares are aligned.
+
+    Args:
+        a: image in [0, 1], (H, W) or (H, W, 3); it has the top left square.
+        b: image of the same height and width.
+        tiles: number of squares along the shorter side, 1 or more.
+
+    Returns:
+        Image in [0, 1], float32; (H, W, 3) if either input has colour, else (H, W).
+
+    Raises:
+        ValueError: wrong shapes, different sizes, or `tiles` < 1.
+    """
+    a, b = _check_image(a, "a"), _check_image(b, "b")
+    _check_same_size(a=a, b=b)
+    if tiles < 1:
+        raise ValueError(f"tiles: expected at least 1, found {tiles}")
+    height, width = a.shape[:2]
+    side = max(1, round(min(height, width) / tiles))
+    from_b = (np.arange(height)[:, None] // side + np.arange(width)[None, :] // side) % 2 == 1
+    if a.ndim == 3 or b.ndim == 3:
+        a, b = (image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2) for image in (a, b))
+        from_b = from_b[..., None]
+    return np.where(from_b, b, a).astype(np.float32)
+
+
+def red_green_overlay(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
+    """Fixed image in red and moving image in green: yellow where both are bright, fringes where they differ.
+
+    Args:
+        fixed, moving: images in [0, 1], (H, W) or (H, W, 3) (then their BT.601 luma is used), one size.
+
+    Returns:
+        RGB image in [0, 1], float32, (H, W, 3).
+
+    Raises:
+        ValueError: wrong shapes or different sizes.
+    """
+    fixed, moving = _check_image(fixed, "fixed"), _check_image(moving, "moving")
+    _check_same_size(fixed=fixed, moving=moving)
+    red, green = _grey(fixed), _grey(moving)
+    return np.clip(np.stack([red, green, np.zeros_like(red)], axis=2), 0.0, 1.0)
+
+
+def _colour_wheel() -> np.ndarray:
+    """The 55 hues of Baker et al. (2011) as RGB in [0, 1], (55, 3), from red over yellow, green, cyan, blue, magenta."""
+    corners = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1]], dtype=np.float64)
+    steps = (15, 6, 4, 11, 13, 6)
+    segments = [
+        start + (stop - start) * np.arange(count)[:, None] / count
+        for start, stop, count in zip(corners, np.roll(corners, -1, axis=0), steps, strict=True)
+    ]
+    return np.concatenate(segments)
+
+
+def flow_to_color(flow: np.ndarray, max_magnitude: float | None = None) -> np.ndarray:
+    """Flow as colour: hue is the direction, saturation the magnitude; zero flow is white.
+
+    The colour wheel and coding of Baker et al., "A Database and Evaluation Methodology for Optical Flow",
+    IJCV 2011 (Middlebury): a flow to the right is red, down is yellow, left is cyan, up is violet.
+
+    Args:
+        flow: (2, H, W), pixels, channel 0 = x. Non-finite vectors are painted black.
+        max_magnitude: magnitude in pixels of full saturation; the largest finite one when None. Longer
+            vectors are drawn darker by a quarter.
+
+    Returns:
+        RGB image in [0, 1], float32, (H, W, 3).
+
+    Raises:
+        ValueError: the flow has another shape, or `max_magnitude` is not positive.
+    """
+    flow = _check_flow(flow).astype(np.float64)
+    if max_magnitude is not None and not max_magnitude > 0:
+        raise ValueError(f"max_magnitude: expected a positive number of pixels, found {max_magnitude}")
+    finite = np.isfinite(flow).all(axis=0)
+    x, y = np.where(finite, flow, 0.0)
+    magnitude = np.hypot(x, y)
+    # The reference implementation adds epsilon for the same reason: a flow that is zero everywhere is white.
+    radius = magnitude / (max_magnitude or magnitude.max(initial=0.0) or 1.0)
+
+    wheel = _colour_wheel()
+    position = (np.arctan2(-y, -x) / np.pi + 1.0) / 2.0 * (len(wheel) - 1)
+    lower = np.floor(position).astype(int)
+    fraction = (position - lower)[..., None]
+    hue = (1.0 - fraction) * wheel[lower] + fraction * wheel[(lower + 1) % len(wheel)]
+    inside = 1.0 - radius[..., None] * (1.0 - hue)
+    color = np.where(radius[..., None] <= 1.0 + 1e-9, inside, 0.75 * hue)
+    return np.where(finite[..., None], np.clip(color, 0.0, 1.0), 0.0).astype(np.float32)
+
+
+def deformation_grid(flow: np.ndarray, spacing: int = 12) -> list[np.ndarray]:
+    """The lines of a regular grid on the fixed image, carried to the moving image by p -> p + flow(p).
+
+    Args:
+        flow: (2, H, W), pixels, channel 0 = x.
+        spacing: distance of the grid lines in pixels, 1 or more. The last row and column always have a line.
+
+    Returns:
+        Polylines in pixel coordinates of the moving image, each (N, 2) with columns x, y: first the rows from
+        top to bottom, then the columns from left to right.
+
+    Raises:
+        ValueError: the flow has another shape, or `spacing` < 1.
+    """
+    flow = _check_flow(flow)
+    if spacing < 1:
+        raise ValueError(f"spacing: expected at least 1 pixel, found {spacing}")
+    height, width = flow.shape[1:]
+    rows, columns = np.mgrid[:height, :width]
+    points = np.stack([columns + flow[0], rows + flow[1]], axis=-1)
+    at_rows = np.unique(np.append(np.arange(0, height, spacing), height - 1))
+    at_columns = np.unique(np.append(np.arange(0, width, spacing), width - 1))
+    return [points[row] for row in at_rows] + [points[:, column] for column in at_columns]
+
+
+def save_figure(path: str | os.PathLike, figure: Figure) -> None:
+    """Write a figure as PNG at its own resolution; the file appears whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        # Level 1 halves the time of a map; the files grow by a tenth.
+        figure.savefig(unfinished, format="png", pil_kwargs={"compress_level": 1})
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _place(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Axes at a place given in inches from the top left corner; a fixed layout is many times faster than a solved one."""
+    total_width, total_height = figure.get_size_inches()
+    return figure.add_axes(
+        (left / total_width, 1.0 - (top + height) / total_height, width / total_width, height / total_height)
+    )
+
+
+def _draw_picture(axes: Axes, image: np.ndarray, size: tuple[int, int], **how) -> None:
+    """Draw on the pixel grid of the pair: an image of another resolution is stretched over `size` (H, W)."""
+    height, width = size
+    axes.imshow(image, extent=(-0.5, width - 0.5, height - 0.5, -0.5), aspect="auto", **how)
+    axes.tick_params(**_TICKS)
+    axes.spines[:].set_visible(False)
+    axes.locator_params(nbins=4)
+
+
+def _draw_map(axes: Axes, bar: Axes, array: np.ndarray, name: str, size: tuple[int, int]) -> None:
+    style = MAPS[name]
+    colormap = colormaps[style.colormap].with_extremes(bad="#8c8c8c")
+    if name == "jacobian":
+        colormap = colormap.with_extremes(bad="#8c8c8c", under=_FOLDED)
+    norm = Normalize(style.vmin, style.vmax)
+    _draw_picture(axes, array, size, cmap=colormap, norm=norm, interpolation="nearest")
+    # Where no value leaves the range, arrows on the bar would promise something that is not in the picture.
+    finite = array[np.isfinite(array)]
+    below, above = bool((finite < style.vmin).any()), bool((finite > style.vmax).any())
+    extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}
+    axes.figure.colorbar(
+        ScalarMappable(norm, colormap),
+        cax=bar,
+        extend=extend[below, above],
+        ticks=np.linspace(style.vmin, style.vmax, 5),
+    )
+    bar.tick_params(**_TICKS)
+    bar.set_ylabel(style.unit, fontsize=7.5, color=_MUTED, labelpad=3)
+    for spine in bar.spines.values():
+        spine.set_linewidth(0.4)
+
+
+def _describe(array: np.ndarray) -> str:
+    finite = array[np.isfinite(array)]
+    if finite.size == 0:
+        return "no finite value"
+    return f"min {finite.min():.2f}   mean {finite.mean():.2f}   max {finite.max():.2f}"
+
+
+def _panel_title(axes: Axes, title: str, detail: str = "") -> None:
+    axes.set_title(title, fontsize=9.5, loc="left", pad=15 if detail else 5, color="#15191d")
+    if detail:
+        axes.annotate(
+            detail, (0, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", fontsize=7.5, color=_MUTED
+        )
+
+
+def _check_map(array: np.ndarray, name: str, where: str) -> np.ndarray:
+    if name not in MAPS:
+        raise ValueError(f"{where}: expected a map named one of {', '.join(MAPS)}, found {name!r}")
+    array = np.asarray(array)
+    if array.ndim != 2 or array.size == 0:
+        raise ValueError(f"{where}: expected a {name} map of shape (H, W), found {array.shape}")
+    return array
+
+
+def save_map(path: str | os.PathLike, array: np.ndarray, name: str) -> None:
+    """Write one map as a PNG figure with its colour bar, pixel scale, and smallest, mean and largest value.
+
+    Args:
+        path: the PNG file; missing folders are made.
+        array: (H, W) values in the unit of the map; non-finite values are drawn grey.
+        name: a key of `MAPS`; it fixes title, unit, value range and colours.
+
+    Raises:
+        ValueError: `name` is unknown, or the array is not (H, W).
+    """
+    array = _check_map(array, name, str(path))
+    height, width = array.shape
+    # The longer side has 3.2 inches; strips stay wide enough for title and ticks.
+    scale = 3.2 / max(height, width)
+    panel_height, panel_width = max(height * scale, 1.0), max(width * scale, 1.0)
+    figure = _new_figure(max(panel_width, 2.4) + 1.15, panel_height + 0.8)
+    axes = _place(figure, 0.4, 0.5, panel_width, panel_height)
+    bar = _place(figure, 0.4 + panel_width + 0.1, 0.5, 0.11, panel_height)
+    _draw_map(axes, bar, array, name, (height, width))
+    _panel_title(axes, MAPS[name].title, _describe(array))
+    save_figure(path, figure)
+
+
+def _draw_wheel(axes: Axes, max_magnitude: float) -> None:
+    """The key to `flow_to_color`: colour by direction, white in the middle, `max_magnitude` at the rim."""
+    y, x = np.mgrid[-1:1:48j, -1:1:48j]
+    disc = np.where(np.hypot(x, y) <= 1.0, 1.0, np.nan)
+    axes.imshow(np.dstack([flow_to_color(np.stack([x, y]), 1.0), np.nan_to_num(disc)]), extent=(-1, 1, 1, -1))
+    axes.set_axis_off()
+    axes.set_title(f"{max_magnitude:.1f} px\nat the rim", fontsize=7, color=_MUTED, pad=3)
+
+
+_COLUMNS = (
+    ("fixed", "moving", "aligned", "label", "fused", "grid"),
+    ("checker_before", "checker_after", "overlay_before", "overlay_after", "flow", "jacobian"),
+    ("entropy_fixed", "entropy_moving", "entropy_difference", "gate", "reliability", "consistency"),
+)
+
+
+def figure_pair(
+    fixed: np.ndarray,
+    moving: np.ndarray,
+    aligned: np.ndarray,
+    fused: np.ndarray,
+    *,
+    label: np.ndarray | None = None,
+    flow: np.ndarray | None = None,
+    maps: Mapping[str, np.ndarray] | None = None,
+    title: str = "",
+) -> Figure:
+    """All that is known of one pair in one figure of three rows.
+
+    Images with the deformation grid; checkerboards, red-green overlays before and after, flow, Jacobian; entropy,
+    gate, reliability and consistency. What is not given leaves its place empty, a row of nothing is left out.
+
+    Args:
+        fixed, moving, aligned, fused, label: images in [0, 1], (H, W) or (H, W, 3), one size.
+        flow: (2, H, W), pixels.
+        maps: arrays (h, w) by their name in `MAPS`; a map of lower resolution is stretched over the pair.
+        title: headline, for instance the pair's name.
+
+    Returns:
+        A figure to be given to `save_figure`.
+
+    Raises:
+        ValueError: wrong shapes, different sizes or an unknown map; the message names it.
+    """
+    images = {"fixed": fixed, "moving": moving, "aligned": aligned, "fused": fused}
+    if label is not None:
+        images["label"] = label
+    images = {name: np.clip(_check_image(image, name), 0.0, 1.0) for name, image in images.items()}
+    sized = dict(images)
+    if flow is not None:
+        flow = _check_flow(flow)
+        sized["flow"] = flow[0]
+    _check_same_size(**sized)
+    maps = {name: _check_map(array, name, "maps") for name, array in (maps or {}).items()}
+
+    views: dict[str, tuple[str, np.ndarray]] = {name: (name.capitalize(), image) for name, image in images.items()}
+    for when, other in (("before", "moving"), ("after", "aligned")):
+        views[f"checker_{when}"] = (f"Checkerboard, {when}", checkerboard(images["fixed"], images[other]))
+        overlay = red_green_overlay(images["fixed"], images[other])
+        views[f"overlay_{when}"] = (f"Overlay, {when}", overlay)
+    if "label" in images:
+        views["label"] = ("Label (true alignment)", images["label"])
+
+    present = set(views) | set(maps) | ({"grid", "flow"} if flow is not None else set())
+    rows = [row for row in _COLUMNS if present.intersection(row)]
+    size = images["fixed"].shape[:2]
+    scale = 2.2 / max(size)
+    panel_height, panel_width = max(size[0] * scale, 0.8), max(size[1] * scale, 0.8)
+    step_x, step_y = panel_width + 0.95, panel_height + 0.72
+    head = 0.42 if title else 0.08
+    figure = _new_figure(6 * step_x + 0.2, len(rows) * step_y + head)
+    if title:
+        figure.text(
+            0.35 / figure.get_figwidth(), 1 - 0.26 / figure.get_figheight(), title, fontsize=14, weight="bold"
+        )
+
+    for row_index, row in enumerate(rows):
+        for column_index, name in enumerate(row):
+            if name not in present:
+                continue
+            left, top = 0.35 + column_index * step_x, head + 0.42 + row_index * step_y
+            axes = _place(figure, left, top, panel_width, panel_height)
+            beside = (left + panel_width + 0.08, top)
+            if name in maps:
+                _draw_map(axes, _place(figure, *beside, 0.09, panel_height), maps[name], name, size)
+                _panel_title(axes, MAPS[name].title, _describe(maps[name]))
+            elif name == "grid":
+                _draw_picture(axes, images["moving"], size, cmap="gray", vmin=0, vmax=1, alpha=0.6)
+                lines = deformation_grid(flow, max(4, min(size) // 20))
+                axes.add_collection(LineCollection(lines, colors="#4cc9ff", linewidths=0.6), autolim=False)
+                axes.set_facecolor("black")
+                _panel_title(axes, "Deformation grid", "fixed grid, where it falls in moving")
+            elif name == "flow":
+                magnitude = np.hypot(*flow)
+                largest = float(np.nanmax(magnitude, initial=0.0)) or 1.0
+                _draw_picture(axes, flow_to_color(flow, largest), size)
+                _panel_title(axes, "Flow", f"{_describe(magnitude)} px")
+                _draw_wheel(_place(figure, beside[0] - 0.03, top + 0.3, 0.5, 0.5), largest)
+            else:
+                view_title, image = views[name]
+                _draw_picture(axes, image, size, cmap="gray", vmin=0, vmax=1)
+                detail = "red: fixed, green: moving" if name == "overlay_before" else ""
+                detail = "red: fixed, green: aligned" if name == "overlay_after" else detail
+                _panel_title(axes, view_title, detail)
+                if image.ndim == 2:
+                    bar = _place(figure, *beside, 0.09, panel_height)
+                    figure.colorbar(ScalarMappable(Normalize(0, 1), "gray"), cax=bar, ticks=(0, 0.5, 1))
+                    bar.tick_params(**_TICKS)
+    return figure
+
+
+def learning_curve_figure(history: pd.DataFrame) -> Figure:
+    """Validation endpoint error over training, a line a modality, against the error of no motion at all.
+
+    Args:
+        history: a row an epoch with the columns `epoch` and `epe_MODALITY` (pixels), and, if known, `minutes`
+            (training time so far) and `zero_MODALITY` (error of zero flow). Epochs without validation hold NaN.
+
+    Returns:
+        A figure to be given to `save_figure`.
+
+    Raises:
+        ValueError: no column `epoch`, or none named `epe_...`.
+    """
+    modalities = [column.removeprefix("epe_") for column in history.columns if column.startswith("epe_")]
+    if "epoch" not in history.columns or not modalities:
+        found = ", ".join(map(str, history.columns))
+        raise ValueError(f"history: expected the columns 'epoch' and 'epe_MODALITY', found {found or 'none'}")
+    figure = _new_figure(7.2, 4.2)
+    axes = figure.add_axes((0.085, 0.13, 0.76, 0.72))
+    for index, modality in enumerate(modalities):
+        colour = _MODALITY_COLOURS[index % len(_MODALITY_COLOURS)]
+        seen = history[["epoch", f"epe_{modality}"]].dropna()
+        if seen.empty:
+            continue
+        epochs, errors = seen["epoch"].to_numpy(float), seen[f"epe_{modality}"].to_numpy(float)
+        marker = "o" if len(seen) <= 40 else ""
+        axes.plot(epochs, errors, color=colour, linewidth=1.6, marker=marker, markersize=3, label=modality)
+        best = errors.argmin()
+        axes.plot(epochs[best], errors[best], "o", markersize=7, markerfacecolor="none", markeredgecolor=colour)
+        zero = history.get(f"zero_{modality}", pd.Series(dtype=float)).dropna()
+        if not zero.empty:
+            axes.axhline(zero.iloc[-1], color=colour, linewidth=1, linestyle=(0, (4, 3)), label="_zero")
+    axes.set_xlabel("epoch", fontsize=9)
+    axes.set_ylabel("endpoint error on validation pairs, px", fontsize=9)
+    axes.grid(axis="y", color="#e3e6e9", linewidth=0.7)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8, colors=_MUTED)
+    axes.set_title("Learning curve: circle = best epoch, dashed = zero flow", fontsize=10, loc="left", pad=26)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+    if "minutes" in history.columns:
+        time = history[["epoch", "minutes"]].dropna().sort_values("epoch").to_numpy(float)
+        if len(time) > 1 and np.all(np.diff(time, axis=0) > 0):
+            above = axes.secondary_xaxis(
+                "top",
+                # Splines of degree 1: linear between the epochs, and beyond them, where the axis has its margins.
+                functions=(
+                    make_interp_spline(time[:, 0], time[:, 1], k=1),
+                    make_interp_spline(time[:, 1], time[:, 0], k=1),
+                ),
+            )
+            above.tick_params(labelsize=7, colors=_MUTED, length=2.5)
+            above.set_xlabel("minutes of training", fontsize=8, color=_MUTED, labelpad=2)
+    return figure
