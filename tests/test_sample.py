@@ -1,0 +1,125 @@
+"""The embedded sample of simulated pairs is complete and true, and can be made again."""
+
+import numpy as np
+import pytest
+import torch
+
+from data.make_sample import SAMPLE_ROOT, SLICES, load_flow, main, simulate_pair
+from utils.image_io import ImageError, is_color, pair_files, read_image
+from utils.warp import warp
+
+PAIRS = [
+    pytest.param(modality, pair, id=f"{modality}-{pair['name']}")
+    for modality in SLICES
+    for pair in pair_files(**{role: SAMPLE_ROOT / modality / role for role in ("fixed", "moving", "label")})
+]
+
+
+def flow_path(modality: str, name: str):
+    return SAMPLE_ROOT / modality / "flow" / f"{name}.npy"
+
+
+def rmse(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((a - b) ** 2)) * 255)
+
+
+def warp_image(image: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    return warp(torch.from_numpy(image)[None, None], torch.from_numpy(flow)[None])[0, 0].numpy()
+
+
+def test_three_pairs_a_modality_and_small():
+    assert [p.values[0] for p in PAIRS] == ["CT"] * 3 + ["PET"] * 3 + ["SPECT"] * 3
+    assert sum(f.stat().st_size for f in SAMPLE_ROOT.rglob("*") if f.is_file()) < 2_000_000
+
+
+def test_notice_and_the_word_simulated():
+    assert "Copyright (C)" in (SAMPLE_ROOT / "NOTICE").read_text()
+    assert "simulated" in (SAMPLE_ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("modality", "pair"), PAIRS)
+def test_true_flow_brings_moving_to_label(modality, pair):
+    moving, label = read_image(pair["moving"]), read_image(pair["label"])
+    flow = load_flow(flow_path(modality, pair["name"]))
+    assert flow.shape == (2, 256, 256) and flow.dtype == np.float32
+    before, after = rmse(moving, label), rmse(warp_image(moving, flow), label)
+    assert after < 0.4 * before
+    # The other direction, half the flow and swapped axes must all be worse.
+    assert rmse(warp_image(moving, -flow), label) > before
+    assert rmse(warp_image(moving, flow / 2), label) > after
+    assert rmse(warp_image(moving, flow[::-1].copy()), label) > after
+
+
+@pytest.mark.parametrize(("modality", "pair"), PAIRS)
+def test_flow_is_of_the_benchmarks_size(modality, pair):
+    length = np.hypot(*load_flow(flow_path(modality, pair["name"])))
+    assert 2 < length.mean() < 6 and length.max() < 16
+
+
+@pytest.mark.parametrize(("modality", "pair"), PAIRS)
+def test_pictures_look_like_their_modality(modality, pair):
+    fixed = read_image(pair["fixed"])
+    head = np.argwhere(fixed > 0.2)
+    height, width = np.ptp(head, axis=0) + 1
+    assert 140 < height < 240 and 120 < width < 210
+    assert fixed[:8].max() < 0.1 and fixed[-8:].max() < 0.1
+    assert not is_color(pair["fixed"])
+    assert is_color(pair["label"]) == is_color(pair["moving"]) == (modality != "CT")
+    if modality == "CT":
+        skull = read_image(pair["label"]) > 0.99
+        assert 0.05 < skull.mean() < 0.2
+        assert np.median(fixed[skull]) < 0.6 * np.median(fixed[fixed > 0.1])
+
+
+def test_load_flow_scales_with_the_size(tmp_path):
+    np.save(tmp_path / "a.npy", np.full((2, 64, 64), 0.5, np.float32))
+    assert np.allclose(load_flow(tmp_path / "a.npy"), 2)
+    wide = load_flow(tmp_path / "a.npy", (64, 128))
+    assert wide.shape == (2, 64, 128) and np.allclose(wide[0], 1) and np.allclose(wide[1], 0.5)
+
+
+def test_load_flow_refuses_other_files(tmp_path):
+    (tmp_path / "text.npy").write_text("no array")
+    (tmp_path / "empty.npy").touch()
+    np.save(tmp_path / "shape.npy", np.zeros((64, 64, 2)))
+    np.save(tmp_path / "pickle.npy", np.array([{}], dtype=object))
+    for name in ("text", "empty", "shape", "pickle", "missing"):
+        with pytest.raises(ImageError, match=f"{name}.npy.*expected.*found"):
+            load_flow(tmp_path / f"{name}.npy")
+
+
+def test_simulate_pair_refuses_unknown_names():
+    with pytest.raises(ValueError, match="expected one of CT, PET, SPECT"):
+        simulate_pair(80, "US", torch.Generator())
+    with pytest.raises(ValueError, match="expected T1 or T2"):
+        simulate_pair(80, "CT", torch.Generator(), weighting="T3")
+
+
+def test_made_again_it_is_the_same(tmp_path, capsys):
+    pytest.importorskip("nilearn")
+    assert main(["--output", str(tmp_path)]) == 0
+    assert "9 simulated pairs" in capsys.readouterr().out
+    for file in sorted(tmp_path.rglob("*.*")):
+        embedded = SAMPLE_ROOT / file.relative_to(tmp_path)
+        if file.suffix == ".png":
+            new, old = (read_image(f, color=True) for f in (file, embedded))
+        else:
+            new, old = np.load(file), np.load(embedded)
+        np.testing.assert_allclose(new, old, atol=2 / 255, err_msg=file.name)
+
+
+def test_seeds_and_slices_vary():
+    pytest.importorskip("nilearn")
+    first, again, other = (
+        simulate_pair(90, "CT", torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
+    assert np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1])
+    assert rmse(first[0], other[0]) > 5 and rmse(first[1], other[1]) > 5
+
+
+def test_unwritable_output_is_one_line(tmp_path, capsys):
+    pytest.importorskip("nilearn")
+    (tmp_path / "file").touch()
+    assert main(["--output", str(tmp_path / "file")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "file" in error and "expected" in error
