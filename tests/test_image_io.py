@@ -151,6 +151,13 @@ class TestBadFiles:
     def test_missing(self, tmp_path):
         message_of(tmp_path / "none.png", "nothing there")
 
+    def test_impossible_names(self, tmp_path):
+        message_of(tmp_path / ("a" * 5000), "nothing there")
+        message_of(tmp_path / "a\0b.png", "nothing there")
+
+    def test_name_with_a_line_break_gives_one_line(self):
+        assert str(ImageError.at("a\nb  c.png", "x", "y\r\n z")) == "a b  c.png: expected x, found y z"
+
     def test_folder(self, tmp_path):
         message_of(tmp_path, "a folder")
 

@@ -31,7 +31,7 @@ class ImageError(ValueError):
     @classmethod
     def at(cls, path: str | os.PathLike, expected: str, found: str) -> "ImageError":
         """The error in the project's form: ``PATH: expected EXPECTED, found FOUND``."""
-        return cls(" ".join(f"{os.fspath(path)}: expected {expected}, found {found}".split()))
+        return cls(re.sub(r"\s*[\r\n]+\s*", " ", f"{os.fspath(path)}: expected {expected}, found {found}"))
 
 
 def read_image(path: str | os.PathLike, *, color: bool = False) -> np.ndarray:
@@ -122,8 +122,8 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
         ImageError: no such folder, it cannot be read, it holds no image, or two of its images share a stem.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise ImageError.at(folder, "a folder of images", "a file" if folder.exists() else "nothing there")
+    if not os.path.isdir(folder):
+        raise ImageError.at(folder, "a folder of images", "a file" if os.path.exists(folder) else "nothing there")
     try:
         found = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
     except OSError as error:
@@ -159,7 +159,7 @@ def pair_files(**folders: str | os.PathLike | None) -> list[dict]:
         raise ValueError("pair_files needs at least one folder")
     absent = dict.fromkeys(folders.keys() - given.keys())
     for role, path in given.items():
-        if not path.exists():
+        if not os.path.exists(path):
             raise ImageError.at(path, f"the folder of {role} images", "nothing there")
     if all(path.is_file() for path in given.values()):
         return [{"name": next(iter(given.values())).stem, **given, **absent}]
@@ -194,8 +194,9 @@ def check_same_size(images: Mapping[str, np.ndarray | None], paths: Mapping[str,
 def _decode(path: str | os.PathLike) -> Image.Image:
     """The first frame of the file, decoded, of an allowed size, in the mode that the file has."""
     path = Path(path)
-    if not path.is_file():
-        raise ImageError.at(path, "an image file", "a folder" if path.is_dir() else "nothing there")
+    # os.path takes impossible names (too long, with a zero byte) for missing files, where pathlib raises.
+    if not os.path.isfile(path):
+        raise ImageError.at(path, "an image file", "a folder" if os.path.isdir(path) else "nothing there")
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -1,0 +1,258 @@
+"""Tables of pairs: make one from a folder of aligned pairs, and read one with checks.
+
+    python -m data.make_csv --root DIR --modality CT|PET|SPECT|all [--output FILE] [--ratio 0.8] [--seed 0]
+    python -m data.make_csv --root DIR --modality CT --split-csv split.csv
+
+The folder has the layout in which the Harvard Whole Brain Atlas is passed on: ``DIR/CT-MRI/MRI/NAME.png`` and
+``DIR/CT-MRI/CT/NAME.png``, likewise for PET and SPECT; or, for one modality, ``DIR/MRI`` and ``DIR/CT``.
+
+The table is a CSV file with a row a pair and the columns ``fixed, moving`` (paths relative to DIR), ``modality``,
+``group`` (the patient) and ``split`` (train or val). Slices of one patient look alike, so the split is drawn by
+patient, and a case number that occurs under several modalities counts as one patient.
+"""
+
+import argparse
+import os
+import re
+import sys
+import warnings
+from pathlib import Path, PureWindowsPath
+
+import numpy as np
+import pandas as pd
+
+if __package__ in (None, ""):
+    # Run as a file instead of with -m: the repository is not on the path.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.image_io import ImageError, pair_files, write_bytes
+
+MODALITIES = ("CT", "PET", "SPECT")
+SPLITS = ("train", "val", "test")
+GROUP_PATTERN = r"(.+)[0-9]{3}"
+"""Harvard names are the case number and three digits of slice number: 16003 is slice 3 of case 16."""
+
+
+class DataError(ImageError):
+    """A table of pairs that cannot be made or used. The message is one line."""
+
+
+def make_table(
+    root: str | os.PathLike,
+    modality: str = "all",
+    *,
+    ratio: float = 0.8,
+    seed: int = 0,
+    group_pattern: str = GROUP_PATTERN,
+    split_csv: str | os.PathLike | None = None,
+) -> pd.DataFrame:
+    """List the pairs below a folder and split them by patient.
+
+    Args:
+        root: folder of aligned pairs, see the module's description.
+        modality: CT, PET, SPECT or all.
+        ratio: share of each modality's slices that goes to ``train``, 0 to 1; met only about, as patients stay whole.
+        seed: of the draw; the same folder, ratio and seed give the same table on every machine.
+        group_pattern: regular expression that a whole stem must match; its first group, or the whole match where it
+            has none, is the patient.
+        split_csv: a file with the columns ``split, name`` to take the split from instead of drawing it. Looked for
+            beside each modality's folders (``root/CT-MRI/split.csv``) first, then as a path.
+
+    Returns:
+        Columns fixed, moving, modality, group, split; strings; in natural order of the names.
+
+    Raises:
+        DataError: unknown modality, ratio outside [0, 1], a name that the pattern does not match, a single patient
+            that cannot be split, or a split file that does not fit the folder.
+        ImageError: folders are missing or empty, or images without a partner.
+    """
+    if modality not in (*MODALITIES, "all"):
+        raise DataError(f"modality: expected one of {', '.join(MODALITIES)}, all, found {modality!r}")
+    if not 0 <= ratio <= 1:
+        raise DataError(f"ratio: expected 0 to 1, found {ratio}")
+    try:
+        pattern = re.compile(group_pattern)
+    except re.error as error:
+        raise DataError(f"group pattern: expected a regular expression, found {group_pattern!r} ({error})") from error
+    root = Path(root)
+    rows = []
+    for name in MODALITIES if modality == "all" else (modality,):
+        folder = root / f"{name}-MRI"
+        if modality != "all" and not folder.is_dir() and (root / "MRI").is_dir():
+            folder = root
+        for pair in pair_files(fixed=folder / "MRI", moving=folder / name):
+            match = pattern.fullmatch(pair["name"])
+            if not match:
+                raise DataError.at(pair["fixed"], f"a name that matches the group pattern {group_pattern}", pair["name"])
+            paths = {role: pair[role].relative_to(root).as_posix() for role in ("fixed", "moving")}
+            rows.append({**paths, "modality": name, "group": match[match.re.groups and 1], "split": ""})
+    table = pd.DataFrame(rows)
+    if split_csv is None:
+        table["split"] = _draw_split(table, ratio, seed)
+    else:
+        for _, part in table.groupby("modality", sort=False):
+            beside = root / Path(part["fixed"].iloc[0]).parents[1] / split_csv
+            table.loc[part.index, "split"] = _given_split(part, beside if beside.is_file() else Path(split_csv))
+    return table
+
+
+def read_table(
+    csv: str | os.PathLike,
+    root: str | os.PathLike,
+    *,
+    modality: str | None = None,
+    split: str | None = None,
+) -> pd.DataFrame:
+    """Read a table of pairs and check it.
+
+    Args:
+        csv: CSV file with the columns ``fixed, moving`` and, if wanted, ``label, modality, group, split``.
+        root: folder that the paths in it start from.
+        modality: keep only rows of this one (needs the column); None or "all" keeps all.
+        split: keep only rows of this one (needs the column); None keeps all.
+
+    Returns:
+        The file's columns as strings, paths still relative to ``root``, and ``name``, the stem of ``fixed``.
+
+    Raises:
+        DataError: no such file, not a CSV file, a needed column is missing, no rows, an empty cell, an unknown
+            modality or split, two rows (of one modality) with one name, a path that leaves the root or leads to no
+            file. The message names the file and, where there is one, the line.
+    """
+    table = _read_csv(csv, ("fixed", "moving"))
+    known = [c for c in ("fixed", "moving", "label", "modality", "group", "split") if c in table]
+    for column, allowed in (("modality", MODALITIES), ("split", SPLITS)):
+        for line, value in table.get(column, pd.Series(dtype=str)).items():
+            if value and value not in allowed:
+                raise DataError.at(csv, f"one of {', '.join(allowed)} as {column} in line {line}", repr(value))
+    for column in known:
+        for line, value in table[column].items():
+            if not value.strip():
+                raise DataError.at(csv, f"a value in column {column} in line {line}", "an empty cell")
+            if column in ("fixed", "moving", "label"):
+                _check_path(csv, line, value, root)
+    table["name"] = [Path(path).stem for path in table["fixed"]]
+    kind = table["modality"] if "modality" in table else pd.Series("", index=table.index)
+    seen: dict[tuple[str, str], int] = {}
+    for line, key in zip(table.index, zip(kind, table["name"], strict=True), strict=True):
+        if seen.setdefault(key, line) != line:
+            raise DataError.at(csv, "one row a name", f"{key[1]!r} in lines {seen[key]} and {line}")
+    for column, wanted in (("modality", None if modality == "all" else modality), ("split", split)):
+        if wanted is None:
+            continue
+        if column not in table:
+            raise DataError.at(csv, f"a column {column} to choose {wanted} by", f"columns {', '.join(table.columns)}")
+        found = ", ".join(sorted(set(table[column])))
+        table = table[table[column] == wanted]
+        if table.empty:
+            raise DataError.at(csv, f"rows of {column} {wanted}", f"only {found}")
+    return table.reset_index(drop=True)
+
+
+def _draw_split(table: pd.DataFrame, ratio: float, seed: int) -> list[str]:
+    """Train or val for each row: patients in random order go to val as long as that brings it nearer its share."""
+    split: dict[str, str] = {}
+    generator = np.random.default_rng(seed)
+    for modality, part in table.groupby("modality", sort=False):
+        sizes = part["group"].value_counts()
+        groups = sorted(sizes.index)
+        if len(groups) == 1 and 0 < ratio < 1:
+            raise DataError.at(modality, "two patients or more to split by", f"one ({groups[0]}); check the group pattern")
+        # Patients that another modality has already placed stay where they are.
+        val = sum(sizes[g] for g in groups if split.get(g) == "val")
+        target = (1 - ratio) * len(part)
+        order = [groups[i] for i in generator.permutation(len(groups)) if groups[i] not in split]
+        for group in order:
+            nearer = abs(val + sizes[group] - target) < abs(val - target)
+            split[group] = "val" if nearer else "train"
+            val += sizes[group] if nearer else 0
+        sides = {split[g] for g in groups}
+        if len(sides) == 1 and 0 < ratio < 1 and order:
+            # A ratio near 0 or 1 must leave neither side without a patient.
+            split[min(order, key=sizes.get)] = "train" if sides == {"val"} else "val"
+    return [split[group] for group in table["group"]]
+
+
+def _given_split(part: pd.DataFrame, path: Path) -> list[str]:
+    """The split that a file with the columns split, name notes for each row."""
+    given = _read_csv(path, ("split", "name"))
+    splits: dict[str, str] = {}
+    for line, (split, name) in given[["split", "name"]].iterrows():
+        if split not in SPLITS:
+            raise DataError.at(path, f"one of {', '.join(SPLITS)} as split in line {line}", repr(split))
+        if splits.setdefault(Path(name).stem, split) != split:
+            raise DataError.at(path, "one split a name", f"{name} in {splits[Path(name).stem]} and {split}")
+    stems = [Path(fixed).stem for fixed in part["fixed"]]
+    missing = [stem for stem in stems if stem not in splits]
+    if missing:
+        raise DataError.at(path, "a row for each pair", f"none for {len(missing)}, such as {missing[0]}")
+    return [splits[stem] for stem in stems]
+
+
+def _read_csv(path: str | os.PathLike, needed: tuple[str, ...]) -> pd.DataFrame:
+    """Strings throughout, indexed by the line in the file (as long as no cell spans lines), columns checked."""
+    if not os.path.isfile(path):
+        raise DataError.at(path, "a CSV file", "a folder" if os.path.isdir(path) else "nothing there")
+    try:
+        with warnings.catch_warnings():
+            # With index_col=False cells beyond the header's would be dropped with no more than a warning.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig",
+                                skipinitialspace=True, skip_blank_lines=False)
+    except pd.errors.EmptyDataError as error:
+        raise DataError.at(path, f"a CSV file with columns {', '.join(needed)}", "an empty file") from error
+    except (OSError, ValueError, pd.errors.ParserWarning) as error:
+        # pandas' ParserError and UnicodeDecodeError are both ValueErrors.
+        raise DataError.at(path, "a CSV file (UTF-8, commas)", str(error)) from error
+    missing = [column for column in needed if column not in table]
+    if missing:
+        found = ", ".join(map(str, table.columns))
+        raise DataError.at(path, f"columns {', '.join(needed)}", f"no {', '.join(missing)} among {found}")
+    table = table.fillna("")
+    table.index += 2
+    table = table[(table != "").any(axis=1)]
+    if table.empty:
+        raise DataError.at(path, "at least one row", "only the header")
+    return table
+
+
+def _check_path(csv: str | os.PathLike, line: int, value: str, root: str | os.PathLike) -> None:
+    # Read as a Windows path both kinds of slash separate and drive letters count, whatever the machine.
+    path = PureWindowsPath(value)
+    if path.anchor or ".." in path.parts:
+        raise DataError.at(csv, f"paths inside the root in line {line}", repr(value))
+    if not os.path.isfile(os.path.join(root, value)):
+        raise DataError.at(csv, f"a file in line {line}", f"nothing at {os.path.join(root, value)!r}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Make a CSV table of aligned pairs, split by patient.")
+    parser.add_argument("--root", type=Path, required=True, help="folder with CT-MRI, PET-MRI, SPECT-MRI in it")
+    parser.add_argument("--modality", choices=(*MODALITIES, "all"), required=True)
+    parser.add_argument("--output", type=Path, help="file to write (default: MODALITY.csv here)")
+    parser.add_argument("--ratio", type=float, default=0.8, help="share of slices for training (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the split (default: %(default)s)")
+    parser.add_argument("--group-pattern", default=GROUP_PATTERN, metavar="REGEX",
+                        help="what a name must match; its first group is the patient (default: %(default)s)")
+    parser.add_argument("--split-csv", metavar="FILE",
+                        help="take the split from this file (columns split, name), in the modality's folder or a path")
+    options = parser.parse_args(arguments)
+    output = options.output or Path(f"{options.modality}.csv")
+    try:
+        table = make_table(options.root, options.modality, ratio=options.ratio, seed=options.seed,
+                           group_pattern=options.group_pattern, split_csv=options.split_csv)
+        write_bytes(output, table.to_csv(index=False, lineterminator="\n").encode())
+    except ImageError as error:
+        print(f"make_csv: {error}", file=sys.stderr)
+        return 2
+    print(f"Wrote {output}")
+    for (modality, split), part in table.groupby(["modality", "split"]):
+        print(f"  {modality:5} {split:5} {len(part):4} pairs of {part['group'].nunique()} patients")
+    shared = table.groupby("group")["split"].nunique().gt(1).sum()
+    if shared:
+        print(f"  {shared} patients have slices in more than one split: scores on val will flatter")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""data/make_csv.py: tables are complete, split by patient and repeatable; bad tables give one clear line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from data.make_csv import DataError, main, make_table, read_table
+from utils.image_io import ImageError
+
+REPOSITORY = Path(__file__).parents[1]
+HARVARD = REPOSITORY / "../shared/data/harvard"
+COLUMNS = ["fixed", "moving", "modality", "group", "split"]
+
+
+def add_pairs(root: Path, modality: str, names: list[str]) -> None:
+    for folder in ("MRI", modality):
+        (root / f"{modality}-MRI" / folder).mkdir(parents=True)
+        for name in names:
+            (root / f"{modality}-MRI" / folder / f"{name}.png").touch()
+
+
+def slices(case: int, count: int) -> list[str]:
+    return [f"{case}{i:03d}" for i in range(1, count + 1)]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """CT: 5 patients of 4 slices; PET: 3 patients, of whom case 2 is also in CT; SPECT: 2 patients, 7 also in PET."""
+    folder = tmp_path / "root"
+    add_pairs(folder, "CT", [name for case in (2, 3, 16, 20, 31) for name in slices(case, 4)])
+    add_pairs(folder, "PET", [name for case in (2, 7, 8) for name in slices(case, 5)])
+    add_pairs(folder, "SPECT", [name for case in (7, 9) for name in slices(case, 3)])
+    return folder
+
+
+@pytest.fixture
+def table_file(root: Path, tmp_path: Path):
+    """Write lines as a CSV file below a header and give its path."""
+    def write(*lines: str, header: str = "fixed,moving,modality,group,split") -> Path:
+        path = tmp_path / "table.csv"
+        path.write_text("\n".join([header, *lines]) + "\n")
+        return path
+
+    return write
+
+
+def row(name: str, modality: str = "CT", split: str = "train") -> str:
+    return f"{modality}-MRI/MRI/{name}.png,{modality}-MRI/{modality}/{name}.png,{modality},{name[:-3]},{split}"
+
+
+def message_of(call, *words: str) -> str:
+    with pytest.raises(ImageError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message and "expected" in message and "found" in message
+    for word in words:
+        assert word in message, message
+    return message
+
+
+class TestMakeTable:
+    def test_rows(self, root):
+        table = make_table(root, "CT")
+        assert list(table.columns) == COLUMNS and len(table) == 20
+        assert table.iloc[0].tolist()[:4] == ["CT-MRI/MRI/2001.png", "CT-MRI/CT/2001.png", "CT", "2"]
+        assert table["fixed"].tolist()[-1] == "CT-MRI/MRI/31004.png"
+        assert set(table["group"]) == {"2", "3", "16", "20", "31"}
+
+    def test_patients_stay_whole_and_the_ratio_is_met(self, root):
+        for seed in range(20):
+            table = make_table(root, "CT", ratio=0.8, seed=seed)
+            assert (table.groupby("group")["split"].nunique() == 1).all()
+            assert (table["split"] == "val").sum() == 4
+
+    def test_all_places_a_patient_once(self, root):
+        for seed in range(20):
+            table = make_table(root, "all", ratio=0.6, seed=seed)
+            assert table["modality"].value_counts().to_dict() == {"CT": 20, "PET": 15, "SPECT": 6}
+            assert (table.groupby("group")["split"].nunique() == 1).all()
+            assert (table.groupby("modality")["split"].nunique() == 2).all()
+
+    def test_seed_decides(self, root):
+        tables = [make_table(root, "CT", seed=seed) for seed in (0, 0, *range(1, 9))]
+        assert tables[0].equals(tables[1])
+        assert len({tuple(t["split"]) for t in tables}) > 2
+
+    @pytest.mark.parametrize(("ratio", "splits"), [(0, {"val"}), (1, {"train"}), (0.01, {"train", "val"}),
+                                                   (0.99, {"train", "val"})])
+    def test_extreme_ratios(self, root, ratio, splits):
+        assert set(make_table(root, "CT", ratio=ratio)["split"]) == splits
+
+    def test_group_pattern(self, root):
+        assert set(make_table(root, "CT", group_pattern=r"(.).*")["group"]) == {"2", "3", "1"}
+        assert make_table(root, "CT", group_pattern=r".*")["group"].nunique() == 20
+
+    def test_one_modality_without_the_outer_folder(self, root):
+        inner = make_table(root / "CT-MRI", "CT")
+        assert inner["moving"].iloc[0] == "CT/2001.png"
+        assert inner["split"].tolist() == make_table(root, "CT")["split"].tolist()
+
+    def test_given_split(self, root):
+        names = [Path(fixed).name for fixed in make_table(root, "CT")["fixed"]]
+        lines = [f"{'val' if i % 2 else 'train'},{name}" for i, name in enumerate(names)]
+        (root / "CT-MRI/split.csv").write_text("\n".join(["split,name", *lines]))
+        wanted = ["train", "val"] * 10
+        assert make_table(root, "CT", split_csv="split.csv")["split"].tolist() == wanted
+        assert make_table(root, "CT", split_csv=root / "CT-MRI/split.csv")["split"].tolist() == wanted
+
+    def test_bad_input(self, root, tmp_path):
+        message_of(lambda: make_table(root, "US"), "US", "CT, PET, SPECT")
+        message_of(lambda: make_table(root, "CT", ratio=1.2), "1.2")
+        message_of(lambda: make_table(root, "CT", group_pattern="("), "regular expression")
+        message_of(lambda: make_table(root, "CT", group_pattern="x(.*)"), "2001.png")
+        message_of(lambda: make_table(root, "CT", group_pattern=".*()"), "two patients")
+        message_of(lambda: make_table(tmp_path, "SPECT"), "SPECT-MRI")
+        (root / "CT-MRI/CT/16002.png").unlink()
+        message_of(lambda: make_table(root, "CT"), "16002", str(root / "CT-MRI/CT"))
+
+    def test_bad_split_files(self, root, tmp_path):
+        path = tmp_path / "split.csv"
+        message_of(lambda: make_table(root, "CT", split_csv=path), str(path), "nothing there")
+        path.write_text("split,name\ntrain,2001.png\n")
+        message_of(lambda: make_table(root, "CT", split_csv=path), str(path), "none for 19", "2002")
+        path.write_text("split,name\nnone,2001.png\n")
+        message_of(lambda: make_table(root, "CT", split_csv=path), "line 2", "'none'")
+        path.write_text("split,name\ntrain,2001.png\nval,2001.png\n")
+        message_of(lambda: make_table(root, "CT", split_csv=path), "2001.png in train and val")
+        path.write_text("name\n2001.png\n")
+        message_of(lambda: make_table(root, "CT", split_csv=path), "columns split, name")
+
+
+class TestReadTable:
+    def test_reads_what_make_table_made(self, root, tmp_path):
+        made = make_table(root, "all", ratio=0.6)
+        made.to_csv(tmp_path / "t.csv", index=False)
+        table = read_table(tmp_path / "t.csv", root)
+        assert table[COLUMNS].astype(object).equals(made.astype(object))
+        assert table["name"].tolist() == [Path(p).stem for p in made["fixed"]]
+
+    def test_choice_of_rows(self, root, table_file):
+        path = table_file(row("2001"), row("2002", split="val"), row("2001", "PET"))
+        assert read_table(path, root)["name"].tolist() == ["2001", "2002", "2001"]
+        assert read_table(path, root, split="val")["name"].tolist() == ["2002"]
+        assert read_table(path, root, modality="PET")["moving"].tolist() == ["PET-MRI/PET/2001.png"]
+        assert len(read_table(path, root, modality="all")) == 3
+        message_of(lambda: read_table(path, root, modality="PET", split="val"), "split val", "train")
+        message_of(lambda: read_table(path, root, split="test"), "split test")
+
+    def test_only_the_needed_columns(self, root, table_file):
+        path = table_file("CT-MRI/MRI/2001.png,CT-MRI/CT/2001.png", header="fixed,moving")
+        assert read_table(path, root)["name"].tolist() == ["2001"]
+        message_of(lambda: read_table(path, root, split="val"), str(path), "column split")
+
+    def test_blank_lines_and_a_byte_order_mark_are_no_matter(self, root, tmp_path):
+        text = "\ufefffixed, moving\n\nCT-MRI/MRI/2001.png, CT-MRI/CT/2001.png\n\n"
+        (tmp_path / "t.csv").write_text(text, encoding="utf-8")
+        assert read_table(tmp_path / "t.csv", root)["moving"].tolist() == ["CT-MRI/CT/2001.png"]
+
+    def test_a_patient_called_NA_is_no_empty_cell(self, root, table_file):
+        path = table_file("CT-MRI/MRI/2001.png,CT-MRI/CT/2001.png,CT,NA,train")
+        assert read_table(path, root)["group"].tolist() == ["NA"]
+
+    @pytest.mark.parametrize(("line", "words"), [
+        (",CT-MRI/CT/2002.png,CT,2,train", ("column fixed in line 3", "empty cell")),
+        ("CT-MRI/MRI/2002.png,CT-MRI/CT/2002.png,CT,,train", ("column group in line 3", "empty cell")),
+        ("CT-MRI/MRI/2002.png,CT-MRI/CT/2002.png", ("column modality in line 3", "empty cell")),
+        ("CT-MRI/MRI/2002.png,CT-MRI/CT/2002.png,CT,2,train,more", ("CSV file",)),
+        ("CT-MRI/MRI/2002.png,CT-MRI/CT/2002.png,US,2,train", ("CT, PET, SPECT", "line 3", "'US'")),
+        ("CT-MRI/MRI/2002.png,CT-MRI/CT/2002.png,CT,2,valid", ("train, val, test", "line 3", "'valid'")),
+        ("CT-MRI/MRI/2001.png,CT-MRI/CT/2002.png,CT,2,train", ("one row a name", "'2001' in lines 2 and 3")),
+        ("CT-MRI/MRI/9.png,CT-MRI/CT/2002.png,CT,2,train", ("line 3", "CT-MRI/MRI/9.png")),
+        ("CT-MRI/MRI,CT-MRI/CT/2002.png,CT,2,train", ("line 3", "a file")),
+        ("../root/CT-MRI/MRI/2002.png,CT-MRI/CT/2002.png,CT,2,train", ("inside the root in line 3",)),
+        ("CT-MRI/../../root/CT-MRI/MRI/2002.png,CT-MRI/CT/2002.png,CT,2,train", ("inside the root in line 3",)),
+        ("/etc/hostname,CT-MRI/CT/2002.png,CT,2,train", ("inside the root in line 3",)),
+        (r"..\x.png,CT-MRI/CT/2002.png,CT,2,train", ("inside the root in line 3",)),
+        (r"C:\x.png,CT-MRI/CT/2002.png,CT,2,train", ("inside the root in line 3",)),
+        ("a\0b.png,CT-MRI/CT/2002.png,CT,2,train", ("line 3",)),
+        ("a" * 5000 + ",CT-MRI/CT/2002.png,CT,2,train", ("line 3",)),
+    ])
+    def test_bad_rows(self, root, table_file, line, words):
+        path = table_file(row("2001"), line)
+        message_of(lambda: read_table(path, root), str(path), *words)
+
+    def test_more_cells_than_columns_in_every_row(self, root, table_file):
+        path = table_file("CT-MRI/MRI/2001.png,CT-MRI/CT/2001.png,more", header="fixed,moving")
+        message_of(lambda: read_table(path, root), str(path), "CSV file")
+
+    def test_bad_files(self, root, tmp_path, table_file):
+        message_of(lambda: read_table(tmp_path / "none.csv", root), "none.csv", "nothing there")
+        message_of(lambda: read_table(tmp_path, root), "a folder")
+        message_of(lambda: read_table(table_file(), root), "only the header")
+        message_of(lambda: read_table(table_file("a,b", header="mri,ct"), root), "fixed, moving", "mri, ct")
+        (tmp_path / "empty.csv").touch()
+        message_of(lambda: read_table(tmp_path / "empty.csv", root), "empty file")
+        (tmp_path / "binary.csv").write_bytes(bytes(range(256)) * 4)
+        message_of(lambda: read_table(tmp_path / "binary.csv", root), "binary.csv")
+        (tmp_path / "quote.csv").write_text('fixed,moving\n"open,end\n')
+        message_of(lambda: read_table(tmp_path / "quote.csv", root), "quote.csv")
+
+    def test_a_data_error_is_caught_with_the_image_errors(self):
+        assert issubclass(DataError, ImageError) and issubclass(DataError, ValueError)
+
+
+class TestCommand:
+    def test_writes_and_tells(self, root, tmp_path, capsys):
+        output = tmp_path / "new/ct.csv"
+        assert main(["--root", str(root), "--modality", "CT", "--output", str(output)]) == 0
+        assert pd.read_csv(output, dtype=str).equals(make_table(root, "CT").astype("str"))
+        told = capsys.readouterr().out
+        assert "train   16 pairs of 4 patients" in told and "val      4 pairs of 1 patients" in told
+
+    def test_warns_of_patients_on_both_sides(self, root, tmp_path, capsys):
+        lines = [f"{'val' if name.endswith('1') else 'train'},{name}" for case in (2, 3, 16, 20, 31)
+                 for name in slices(case, 4)]
+        (root / "CT-MRI/split.csv").write_text("\n".join(["split,name", *lines]))
+        main(["--root", str(root), "--modality", "CT", "--output", str(tmp_path / "a.csv"), "--split-csv", "split.csv"])
+        assert "5 patients have slices in more than one split" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("start", [["-m", "data.make_csv"], ["data/make_csv.py"]])
+    def test_errors_are_one_line_and_status_2(self, tmp_path, start):
+        done = subprocess.run([sys.executable, *start, "--root", str(tmp_path / "none"), "--modality", "CT"],
+                              check=False, cwd=REPOSITORY, capture_output=True, text=True)
+        assert done.returncode == 2 and done.stdout == ""
+        assert done.stderr.count("\n") == 1 and str(tmp_path / "none") in done.stderr
+
+
+@pytest.mark.skipif(not HARVARD.is_dir(), reason="the Harvard pairs are not beside this checkout")
+class TestHarvard:
+    @pytest.mark.parametrize(("modality", "train"), [("CT", 144), ("PET", 194), ("SPECT", 260)])
+    def test_usual_split(self, modality, train):
+        table = make_table(HARVARD, modality, split_csv="split.csv")
+        assert table["split"].value_counts().to_dict() == {"train": train, "val": 20}
+
+    def test_split_by_patient(self, tmp_path):
+        table = make_table(HARVARD, "all")
+        assert len(table) == 144 + 194 + 260 + 60
+        assert (table.groupby("group")["split"].nunique() == 1).all()
+        assert {"2", "16"} <= set(table.loc[table["modality"] == "CT", "group"])
+        table.to_csv(tmp_path / "all.csv", index=False)
+        assert len(read_table(tmp_path / "all.csv", HARVARD, split="val")) == (table["split"] == "val").sum()
