@@ -268,11 +268,23 @@ class TestWrite:
             write_image(path, 255 - grey)
         assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
-    def test_disk_full(self, grey):
-        if not Path("/dev/full").exists():
-            pytest.skip("no /dev/full here")
-        with pytest.raises(ImageError, match="/dev"):
-            write_bytes("/dev/full/x.png", b"1")
+    def test_write_that_breaks_off_leaves_nothing(self, tmp_path):
+        resource = pytest.importorskip("resource")
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        try:
+            with pytest.raises(ImageError, match="a.npy.*found File too large"):
+                write_bytes(tmp_path / "a.npy", bytes(100_000))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert list(tmp_path.iterdir()) == []
+
+    def test_folder_without_permission(self, tmp_path, grey):
+        if not hasattr(os, "geteuid") or os.geteuid() == 0:
+            pytest.skip("permissions do not bind this user")
+        tmp_path.chmod(0o500)
+        with pytest.raises(ImageError, match="a.png.*Permission denied"):
+            write_image(tmp_path / "a.png", grey)
 
 
 class TestFolders:
