@@ -6,9 +6,9 @@ matplotlib `Figure` objects drawn by the Agg canvas, never through pyplot, so no
 is touched and they may be made in worker processes.
 """
 
+import io
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -22,6 +22,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from scipy.interpolate import make_interp_spline
+
+from utils.image_io import write_bytes
 
 
 class MapStyle(NamedTuple):
@@ -199,16 +201,11 @@ def deformation_grid(flow: np.ndarray, spacing: int = 12) -> list[np.ndarray]:
 
 
 def save_figure(path: str | os.PathLike, figure: Figure) -> None:
-    """Write a figure as PNG at its own resolution; the file appears whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # Level 1 halves the time of a map; the files grow by a tenth.
-        figure.savefig(unfinished, format="png", pil_kwargs={"compress_level": 1})
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    """Write a figure as PNG at its own resolution; the file appears whole or not at all, missing folders are made."""
+    png = io.BytesIO()
+    # Level 1 halves the time of a map; the files grow by a tenth.
+    figure.savefig(png, format="png", pil_kwargs={"compress_level": 1})
+    write_bytes(path, png.getvalue())
 
 
 def _new_figure(width: float, height: float) -> Figure:
@@ -268,7 +265,13 @@ def _panel_title(axes: Axes, title: str, detail: str = "") -> None:
     axes.set_title(title, fontsize=9.5, loc="left", pad=15 if detail else 5, color="#15191d")
     if detail:
         axes.annotate(
-            detail, (0, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", fontsize=7.5, color=_MUTED
+            detail,
+            (0, 1),
+            (0, 4),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            fontsize=7.5,
+            color=_MUTED,
         )
 
 
@@ -360,7 +363,9 @@ def figure_pair(
     _check_same_size(**sized)
     maps = {name: _check_map(array, name, "maps") for name, array in (maps or {}).items()}
 
-    views: dict[str, tuple[str, np.ndarray]] = {name: (name.capitalize(), image) for name, image in images.items()}
+    views: dict[str, tuple[str, np.ndarray]] = {
+        name: (name.capitalize(), image) for name, image in images.items()
+    }
     for when, other in (("before", "moving"), ("after", "aligned")):
         views[f"checker_{when}"] = (f"Checkerboard, {when}", checkerboard(images["fixed"], images[other]))
         overlay = red_green_overlay(images["fixed"], images[other])
@@ -444,7 +449,9 @@ def learning_curve_figure(history: pd.DataFrame) -> Figure:
         marker = "o" if len(seen) <= 40 else ""
         axes.plot(epochs, errors, color=colour, linewidth=1.6, marker=marker, markersize=3, label=modality)
         best = errors.argmin()
-        axes.plot(epochs[best], errors[best], "o", markersize=7, markerfacecolor="none", markeredgecolor=colour)
+        axes.plot(
+            epochs[best], errors[best], "o", markersize=7, markerfacecolor="none", markeredgecolor=colour
+        )
         zero = history.get(f"zero_{modality}", pd.Series(dtype=float)).dropna()
         if not zero.empty:
             axes.axhline(zero.iloc[-1], color=colour, linewidth=1, linestyle=(0, (4, 3)), label="_zero")
