@@ -15,7 +15,9 @@ HEIGHT, WIDTH = 64, 96
 @pytest.fixture
 def pair():
     rng = np.random.default_rng(0)
-    images = {name: rng.random((HEIGHT, WIDTH), np.float32) for name in ("fixed", "moving", "aligned", "fused")}
+    images = {
+        name: rng.random((HEIGHT, WIDTH), np.float32) for name in ("fixed", "moving", "aligned", "fused")
+    }
     images["fused"] = rng.random((HEIGHT, WIDTH, 3), np.float32)
     return images
 
@@ -139,6 +141,18 @@ def test_folding_and_missing_values_have_colours_of_their_own(tmp_path):
     np.testing.assert_allclose(colour_at_centre(tmp_path / "missing.png"), [0x8C / 255] * 3, atol=0.01)
 
 
+def test_map_to_color_has_the_colours_of_the_figure():
+    color = visualize.map_to_color(np.array([[-0.1, 0.0, 1.0], [1.5, 9.0, np.nan]]), "jacobian")
+    ramp = colormaps["RdBu_r"]
+    expected = [
+        [[1, 0xE8 / 255, 0], ramp(0.0)[:3], ramp(0.5)[:3]],
+        [ramp(0.75)[:3], ramp(1.0)[:3], [0x8C / 255] * 3],
+    ]
+    np.testing.assert_allclose(color, expected, atol=1e-6)
+    with pytest.raises(ValueError, match="expected a gate map"):
+        visualize.map_to_color(np.zeros(4), "gate")
+
+
 @pytest.mark.parametrize("shape", [(64, 256), (256, 64), (1, 300), (40, 40)])
 def test_save_map_keeps_the_aspect_of_the_map(tmp_path, shape):
     visualize.save_map(tmp_path / "map.png", np.ones(shape), "gate")
@@ -147,7 +161,9 @@ def test_save_map_keeps_the_aspect_of_the_map(tmp_path, shape):
 
 
 def test_save_map_names_the_file_and_what_is_wrong(tmp_path):
-    with pytest.raises(ValueError, match=r"map\.png: expected a gate map of shape \(H, W\), found \(1, 8, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"map\.png: expected a gate map of shape \(H, W\), found \(1, 8, 8\)"
+    ):
         visualize.save_map(tmp_path / "map.png", np.zeros((1, 8, 8)), "gate")
     with pytest.raises(ValueError, match=r"map\.png: expected a map named one of entropy_fixed, .*'gates'"):
         visualize.save_map(tmp_path / "map.png", np.zeros((8, 8)), "gates")
@@ -219,7 +235,9 @@ def test_learning_curve_shows_minutes_above(history):
 
 
 def test_learning_curve_needs_epochs_and_errors(history):
-    with pytest.raises(ValueError, match="expected the columns 'epoch' and 'epe_MODALITY', found epoch, minutes"):
+    with pytest.raises(
+        ValueError, match="expected the columns 'epoch' and 'epe_MODALITY', found epoch, minutes"
+    ):
         visualize.learning_curve_figure(history[["epoch", "minutes"]])
 
 

@@ -1,12 +1,12 @@
-"""`report.html`: one self-contained page with the metrics of a run, their distributions, and every pair to look at.
+"""`report.html`: one self-contained page with the metrics of a run, their distributions, and the images.
 
-The page needs no network and no other file. Its markup, style and script stand in `report_template.html`; what
-depends on the data is computed here.
+The page needs no network and no other file. Its markup, style and script stand in `report_template.html`;
+what depends on the data is computed here.
 
-Size: a page takes at most `PAGE_BUDGET` bytes. `LADDER` lists how images may be embedded, from lossless at full size
-to small and compressed; the first step that fits is used for the whole page (20 pairs of 256 x 256 stay lossless,
-200 pairs keep their 256 x 256 with slight loss). Where even the last step does not fit, evenly spaced pairs are
-pictured, and the page says so. The table always has every pair.
+Size: a page takes at most `PAGE_BUDGET` bytes. `LADDER` lists how images may be embedded, from lossless at
+full size to small and compressed; the first step that fits is used for the whole page (20 pairs of 256 x 256
+slices stay lossless, 250 colour pairs stay 256 x 256 at WebP quality 82). Where even the last step does
+not fit, evenly spaced pairs are pictured, and the page says so. The table always has every pair.
 """
 
 import base64
@@ -28,7 +28,7 @@ from utils.image_io import write_bytes
 
 
 class PairImages(NamedTuple):
-    """The images of one pair: float in [0, 1], (H, W) or (H, W, 3), one height and width; `extra` may differ in size."""
+    """The images of one pair, float in [0, 1], (H, W) or (H, W, 3), of one size; only `extra` may differ."""
 
     name: str
     fixed: np.ndarray
@@ -95,26 +95,27 @@ METRICS: dict[str, Metric] = {
     "ag": Metric("AG", better=1, digits=2, description="average gradient of the fused image"),
     "seconds": Metric("Seconds", better=-1, description="time for the pair"),
 }
-"""Columns of metrics.csv by name; the order is that of the page. Columns not listed here follow, without arrow."""
+"""Columns of metrics.csv by name, in the order of the page. Columns not listed here follow, without arrow."""
 
 _BEFORE = "_before"
 _REGISTRATION = ("rmse", "ssim", "ncc", "folding")
 _CARD_METRICS = ("rmse", "ssim", "ncc", "qabf", "qvif", "qcv", "seconds")
 
 PAGE_BUDGET = 14_000_000
-"""Bytes that a page may take, with some room up to 15 MB. A table alone passes it from about 3,500 pairs on."""
-_BYTES_PER_ROW = 4_000  # table row, plot marks and card of a pair, without its images
+"""Bytes that a page may take, with room up to 15 MB. Tables of over 2,800 rows leave none for images."""
+_BYTES_PER_ROW = 5_000  # table row, plot marks and card of a pair, without its images
 
 
 class Encoding(NamedTuple):
-    """One way to embed images: WebP with a quality (None: lossless) and a largest side in pixels (None: as it is)."""
+    """One way to embed images: WebP of a quality (None: lossless), sides up to `side` pixels (None: any)."""
 
     quality: int | None
     side: int | None
 
     def __str__(self) -> str:
-        size = "full size" if self.side is None else f"at most {self.side} pixels a side"
-        return f"{'lossless' if self.quality is None else f'WebP quality {self.quality}'}, {size}"
+        quality = "without loss" if self.quality is None else f"as WebP of quality {self.quality}"
+        size = "at full size" if self.side is None else f"with at most {self.side} pixels a side"
+        return f"{quality}, {size}"
 
 
 LADDER = (
@@ -138,7 +139,7 @@ def write_report(
 
     Args:
         path: the HTML file; missing folders are made.
-        table: metrics.csv: a column `name`, columns of `METRICS`, their `..._before`, `reference`, and any more.
+        table: metrics.csv: a column `name`, columns of `METRICS`, their `..._before`, `reference`, any more.
             A last row named `mean` is kept at the bottom; without one the means are computed. Empty columns
             (no label was given) are left out.
         pairs: images by pair, matched with the table by name. May be empty or fewer than the rows.
@@ -210,7 +211,8 @@ def _check_pair(pair: PairImages) -> None:
         found = np.shape(image)[:2]
         if found != (height, width):
             raise ValueError(
-                f"pair {pair.name}: expected {view} of {height} x {width} like Fixed, found {found[0]} x {found[1]}"
+                f"pair {pair.name}: expected {view} of {height} x {width} like Fixed, "
+                f"found {found[0]} x {found[1]}"
             )
 
 
@@ -357,7 +359,7 @@ _WIDTH, _LEFT, _RIGHT = 300, 12, 288
 
 
 def _charts(rows: pd.DataFrame, columns: Sequence[str]) -> list[dict]:
-    """One plot a metric; where values before alignment exist, both in one plot. Constant columns need no plot."""
+    """One plot a metric, of before and after where both exist. Constant columns need no plot."""
     charts = []
     for column in columns:
         if column.endswith(_BEFORE) and _key(column) in columns:
@@ -446,7 +448,8 @@ def _paired_plot(paired: pd.DataFrame, better: int) -> Markup:
     x_before, x_after = _to_x(paired["before"], ends), _to_x(paired["after"], ends)
     good, radius = _improved(paired, better), _radius(len(paired))
     lines = [
-        f'<path class="link{"" if is_good else " worse"}" d="M{start:.1f} {above}L{stop:.1f} {below}" data-i="{index}"/>'
+        f'<path class="link{"" if is_good else " worse"}" data-i="{index}" '
+        f'd="M{start:.1f} {above}L{stop:.1f} {below}"/>'
         for start, stop, is_good, index in zip(x_before, x_after, good, paired.index, strict=True)
     ]
     dots = _dots(x_before, np.full(len(paired), above), paired.index, radius, " old")
@@ -502,7 +505,7 @@ def _length(encoded: Iterable[tuple[str, str]]) -> int:
 
 
 def _choose(pairs: Sequence[PairImages], budget: int) -> tuple[Encoding, float]:
-    """First step of the ladder that fits the budget, judged from a few pairs; and the characters it takes a pair."""
+    """First step of the ladder that fits the budget, judged from a few pairs; and its bytes a pair."""
     sample = _spread(pairs, 6)
     for how in LADDER:
         # A tenth more than the mean of the sample, because the pairs that were not looked at may be larger.
@@ -513,7 +516,7 @@ def _choose(pairs: Sequence[PairImages], budget: int) -> tuple[Encoding, float]:
 
 
 def _cards(pairs: Sequence[PairImages], budget: int) -> tuple[list[dict], Encoding, int]:
-    """The pairs that are pictured, how their images are embedded, and how many pairs are left out for size."""
+    """The pairs that are pictured, how their images are embedded, and how many are left out for size."""
     if not pairs:
         return [], LADDER[0], 0
     how, each = _choose(pairs, budget)

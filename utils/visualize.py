@@ -1,9 +1,9 @@
 """Figures that explain an alignment and a fusion: overlays, displacement pictures, maps, learning curves.
 
-Everything takes numpy arrays. Images are float in [0, 1], (H, W) grey or (H, W, 3) RGB; a flow is (2, H, W) in
-pixels, channel 0 = x (columns), channel 1 = y (rows), with aligned(p) = moving(p + flow(p)). Figures are
-matplotlib `Figure` objects drawn by the Agg canvas, never through pyplot, so no window, backend or global state
-is touched and they may be made in worker processes.
+Everything takes numpy arrays. Images are float in [0, 1], (H, W) grey or (H, W, 3) RGB; a flow is (2, H, W)
+in pixels, channel 0 = x (columns), channel 1 = y (rows), with aligned(p) = moving(p + flow(p)). Figures are
+matplotlib `Figure` objects drawn by the Agg canvas, never through pyplot, so no window, backend or global
+state is touched and they may be made in worker processes.
 """
 
 import io
@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
-from matplotlib.colors import Normalize
+from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from scipy.interpolate import make_interp_spline
 
@@ -45,11 +45,12 @@ MAPS: dict[str, MapStyle] = {
     "consistency": MapStyle("Consistency C", "weight", 0.0, 1.0, "cividis"),
     "jacobian": MapStyle("Jacobian determinant", "area ratio", 0.0, 2.0, "RdBu_r"),
 }
-"""Maps by the name of their folder. Entropy lies in 0..4 bits (16 bins); its difference rarely passes 2 bits, so
-the bar ends there and carries an arrow where values go on. The Jacobian determinant diverges around 1: blue
-shrinks, red grows, and values below 0 (folding) are painted yellow."""
+"""Maps by the name of their folder. Entropy lies in 0..4 bits (16 bins); its difference rarely passes 2 bits,
+so its bar ends there and has an arrow where values go on. The Jacobian determinant diverges around 1, blue
+below and red above; values below 0 (folding) are painted yellow."""
 
 _FOLDED = "#ffe800"
+_MISSING = "#8c8c8c"
 _MUTED = "#5c6670"
 _DPI = 100
 _TICKS = {"length": 2.5, "width": 0.6, "labelsize": 7, "colors": _MUTED, "pad": 2}
@@ -129,7 +130,7 @@ def red_green_overlay(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
 
 
 def _colour_wheel() -> np.ndarray:
-    """The 55 hues of Baker et al. (2011) as RGB in [0, 1], (55, 3), from red over yellow, green, cyan, blue, magenta."""
+    """The 55 hues of Baker et al. (2011), RGB in [0, 1], (55, 3): red, yellow, green, cyan, blue, magenta."""
     corners = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1]], dtype=np.float64)
     steps = (15, 6, 4, 11, 13, 6)
     segments = [
@@ -201,10 +202,9 @@ def deformation_grid(flow: np.ndarray, spacing: int = 12) -> list[np.ndarray]:
 
 
 def save_figure(path: str | os.PathLike, figure: Figure) -> None:
-    """Write a figure as PNG at its own resolution; the file appears whole or not at all, missing folders are made."""
+    """Write a figure as PNG; the file appears whole or not at all, and missing folders are made."""
     png = io.BytesIO()
-    # Level 1 halves the time of a map; the files grow by a tenth.
-    figure.savefig(png, format="png", pil_kwargs={"compress_level": 1})
+    figure.savefig(png, format="png")
     write_bytes(path, png.getvalue())
 
 
@@ -215,7 +215,7 @@ def _new_figure(width: float, height: float) -> Figure:
 
 
 def _place(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Axes at a place given in inches from the top left corner; a fixed layout is many times faster than a solved one."""
+    """Axes at a place in inches from the top left corner; a layout engine would draw everything twice."""
     total_width, total_height = figure.get_size_inches()
     return figure.add_axes(
         (left / total_width, 1.0 - (top + height) / total_height, width / total_width, height / total_height)
@@ -231,12 +231,18 @@ def _draw_picture(axes: Axes, image: np.ndarray, size: tuple[int, int], **how) -
     axes.locator_params(nbins=4)
 
 
+def _colours(name: str) -> tuple[Normalize, Colormap]:
+    """Fixed range and colours of a map."""
+    style = MAPS[name]
+    folded = _FOLDED if name == "jacobian" else None
+    return Normalize(style.vmin, style.vmax), colormaps[style.colormap].with_extremes(
+        bad=_MISSING, under=folded
+    )
+
+
 def _draw_map(axes: Axes, bar: Axes, array: np.ndarray, name: str, size: tuple[int, int]) -> None:
     style = MAPS[name]
-    colormap = colormaps[style.colormap].with_extremes(bad="#8c8c8c")
-    if name == "jacobian":
-        colormap = colormap.with_extremes(bad="#8c8c8c", under=_FOLDED)
-    norm = Normalize(style.vmin, style.vmax)
+    norm, colormap = _colours(name)
     _draw_picture(axes, array, size, cmap=colormap, norm=norm, interpolation="nearest")
     # Where no value leaves the range, arrows on the bar would promise something that is not in the picture.
     finite = array[np.isfinite(array)]
@@ -282,6 +288,24 @@ def _check_map(array: np.ndarray, name: str, where: str) -> np.ndarray:
     if array.ndim != 2 or array.size == 0:
         raise ValueError(f"{where}: expected a {name} map of shape (H, W), found {array.shape}")
     return array
+
+
+def map_to_color(array: np.ndarray, name: str) -> np.ndarray:
+    """One map in the colours of its figure, without frame or bar, for instance as a further view of the report.
+
+    Args:
+        array: (H, W) values in the unit of the map.
+        name: a key of `MAPS`.
+
+    Returns:
+        RGB image in [0, 1], float32, (H, W, 3).
+
+    Raises:
+        ValueError: `name` is unknown, or the array is not (H, W).
+    """
+    array = np.ma.masked_invalid(_check_map(array, name, "map"))
+    norm, colormap = _colours(name)
+    return colormap(norm(array))[..., :3].astype(np.float32)
 
 
 def save_map(path: str | os.PathLike, array: np.ndarray, name: str) -> None:
@@ -337,8 +361,9 @@ def figure_pair(
 ) -> Figure:
     """All that is known of one pair in one figure of three rows.
 
-    Images with the deformation grid; checkerboards, red-green overlays before and after, flow, Jacobian; entropy,
-    gate, reliability and consistency. What is not given leaves its place empty, a row of nothing is left out.
+    Images with the deformation grid; checkerboards, red-green overlays before and after, flow, Jacobian;
+    entropy, gate, reliability and consistency. What is not given leaves its place empty, a row of nothing is
+    left out.
 
     Args:
         fixed, moving, aligned, fused, label: images in [0, 1], (H, W) or (H, W, 3), one size.
@@ -426,7 +451,7 @@ def learning_curve_figure(history: pd.DataFrame) -> Figure:
 
     Args:
         history: a row an epoch with the columns `epoch` and `epe_MODALITY` (pixels), and, if known, `minutes`
-            (training time so far) and `zero_MODALITY` (error of zero flow). Epochs without validation hold NaN.
+            (training time so far) and `zero_MODALITY` (error of zero flow). NaN where nothing was validated.
 
     Returns:
         A figure to be given to `save_figure`.
@@ -468,7 +493,7 @@ def learning_curve_figure(history: pd.DataFrame) -> Figure:
         if len(time) > 1 and np.all(np.diff(time, axis=0) > 0):
             above = axes.secondary_xaxis(
                 "top",
-                # Splines of degree 1: linear between the epochs, and beyond them, where the axis has its margins.
+                # Splines of degree 1: linear between the epochs and beyond, where the axis has margins.
                 functions=(
                     make_interp_spline(time[:, 0], time[:, 1], k=1),
                     make_interp_spline(time[:, 1], time[:, 0], k=1),
