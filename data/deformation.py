@@ -1,0 +1,109 @@
+"""Random smooth deformations with their exact inverse: the misalignment that training and validation use.
+
+The benchmark's recipe (`BENCHMARK`) is uniform noise in [-1, 1] per pixel, blurred by a Gaussian of sigma 16 px and
+multiplied by 256 px, plus a small translation. Blurred white noise is a Gaussian random field, so it is drawn here
+directly on a grid of a quarter of the resolution with the same covariance, which costs a sixteenth.
+"""
+
+from dataclasses import dataclass
+
+import math
+import torch
+from torch import Tensor
+
+from utils.warp import invert
+
+GRID_STRIDE = 4  # the fields are smooth over at least 10 px, so a grid point every 4 px loses nothing
+
+
+@dataclass(frozen=True)
+class DeformationRange:
+    """Ranges from which one deformation is drawn, each uniformly.
+
+    Attributes:
+        amplitude: standard deviation of each component of the random field, px at 256 x 256.
+        sigma: smoothness (Gaussian blur of the noise), px at 256 x 256.
+        translation: largest shift along each axis, px at 256 x 256.
+        rotation: largest rotation about the centre, degrees.
+        scale: largest relative change of size.
+    """
+
+    amplitude: tuple[float, float]
+    sigma: tuple[float, float]
+    translation: float = 0.0
+    rotation: float = 0.0
+    scale: float = 0.0
+
+
+# 256 px times the standard deviation sqrt(1/3) / (2 sqrt(pi) 16) of blurred uniform noise.
+BENCHMARK = DeformationRange(amplitude=(2.606, 2.606), sigma=(16.0, 16.0), translation=2.56)
+WIDE = DeformationRange(amplitude=(0.0, 4.5), sigma=(12.0, 28.0), translation=6.0, rotation=10.0, scale=0.06)
+NONE = DeformationRange(amplitude=(0.0, 0.0), sigma=(16.0, 16.0))
+
+
+def _uniform(low: float, high: float, generator: torch.Generator) -> float:
+    return low + (high - low) * torch.rand((), generator=generator).item()
+
+
+def affine_flow(size: tuple[int, int], matrix: Tensor, shift: Tensor, stride: int = 1) -> Tensor:
+    """Displacement field of the affine map q = centre + matrix (p - centre) + shift.
+
+    Args:
+        size: height and width of the full image, px.
+        matrix: (B, 2, 2), acting on (x, y).
+        shift: (B, 2), (x, y) in px of the full image.
+        stride: grid spacing, px.
+
+    Returns:
+        (B, 2, H / stride, W / stride), in pixels of its own grid.
+    """
+    height, width = size[0] // stride, size[1] // stride
+    y = torch.arange(height, dtype=torch.float32) - (height - 1) / 2
+    x = torch.arange(width, dtype=torch.float32) - (width - 1) / 2
+    points = torch.stack(torch.meshgrid(x, y, indexing="xy")).view(1, 2, -1)
+    moved = (matrix - torch.eye(2)) @ points + shift[:, :, None] / stride
+    return moved.view(-1, 2, height, width)
+
+
+def random_flow(size: tuple[int, int], ranges: DeformationRange, generator: torch.Generator) -> Tensor:
+    """Draw one smooth deformation.
+
+    Args:
+        size: height and width of the image, px; each is cut to a multiple of 4 for the grid.
+        ranges: what to draw from; lengths are scaled by the mean side over 256.
+        generator: the only source of randomness.
+
+    Returns:
+        (1, 2, H / 4, W / 4), in pixels of that grid.
+    """
+    unit = (size[0] + size[1]) / 512
+    height, width = size[0] // GRID_STRIDE, size[1] // GRID_STRIDE
+    sigma = _uniform(*ranges.sigma, generator) * unit / GRID_STRIDE
+    amplitude = _uniform(*ranges.amplitude, generator) * unit / GRID_STRIDE
+    angle = math.radians(_uniform(-ranges.rotation, ranges.rotation, generator))
+    zoom = 1 + _uniform(-ranges.scale, ranges.scale, generator)
+    shift = torch.tensor([[_uniform(-1, 1, generator), _uniform(-1, 1, generator)]]) * ranges.translation * unit
+    noise = torch.randn(1, 2, height, width, generator=generator)
+    field = _smoother(height, sigma) @ noise @ _smoother(width, sigma).T
+    cos, sin = zoom * math.cos(angle), zoom * math.sin(angle)
+    matrix = torch.tensor([[[cos, -sin], [sin, cos]]])
+    return amplitude * field + affine_flow(size, matrix, shift, GRID_STRIDE)
+
+
+def _smoother(length: int, sigma: float) -> Tensor:
+    """(length, length) Gaussian smoothing matrix whose output has unit variance for white noise, borders included."""
+    position = torch.arange(length, dtype=torch.float32)
+    weights = torch.exp(-((position[:, None] - position) ** 2) / (2 * sigma**2))
+    return weights / weights.square().sum(dim=1, keepdim=True).sqrt()
+
+
+def misalignment(flow_grid: Tensor) -> Tensor:
+    """True displacement field that undoes a deformation: the exact inverse, on the same grid.
+
+    Args:
+        flow_grid: (B, 2, h, w), the deformation v of `moving = warp(moving_aligned, v)`.
+
+    Returns:
+        (B, 2, h, w): u with `warp(moving, u) = moving_aligned`.
+    """
+    return invert(flow_grid)

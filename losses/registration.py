@@ -1,0 +1,98 @@
+"""Losses that teach alignment from deformations that are known."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.eda_flowreg import STEP
+from utils.warp import compose
+
+
+class RegistrationLoss(NamedTuple):
+    """Weighted sum and its components; the field names are the columns of the training log."""
+
+    total: Tensor
+    flow: Tensor
+    matching: Tensor
+    similarity: Tensor
+    smoothness: Tensor
+    inverse: Tensor
+
+
+class RegistrationWeights(NamedTuple):
+    """Weights of the components of `RegistrationLoss`."""
+
+    flow: float = 1.0
+    matching: float = 0.5
+    similarity: float = 0.0
+    smoothness: float = 0.05
+    inverse: float = 0.05
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` (B, C, H, W) weighted by `mask` (B, 1, H, W); 0 where the mask is empty."""
+    weight = mask.expand_as(values)
+    return (values * weight).sum() / weight.sum().clamp_min(1e-6)
+
+
+def foreground(image: Tensor, size: tuple[int, int], threshold: float = 0.08) -> Tensor:
+    """Share of each cell that lies within about 8 px of tissue.
+
+    Args:
+        image: (B, 1, H, W) in [0, 1].
+        size: size of the mask.
+        threshold: intensity above which a 4 x 4 block counts as tissue.
+
+    Returns:
+        (B, 1, *size) in [0, 1].
+    """
+    tissue = (F.avg_pool2d(image, 4) > threshold).float()
+    return F.adaptive_avg_pool2d(F.max_pool2d(tissue, 5, stride=1, padding=2), size)
+
+
+def flow_error(flow: Tensor, true_flow: Tensor, mask: Tensor) -> Tensor:
+    """Mean endpoint error (scalar, px) inside `mask`: flows (B, 2, H, W), mask (B, 1, H, W)."""
+    return masked_mean((flow - true_flow).norm(dim=1, keepdim=True), mask)
+
+
+def matching_error(scores: Tensor, true_flow: Tensor, mask: Tensor, radius: int) -> Tensor:
+    """Cross-entropy of the matching scores against the true displacement.
+
+    The target spreads over the four candidates around the true displacement with bilinear weights; displacements
+    beyond the candidates count as the nearest one.
+
+    Args:
+        scores: (B, (2 radius + 1)^2, h, w), log-scores in the order of `models.eda_flowreg.candidates`.
+        true_flow: (B, 2, h, w), px of the full image.
+        mask: (B, 1, h, w).
+        radius: of the candidates.
+
+    Returns:
+        Scalar, nats.
+    """
+    count = 2 * radius + 1
+    position = (true_flow / STEP + radius).clamp(0, count - 1 - 1e-3)
+    low = position.floor()
+    share = position - low
+    x, y = low.long().split(1, dim=1)
+    share_x, share_y = share.split(1, dim=1)
+    log_probability = F.log_softmax(scores.float(), dim=1)
+    loss = torch.zeros_like(share_x)
+    for dy, weight_y in ((0, 1 - share_y), (1, share_y)):
+        for dx, weight_x in ((0, 1 - share_x), (1, share_x)):
+            loss = loss - weight_y * weight_x * log_probability.gather(1, (y + dy) * count + x + dx)
+    return masked_mean(loss, mask)
+
+
+def smoothness(flow: Tensor) -> Tensor:
+    """Mean squared second difference of a flow (B, 2, H, W): an affine flow costs nothing."""
+    x = flow[..., 2:] - 2 * flow[..., 1:-1] + flow[..., :-2]
+    y = flow[..., 2:, :] - 2 * flow[..., 1:-1, :] + flow[..., :-2, :]
+    return x.square().mean() + y.square().mean()
+
+
+def inverse_error(flow: Tensor, inverse_flow: Tensor, mask: Tensor) -> Tensor:
+    """Mean length (px) of `flow` composed with `inverse_flow`, both (B, 2, H, W) in px of their grid."""
+    return masked_mean(compose(flow, inverse_flow).norm(dim=1, keepdim=True), mask)

@@ -1,0 +1,135 @@
+"""Maps that explain an alignment: local information entropy, gate, consistency, Jacobian determinant.
+
+Every function is a pure function of tensors (B, 1, H, W) and can be differentiated.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from kornia.filters import box_blur, spatial_gradient
+from torch import Tensor
+
+EPS = 1e-6
+
+
+def min_max(image: Tensor) -> Tensor:
+    """Scale each image of a batch to [0, 1]; a constant image becomes 0.
+
+    Args:
+        image: (B, C, H, W), any finite values.
+
+    Returns:
+        (B, C, H, W) in [0, 1].
+    """
+    low = image.amin(dim=(1, 2, 3), keepdim=True)
+    span = image.amax(dim=(1, 2, 3), keepdim=True) - low
+    return torch.where(span > EPS, (image - low) / span.clamp_min(EPS), torch.zeros_like(image))
+
+
+def gradient_magnitude(image: Tensor) -> Tensor:
+    """Sobel gradient magnitude.
+
+    Args:
+        image: (B, 1, H, W).
+
+    Returns:
+        (B, 1, H, W), intensity per pixel, >= 0.
+    """
+    return spatial_gradient(image)[:, 0].square().sum(dim=1, keepdim=True).add(EPS**2).sqrt()
+
+
+def local_entropy(image: Tensor, window: int = 9, bins: int = 16, sigma: float = 0.08) -> Tensor:
+    """Shannon entropy of the grey levels around each pixel, from a soft histogram.
+
+    Membership of a pixel in the bins is Gaussian around `bins` centres on [0, 1], normalised over the bins; the
+    histogram is its mean over a `window` x `window` neighbourhood with reflected borders.
+
+    Args:
+        image: (B, 1, H, W); scaled to [0, 1] per image first.
+        window: odd side of the neighbourhood, px.
+        bins: number of bin centres.
+        sigma: width of the membership, in units of the grey range.
+
+    Returns:
+        (B, 1, H, W) in [0, log2(bins)] bits.
+    """
+    scaled = min_max(image)
+    centres = torch.linspace(0, 1, bins, device=image.device).view(1, bins, 1, 1)
+    log_membership = torch.log_softmax((scaled - centres).square() * (-1 / (2 * sigma**2)), dim=1)
+    membership = log_membership.exp()
+    # A pixel between two centres belongs to several bins; the entropy of a constant image must still be 0.
+    own = -(membership * log_membership).sum(dim=1, keepdim=True)
+    blurred = box_blur(torch.cat((membership, own), dim=1), (window, window), border_type="reflect", separable=True)
+    histogram, own = blurred[:, :-1], blurred[:, -1:]
+    mixed = -(histogram * histogram.clamp_min(1e-12).log()).sum(dim=1, keepdim=True)
+    return (mixed - own).clamp_min(0) / math.log(2)
+
+
+def entropy_difference(entropy_fixed: Tensor, entropy_moving: Tensor) -> Tensor:
+    """|H_fixed - H_moving| in bits; all (B, 1, H, W)."""
+    return (entropy_fixed - entropy_moving).abs()
+
+
+def gate(
+    entropy_fixed: Tensor, entropy_moving: Tensor, tau: float = 0.60, gamma: float = 0.5, floor: float = 0.15
+) -> Tensor:
+    """Soft gate W: high where both images carry information and agree about how much; never zero.
+
+    W = floor + (1 - floor) exp(-dH / tau)^gamma minmax((H_fixed + H_moving) / 2), smoothed 3 x 3.
+
+    Args:
+        entropy_fixed, entropy_moving: (B, 1, H, W), bits.
+        tau: entropy difference that counts as large, bits.
+        gamma: how sharply the gate falls.
+        floor: smallest value.
+
+    Returns:
+        (B, 1, H, W) in [floor, 1].
+    """
+    difference = entropy_difference(entropy_fixed, entropy_moving)
+    information = min_max((entropy_fixed + entropy_moving) / 2)
+    raw = floor + (1 - floor) * torch.exp(-gamma * difference / tau) * information
+    return box_blur(raw, (3, 3), border_type="reflect")
+
+
+def gradient_agreement(fixed: Tensor, aligned: Tensor, window: int = 5, noise: float = 0.02) -> Tensor:
+    """Local agreement of normalised gradients of two images, blind to the sign of the contrast.
+
+    The squared cosine of the angle between the gradients, averaged over a window with the product of the gradient
+    energies as weight (normalised gradient fields, Haber and Modersitzki 2006). Flat places agree.
+
+    Args:
+        fixed, aligned: (B, 1, H, W) in [0, 1].
+        window: odd side of the neighbourhood, px.
+        noise: gradient magnitude below which an edge does not count, intensity per px.
+
+    Returns:
+        (B, 1, H, W) in [0, 1].
+    """
+    a, b = spatial_gradient(fixed)[:, 0], spatial_gradient(aligned)[:, 0]
+    dot = (a * b).sum(dim=1, keepdim=True).square()
+    energy = a.square().sum(dim=1, keepdim=True) * b.square().sum(dim=1, keepdim=True)
+    dot, energy = box_blur(torch.cat((dot, energy), dim=1), (window, window)).split(1, dim=1)
+    return (dot + noise**4) / (energy + noise**4)
+
+
+def jacobian_determinant(flow: Tensor) -> Tensor:
+    """Determinant of the Jacobian of p + flow(p), by central differences (one-sided at the border).
+
+    Args:
+        flow: (B, 2, H, W), pixels, channel 0 is x.
+
+    Returns:
+        (B, 1, H, W); 1 for no change of area, <= 0 where space folds.
+    """
+    x_x, x_y = torch.gradient(flow[:, 0], dim=(2, 1))
+    y_x, y_y = torch.gradient(flow[:, 1], dim=(2, 1))
+    return ((1 + x_x) * (1 + y_y) - x_y * y_x).unsqueeze(1)
+
+
+def resize(map_: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a map (B, C, h, w) to (B, C, H, W), bilinear; the range is kept."""
+    if map_.shape[2:] == tuple(size):
+        return map_
+    return F.interpolate(map_, size=size, mode="bilinear", align_corners=False)

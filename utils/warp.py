@@ -1,0 +1,85 @@
+"""The one place where images and displacement fields are sampled.
+
+Convention: `flow` is (B, 2, H, W), channel 0 is x (columns), channel 1 is y (rows), in pixels of its own grid,
+and `aligned(p) = moving(p + flow(p))`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def warp(image: Tensor, flow: Tensor) -> Tensor:
+    """Sample `image` at `p + flow(p)`, bilinear, with border padding.
+
+    Args:
+        image: (B, C, H, W), any real values.
+        flow: (B, 2, H, W), pixels.
+
+    Returns:
+        (B, C, H, W), float32. Where the displacement is exactly zero the pixel comes back bit for bit.
+
+    Raises:
+        ValueError: if the shapes do not belong together.
+    """
+    if image.ndim != 4 or flow.shape != (image.shape[0], 2, *image.shape[2:]):
+        raise ValueError(
+            f"warp: expected image (B, C, H, W) and flow (B, 2, H, W) of one size, "
+            f"found {tuple(image.shape)} and {tuple(flow.shape)}"
+        )
+    height, width = image.shape[2:]
+    image, flow = image.float(), flow.float()
+    # align_corners=False puts pixel centre i at (2 i + 1) / size - 1, for any size down to one pixel.
+    x = (2 * torch.arange(width, device=flow.device) + 1) / width - 1
+    y = (2 * torch.arange(height, device=flow.device) + 1) / height - 1
+    grid = torch.stack((x + flow[:, 0] * (2 / width), y[:, None] + flow[:, 1] * (2 / height)), dim=-1)
+    sampled = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    # Normalised coordinates round to about 1e-5 px; zero flow must still be the identity, gradients included.
+    still = (flow == 0).all(dim=1, keepdim=True)
+    return torch.where(still, image + (sampled - sampled.detach()), sampled)
+
+
+def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a displacement field to `size` = (H, W) and scale its values to pixels of the new grid.
+
+    Args:
+        flow: (B, 2, h, w), pixels of the (h, w) grid.
+        size: new height and width.
+
+    Returns:
+        (B, 2, H, W), pixels of the new grid.
+    """
+    height, width = flow.shape[2:]
+    if (height, width) == tuple(size):
+        return flow
+    resized = F.interpolate(flow.float(), size=size, mode="bilinear", align_corners=False)
+    return resized * resized.new_tensor([size[1] / width, size[0] / height]).view(1, 2, 1, 1)
+
+
+def compose(first: Tensor, second: Tensor) -> Tensor:
+    """The displacement field of two warps in a row: `warp(warp(x, first), second) = warp(x, compose(first, second))`.
+
+    Args:
+        first: (B, 2, H, W), pixels, applied to the image first.
+        second: (B, 2, H, W), pixels, applied to the result.
+
+    Returns:
+        (B, 2, H, W): `second(p) + first(p + second(p))`, pixels.
+    """
+    return second + warp(first, second)
+
+
+def invert(flow: Tensor, iterations: int = 8) -> Tensor:
+    """Inverse of a smooth displacement field by fixed-point iteration v <- -u(p + v(p)) (Chen et al. 2008).
+
+    Args:
+        flow: (B, 2, H, W), pixels; converges where the field's derivative stays below 1.
+        iterations: 8 brings a benchmark deformation to about 0.01 px.
+
+    Returns:
+        (B, 2, H, W), pixels: `compose(flow, invert(flow))` is near zero away from the border.
+    """
+    inverse = -flow
+    for _ in range(iterations):
+        inverse = -warp(flow, inverse)
+    return inverse
