@@ -291,7 +291,7 @@ def _check_map(array: np.ndarray, name: str, where: str) -> np.ndarray:
 
 
 def map_to_color(array: np.ndarray, name: str) -> np.ndarray:
-    """One map in the colours of its figure, without frame or bar, for instance as a further view of the report.
+    """One map in the colours of its figure, without frame or bar, for instance as a view of the report.
 
     Args:
         array: (H, W) values in the unit of the map.
