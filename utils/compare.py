@@ -20,11 +20,12 @@ BEFORE = "before alignment"
 """Name under which the moving images as they came are listed among the systems."""
 
 _LEGEND = (
-    "qabf Q^AB/F, qcv Q_CV, qvif VIFF, qs Piella's Q, qssim SSIM sum, qcb Q_CB, qy Q_Y, mi mutual information "
-    "(bits), en entropy (bits), sd standard deviation, sf spatial frequency, ag average gradient, qssim_mean "
-    "SSIM mean, qw Q_W, vif VIF sum, cc correlation, scd sum of correlations of differences, qabf_zliu Q^AB/F of "
-    "another toolbox, mi_nats mutual information of stretched images (nats); aligned image against label: rmse "
-    "(grey levels), ssim, ncc, mi_label mutual information (bits)."
+    "qabf Q^AB/F, qcv Q_CV, qvif VIFF, qs Piella's Q, qssim SSIM sum, qcb Q_CB, qy Q_Y, mi mutual "
+    "information (bits), en entropy (bits), sd standard deviation, sf spatial frequency, ag average "
+    "gradient, qssim_mean SSIM mean, qw Q_W, vif VIF sum, cc correlation, scd sum of correlations of "
+    "differences, qabf_zliu Q^AB/F of another toolbox, mi_nats mutual information of stretched images "
+    "(nats); aligned image against label: rmse (grey levels), ssim, ncc, mi_label mutual information "
+    "(bits)."
 )
 
 
@@ -179,8 +180,10 @@ def main(arguments: list[str] | None = None) -> int:
     """``python -m utils.compare``; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m utils.compare",
-        description="Compare the output of several methods on the same pairs. Files pair by stem; colour is "
-        "scored on BT.601 luma. Writes MODALITY.md, MODALITY.csv and MODALITY_pairs.csv.",
+        description=(
+            "Compare the output of several methods on the same pairs. Files pair by stem; colour is scored on "
+            "BT.601 luma. Writes MODALITY.md, MODALITY.csv and MODALITY_pairs.csv."
+        ),
         epilog="Published RMSE of PET and SPECT refers to grey files made by the benchmark authors' own formula: "
         "name those with --grey-moving and --grey-label, and the colour truth, for the fusion metrics, with "
         "--label.",

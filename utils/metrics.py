@@ -863,12 +863,6 @@ def read_grey(path: str | Path) -> np.ndarray:
     return whole if np.abs(image - whole).max() < 1e-4 else image
 
 
-def _read_pair(paths: dict[str, Path]) -> dict[str, np.ndarray]:
-    images = {role: read_grey(path) for role, path in paths.items()}
-    check_same_size(images, paths)
-    return images
-
-
 def score_pair(pair: dict) -> dict[str, float | str]:
     """Score the files of one pair.
 
@@ -885,7 +879,8 @@ def score_pair(pair: dict) -> dict[str, float | str]:
     """
     row: dict[str, float | str] = {"name": pair["name"]}
     paths = {role: path for role, path in pair.items() if role != "name" and path is not None}
-    images = _read_pair(paths)
+    images = {role: read_grey(path) for role, path in paths.items()}
+    check_same_size(images, paths)
     if "fused" in images:
         row |= fusion_metrics(images["fixed"], images["reference"], images["fused"])
     for role, suffix in (("aligned", ""), ("moving", "_before")):
@@ -966,7 +961,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ImageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(table.set_index("name").loc["mean"].astype(float).to_string(float_format="%.4f"))
+    print(table.iloc[-1].drop("name").astype(float).to_string(float_format="%.4f"))
     print(f"{len(table) - 1} pairs -> {options.csv}")
     return 0
 
