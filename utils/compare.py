@@ -180,13 +180,11 @@ def main(arguments: list[str] | None = None) -> int:
     """``python -m utils.compare``; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m utils.compare",
-        description=(
-            "Compare the output of several methods on the same pairs. Files pair by stem; colour is scored on "
-            "BT.601 luma. Writes MODALITY.md, MODALITY.csv and MODALITY_pairs.csv."
-        ),
-        epilog="Published RMSE of PET and SPECT refers to grey files made by the benchmark authors' own formula: "
-        "name those with --grey-moving and --grey-label, and the colour truth, for the fusion metrics, with "
-        "--label.",
+        description="Compare the output of several methods on the same pairs. Files pair by stem; colour "
+        "is scored on BT.601 luma. Writes MODALITY.md, MODALITY.csv and MODALITY_pairs.csv.",
+        epilog="Published RMSE of PET and SPECT refers to grey files made by the benchmark authors' own "
+        "formula: name those with --grey-moving and --grey-label, and the colour truth, for the fusion "
+        "metrics, with --label.",
     )
     parser.add_argument("--modality", metavar="NAME", required=True, type=_file_name, help="CT, PET or SPECT")
     parser.add_argument("--fixed", metavar="DIR", required=True, help="fixed images (MRI)")
