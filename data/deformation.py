@@ -5,9 +5,9 @@ multiplied by 256 px, plus a small translation. Blurred white noise is a Gaussia
 directly on a grid of a quarter of the resolution with the same covariance, which costs a sixteenth.
 """
 
+import math
 from dataclasses import dataclass
 
-import math
 import torch
 from torch import Tensor
 
@@ -37,7 +37,7 @@ class DeformationRange:
 
 # 256 px times the standard deviation sqrt(1/3) / (2 sqrt(pi) 16) of blurred uniform noise.
 BENCHMARK = DeformationRange(amplitude=(2.606, 2.606), sigma=(16.0, 16.0), translation=2.56)
-WIDE = DeformationRange(amplitude=(0.0, 4.5), sigma=(12.0, 28.0), translation=6.0, rotation=10.0, scale=0.06)
+WIDE = DeformationRange(amplitude=(0.0, 4.5), sigma=(12.0, 28.0), translation=12.0, rotation=12.0, scale=0.08)
 NONE = DeformationRange(amplitude=(0.0, 0.0), sigma=(16.0, 16.0))
 
 

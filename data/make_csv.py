@@ -83,7 +83,8 @@ def make_table(
         for pair in pair_files(fixed=folder / "MRI", moving=folder / name):
             match = pattern.fullmatch(pair["name"])
             if not match:
-                raise DataError.at(pair["fixed"], f"a name that matches the group pattern {group_pattern}", pair["name"])
+                expected = f"a name that matches the group pattern {group_pattern}"
+                raise DataError.at(pair["fixed"], expected, pair["name"])
             paths = {role: pair[role].relative_to(root).as_posix() for role in ("fixed", "moving")}
             rows.append({**paths, "modality": name, "group": match[match.re.groups and 1], "split": ""})
     table = pd.DataFrame(rows)
@@ -157,7 +158,8 @@ def _draw_split(table: pd.DataFrame, ratio: float, seed: int) -> list[str]:
         sizes = part["group"].value_counts()
         groups = sorted(sizes.index)
         if len(groups) == 1 and 0 < ratio < 1:
-            raise DataError.at(modality, "two patients or more to split by", f"one ({groups[0]}); check the group pattern")
+            found = f"one ({groups[0]}); is the group pattern right?"
+            raise DataError.at(modality, "two patients or more to split by", found)
         # Patients that another modality has already placed stay where they are.
         val = sum(sizes[g] for g in groups if split.get(g) == "val")
         target = (1 - ratio) * len(part)

@@ -1,6 +1,7 @@
 """Simulated pairs of an MRI slice and an aligned CT, PET or SPECT slice, and the embedded sample made of them.
 
     python -m data.make_sample [--output data/sample] [--seed 0]
+    python -m data.make_sample --training 80 --output DIR      # aligned pairs to train on, 80 of each modality
 
 Everything here is simulated: the anatomy is the ICBM152 2009a template (T1, grey and white matter at 1 mm, brain
 only) that the nilearn package carries, the skull and scalp are shells around it, and the contrasts follow from tissue
@@ -11,7 +12,6 @@ Making the sample needs nilearn (requirements-dev.txt); reading it does not.
 
 import argparse
 import functools
-import io
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -20,14 +20,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinates
+from tqdm import tqdm
 
 from data.deformation import BENCHMARK, DeformationRange, misalignment, random_flow
+from utils.flow_io import save_flow
 from utils.image_io import ImageError, read_image, write_bytes, write_image
 from utils.warp import resize_flow, warp
 
 SAMPLE_ROOT = Path(__file__).parent / "sample"
 SLICES = {"CT": (70, 90, 116), "PET": (76, 96, 108), "SPECT": (72, 84, 102)}
 """Axial slices of the template in the embedded sample, in voxels of 1 mm from its lowest one."""
+TRAINING_SLICES = (50, 141)
+"""First and last + 1 of the slices that training pairs show."""
 SIZE = 256
 """Height and width of a simulated image; a pixel is about 1 mm."""
 
@@ -252,30 +256,6 @@ def _colored(uptake: Array, modality: str) -> Array:
     return np.stack([np.interp(uptake, level, channel) for channel in channels], -1).astype(np.float32) / 255
 
 
-def load_flow(path: str | Path, size: tuple[int, int] = (SIZE, SIZE)) -> Array:
-    """Read a true flow of the sample at the resolution of its images.
-
-    The files hold (2, H / 4, W / 4) in pixels of that coarse grid, which the flow's smoothness allows.
-
-    Args:
-        path: ``flow/NAME.npy`` of the sample.
-        size: height and width of the images, px.
-
-    Returns:
-        float32 (2, H, W), px: ``label(p) = moving(p + flow(p))``.
-
-    Raises:
-        ImageError: the file cannot be read or is no flow.
-    """
-    try:
-        flow = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ImageError.at(path, "a flow (NumPy array)", str(error)) from error
-    if not isinstance(flow, np.ndarray) or flow.ndim != 3 or flow.shape[0] != 2:
-        raise ImageError.at(path, "a flow of shape (2, H, W)", f"{getattr(flow, 'shape', type(flow).__name__)}")
-    return resize_flow(torch.from_numpy(flow.astype(np.float32))[None], size)[0].numpy()
-
-
 def make_sample(output: Path, seed: int) -> None:
     """Write the sample: ``output/MODALITY/{fixed,moving,label}/NAME.png`` and ``flow/NAME.npy``.
 
@@ -296,22 +276,49 @@ def make_sample(output: Path, seed: int) -> None:
             deformation = random_flow((SIZE, SIZE), BENCHMARK, generator)
             moving = warp(label, resize_flow(deformation, (SIZE, SIZE)))[0].permute(1, 2, 0).squeeze(2)
             write_image(folder / "moving" / f"{name}.png", moving.numpy())
-            buffer = io.BytesIO()
-            np.save(buffer, misalignment(deformation)[0].numpy())
-            write_bytes(folder / "flow" / f"{name}.npy", buffer.getvalue())
+            save_flow(folder / "flow" / f"{name}.npy", misalignment(deformation)[0].numpy())
+
+
+def make_training(output: Path, count: int, seed: int) -> None:
+    """Write aligned pairs in the layout of the training data: ``output/MODALITY-MRI/{MRI,MODALITY}/sim_XXX.png``.
+
+    A `split.csv` marks them all for training, so that validation stays with real images. No pair shows a slice within
+    1 mm of one of the sample's, and every pair has its own anatomy, pose and contrast.
+
+    Raises:
+        ImageError: a file cannot be written.
+        ImportError: nilearn is not installed.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for modality, used in SLICES.items():
+        free = [s for s in range(*TRAINING_SLICES) if min(abs(s - u) for u in used) > 1]
+        for number in tqdm(range(count), desc=modality, unit="pair"):
+            fixed, moving = simulate_pair(free[number * len(free) // count % len(free)], modality, generator)
+            folder = output / f"{modality}-MRI"
+            write_image(folder / "MRI" / f"sim{number:03d}.png", fixed)
+            write_image(folder / modality / f"sim{number:03d}.png", moving)
+        rows = "".join(f"train,sim{number:03d}.png\n" for number in range(count))
+        write_bytes(output / f"{modality}-MRI" / "split.csv", f"split,name\n{rows}".encode())
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Make the embedded sample of simulated pairs again.")
     parser.add_argument("--output", type=Path, default=SAMPLE_ROOT, help="folder to write to (default: %(default)s)")
+    parser.add_argument("--training", type=int, metavar="N", help="make N aligned pairs a modality to train on instead")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s, the seed of the embedded sample")
     options = parser.parse_args(arguments)
+    if options.training is not None and (options.training < 1 or options.output == SAMPLE_ROOT):
+        parser.error("--training: expected a number from 1 up and an --output of its own")
     try:
-        make_sample(options.output, options.seed)
+        if options.training is not None:
+            make_training(options.output, options.training, options.seed)
+        else:
+            make_sample(options.output, options.seed)
     except (ImageError, ImportError) as error:
         print(f"make_sample: {error}", file=sys.stderr)
         return 2
-    print(f"Wrote {sum(map(len, SLICES.values()))} simulated pairs to {options.output}")
+    count = (options.training or 0) * len(SLICES) or sum(map(len, SLICES.values()))
+    print(f"Wrote {count} simulated pairs to {options.output}")
     return 0
 
 

@@ -6,8 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.eda_flowreg import STEP
-from utils.warp import compose
+from models.eda_flowreg import CELL, STEP
+from models.edarfusion import Registration
+from utils.warp import compose, resize_flow, warp
+
+BACKGROUND = 0.02  # weight of the flow outside the head, where any smooth continuation will do
 
 
 class RegistrationLoss(NamedTuple):
@@ -26,15 +29,20 @@ class RegistrationWeights(NamedTuple):
 
     flow: float = 1.0
     matching: float = 0.5
-    similarity: float = 0.0
-    smoothness: float = 0.05
-    inverse: float = 0.05
+    similarity: float = 30.0
+    smoothness: float = 0.5
+    inverse: float = 0.1
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `values` (B, C, H, W) weighted by `mask` (B, 1, H, W); 0 where the mask is empty."""
+    """Mean of `values` (B, C, H, W) weighted by `mask` (B, 1, H, W), image by image, then over the batch.
+
+    Normalising each image by itself makes the mean over two halves of a batch equal the mean over the batch, so that
+    distributed training gives the gradients of one process.
+    """
     weight = mask.expand_as(values)
-    return (values * weight).sum() / weight.sum().clamp_min(1e-6)
+    each = (values * weight).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3)).clamp_min(1e-6)
+    return each.mean()
 
 
 def foreground(image: Tensor, size: tuple[int, int], threshold: float = 0.08) -> Tensor:
@@ -96,3 +104,44 @@ def smoothness(flow: Tensor) -> Tensor:
 def inverse_error(flow: Tensor, inverse_flow: Tensor, mask: Tensor) -> Tensor:
     """Mean length (px) of `flow` composed with `inverse_flow`, both (B, 2, H, W) in px of their grid."""
     return masked_mean(compose(flow, inverse_flow).norm(dim=1, keepdim=True), mask)
+
+
+def registration_loss(
+    registration: Registration,
+    moving: Tensor,
+    moving_aligned: Tensor,
+    fixed: Tensor,
+    true_flow: Tensor,
+    true_inverse: Tensor,
+    weights: RegistrationWeights = RegistrationWeights(),
+) -> RegistrationLoss:
+    """Compare an estimate with the deformation that was applied.
+
+    Args:
+        registration: what `EDARFusion.register` returned for (fixed, moving).
+        moving, moving_aligned, fixed: (B, 1, H, W) in [0, 1].
+        true_flow, true_inverse: (B, 2, h, w), px of their own grid: `warp(moving, true_flow) = moving_aligned`.
+        weights: of the components.
+
+    Returns:
+        `RegistrationLoss` of scalars: flow (px, L1), matching (nats), similarity (mean absolute grey difference of
+        the aligned image and the truth), smoothness (px^2), inverse (px).
+    """
+    last = registration.steps[-1]
+    size = last.flow.shape[2:]
+    truth = CELL * torch.cat((resize_flow(true_flow, size), resize_flow(true_inverse, size)))
+    mask = torch.cat((foreground(moving_aligned, size), foreground(fixed, size))) + BACKGROUND
+    flow = sum(masked_mean((step.flow - truth).abs(), mask) for step in registration.steps)
+    matching = sum(
+        matching_error(scores, truth - step.before.detach(), mask, step.radius)
+        for step in registration.steps
+        for scores in step.scores
+    )
+    forward, backward = last.flow.chunk(2)
+    half = (moving.shape[2] // 2, moving.shape[3] // 2)
+    aligned = warp(F.avg_pool2d(moving, 2), resize_flow(forward / CELL, half))
+    similarity = (aligned - F.avg_pool2d(moving_aligned, 2)).abs().mean()
+    smooth = smoothness(last.flow)
+    inverse = CELL * inverse_error(forward / CELL, backward / CELL, mask[: len(forward)])
+    parts = (flow, matching, similarity, smooth, inverse)
+    return RegistrationLoss(sum(w * part for w, part in zip(weights, parts, strict=True)), *parts)

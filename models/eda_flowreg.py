@@ -13,15 +13,27 @@ from torch import Tensor, nn
 
 from models.layers import GaussianBlur, UNet, conv
 from utils.maps import resize
+from utils.warp import compose, warp
 
-STEP = 4  # px between matching candidates: one cell of the features
+CELL = 8  # px between places where flow is estimated
+STEP = 4  # px between matching candidates
+TILE = 32  # cells of a row that are matched at once; the work for a row grows with its square
 
 
 class FlowStep(NamedTuple):
-    """One scale's result: flow (B, 2, h, w) in px of the full image and log-scores (B, K, h, w) of the candidates."""
+    """One scale's result, both fields in px of the full image on the grid of cells.
+
+    Attributes:
+        flow: (B, 2, h, w), the displacement field after this scale.
+        before: (B, 2, h, w), the field that this scale started from; the scores are about the difference.
+        scores: for each window, wide first, log-scores (B, K, h, w) of the candidates.
+        radius: of the candidates.
+    """
 
     flow: Tensor
-    scores: Tensor
+    before: Tensor
+    scores: list[Tensor]
+    radius: int
 
 
 def candidates(radius: int) -> Tensor:
@@ -32,84 +44,136 @@ def candidates(radius: int) -> Tensor:
 
 
 def correlate(fixed: Tensor, moving: Tensor, radius: int) -> Tensor:
-    """Dot products of fixed features with displaced moving features, at half the features' resolution.
+    """Dot products of fixed features at the cells' centres with moving features displaced by steps of half a cell.
 
     Args:
-        fixed, moving: (B, C, h, w) with even h and w.
-        radius: largest displacement, in cells of the features.
+        fixed, moving: (B, 4, C, h, w), see `models.encoder.Encoder`.
+        radius: largest displacement, in half cells (4 px).
 
     Returns:
-        (B, K, h/2, w/2), candidates in the order of `candidates`.
+        (B, K, h, w), candidates in the order of `candidates`; beyond the border features count as zero.
     """
-    count, span = 2 * radius + 1, moving.shape[3] + 2 * radius
-    fixed = F.avg_pool2d(fixed, 2).permute(0, 2, 3, 1).contiguous()
-    # Both sides are read at the corner shared by four cells, so a displacement of k cells is exactly k cells.
-    moving = F.avg_pool2d(F.pad(moving, (radius, radius + 1, radius, radius + 1)), 2, stride=1)
-    moving = moving.permute(0, 2, 1, 3).contiguous()
-    batch, height, width, _ = fixed.shape
-    rows = []
-    for dy in range(count):
-        # Every pixel of a row against every pixel of the displaced row; only a diagonal band is wanted. Padding each
-        # row of products by two cells turns the band into a column block.
-        product = fixed @ moving[:, dy : dy + 2 * height : 2]
-        product = F.pad(product.flatten(2), (0, 2 * width)).view(batch, height, width, span + 2)
-        rows.append(product[..., :count])
-    return torch.cat(rows, dim=-1).permute(0, 3, 1, 2).contiguous()
+    batch, _, channels, height, width = fixed.shape
+    count = 2 * radius + 1
+    fixed = fixed[:, 0].permute(0, 2, 3, 1)
+    # The four phases of each cell become a grid of twice the resolution, rows first for the product below.
+    moving = moving.unflatten(1, (2, 2)).permute(0, 4, 1, 3, 5, 2).reshape(batch, 2 * height, channels, 2 * width)
+    moving = F.pad(moving, (radius, radius, 0, 0, radius, radius))
+    tiles = []
+    for left in range(0, width, TILE):
+        cells = fixed[:, :, left : left + TILE]
+        tile = cells.shape[2]
+        span = 2 * tile + 2 * radius
+        rows = moving[..., 2 * left : 2 * left + span].unfold(1, count, 2)
+        rows = rows.permute(0, 1, 2, 4, 3).reshape(batch, height, channels, count * span)
+        # Every cell of a row against every point of the displaced rows: only a diagonal band of that is wanted, but
+        # one large product is still far cheaper than many small ones.
+        product = (cells @ rows).contiguous()
+        line = count * span
+        band = product.as_strided(
+            (batch, height, tile, count, count), (height * tile * line, tile * line, line + 2, span, 1)
+        )
+        tiles.append(band.reshape(batch, height, tile, count * count))
+    return torch.cat(tiles, dim=2).permute(0, 3, 1, 2)
 
 
-class EDAFlowReg(nn.Module):
-    """Matching under reliability-weighted aggregation, and a gated increment.
+def warp_phases(features: Tensor, flow: Tensor) -> Tensor:
+    """Warp features (B, 4, C, h, w) with a flow (B, 2, h, w) in px of the full image."""
+    batch, _, channels, height, width = features.shape
+    # The points between two cells' centres lie half a cell on, so their displacement is the mean of the neighbours'.
+    flow = F.pad(flow, (0, 1, 0, 1), mode="replicate")
+    flow = torch.stack((flow[..., :-1], (flow[..., :-1] + flow[..., 1:]) / 2), dim=-1).flatten(-2)
+    flow = torch.stack((flow[:, :, :-1], (flow[:, :, :-1] + flow[:, :, 1:]) / 2), dim=3).flatten(2, 3)
+    grid = F.pixel_shuffle(features.transpose(1, 2).flatten(1, 2), 2)
+    warped = F.pixel_unshuffle(warp(grid, flow / STEP), 2)
+    return warped.view(batch, channels, 4, height, width).transpose(1, 2)
+
+
+class Scale(NamedTuple):
+    """Settings of one scale of EDA-FlowReg.
+
+    Attributes:
+        radius: largest candidate displacement in steps of 4 px.
+        windows: sigmas of the aggregation in px, wide first: the wide one is learned first and steadies the narrow
+            one, which moves the flow. None compares each cell by itself (ablation).
+        stride: cells between places where the increment is refined.
+        widths: channels of the refining network, at the stride's resolution and at halves of it.
+    """
+
+    radius: int
+    windows: tuple[float | None, ...]
+    stride: int
+    widths: tuple[int, ...]
+
+
+class FlowScale(nn.Module):
+    """One scale: matching under reliability-weighted aggregation, then a gated increment and its refinement.
 
     Args:
-        features: channels of the features.
-        widths: channels of the refining network at 1/8, 1/16, ... of the resolution.
-        radius: largest candidate displacement in cells of 4 px.
-        window: sigma of the aggregation, px.
-        aggregate: False compares each pixel by itself (ablation).
-        gate: False sets the gate W to 1 (ablation).
+        features: channels of one feature vector.
+        scale: settings.
     """
 
-    def __init__(
-        self,
-        features: int,
-        widths: tuple[int, ...],
-        radius: int = 4,
-        window: float = 12.0,
-        aggregate: bool = True,
-        gate: bool = True,
-    ) -> None:
+    def __init__(self, features: int, scale: Scale) -> None:
         super().__init__()
-        self.radius, self.aggregate, self.gate = radius, aggregate, gate
-        self.blur = GaussianBlur(window / 8)
+        self.radius, self.stride = scale.radius, scale.stride
+        self.blurs = nn.ModuleList(GaussianBlur(w / CELL) if w else nn.Identity() for w in scale.windows)
         self.smooth = GaussianBlur(1.0)
-        self.log_temperature = nn.Parameter(torch.log(torch.tensor(30.0)))
+        self.log_temperature = nn.Parameter(torch.full((len(scale.windows),), 30.0).log())
         self.alpha = nn.Parameter(torch.tensor(0.0))
-        self.register_buffer("candidates", candidates(radius), persistent=False)
-        count = len(self.candidates)
-        self.squeeze = conv(2 * count + 2 * features + 2 + 2, widths[0], kernel=1)
-        self.refine = UNet(widths[0], widths)
-        self.head = conv(widths[0], 2)
+        self.register_buffer("candidates", candidates(scale.radius), persistent=False)
+        inputs = (1 + len(scale.windows)) * len(self.candidates) + 2 * features + 2 * len(scale.windows) + 4
+        self.squeeze = conv(inputs, scale.widths[0], kernel=1)
+        self.refine = UNet(scale.widths)
+        self.head = conv(scale.widths[0], 2)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, fixed: Tensor, moving: Tensor, reliability: Tensor, gate: Tensor) -> FlowStep:
-        """Features (B, C, h, w), reliability (B, 1, h/2, w/2), gate W (B, 1, ...) -> `FlowStep` at h/2 x w/2."""
+    def forward(self, fixed: Tensor, moving: Tensor, reliability: Tensor, gate: Tensor, flow: Tensor) -> FlowStep:
+        """Features (B, 4, C, h, w), R, W (B, 1, h, w) and the flow so far (B, 2, h, w) -> `FlowStep`."""
         raw = correlate(fixed, moving, self.radius)
-        scores = self.blur(reliability * raw) / self.blur(reliability).clamp_min(1e-4) if self.aggregate else raw
-        scores = scores * self.log_temperature.exp()
-        probability = torch.softmax(scores, dim=1)
-        matched = torch.einsum("bkhw,kc->bchw", probability, self.candidates)
-        w = self.smooth(resize(gate, raw.shape[2:])) if self.gate else torch.ones_like(reliability)
-        alpha = torch.sigmoid(self.alpha)
+        scores = [
+            (blur(reliability * raw) / blur(reliability).clamp_min(1e-4)).float() * temperature
+            for blur, temperature in zip(self.blurs, self.log_temperature.exp(), strict=True)
+        ]
+        matched = [torch.einsum("bkhw,kc->bchw", torch.softmax(s, dim=1), self.candidates) for s in scores]
+        gate = self.smooth(gate)
         evidence = (
             raw,
-            scores - scores.mean(dim=1, keepdim=True),
-            F.avg_pool2d(fixed, 2),
-            F.avg_pool2d(moving, 2),
-            matched / 8,
+            *(s - s.mean(dim=1, keepdim=True) for s in scores),
+            fixed[:, 0],
+            moving[:, 0],
+            *(m / CELL for m in matched),
+            flow / CELL,
             reliability,
-            w,
+            gate,
         )
-        x = torch.cat(evidence, dim=1).contiguous(memory_format=torch.channels_last)
-        residual = self.head(self.refine(self.squeeze(x))).float()
-        return FlowStep((alpha + (1 - alpha) * w) * matched + 4 * residual, scores)
+        x = F.avg_pool2d(torch.cat(evidence, dim=1), self.stride).contiguous(memory_format=torch.channels_last)
+        residual = STEP * resize(self.head(self.refine(self.squeeze(x))).float(), flow.shape[2:])
+        alpha = torch.sigmoid(self.alpha)
+        increment = (alpha + (1 - alpha) * gate) * matched[-1] + residual
+        return FlowStep(CELL * compose(flow / CELL, increment / CELL), flow, scores, self.radius)
+
+
+class EDAFlowReg(nn.Module):
+    """Coarse to fine; each scale warps the moving features with the flow so far.
+
+    Args:
+        features: channels of one feature vector.
+        scales: settings of each scale, coarse first.
+    """
+
+    def __init__(self, features: int, scales: tuple[Scale, ...]) -> None:
+        super().__init__()
+        self.scales = nn.ModuleList(FlowScale(features, scale) for scale in scales)
+
+    def forward(self, fixed: Tensor, moving: Tensor, reliability: Tensor, gate: Tensor) -> list[FlowStep]:
+        """Features (B, 4, C, h, w), R (B, 1, h, w), W (B, 1, ...) -> a `FlowStep` a scale, coarse to fine."""
+        flow = fixed.new_zeros(fixed.shape[0], 2, *fixed.shape[3:], dtype=torch.float32)
+        gate = resize(gate, flow.shape[2:])
+        steps = []
+        for scale in self.scales:
+            warped = warp_phases(moving, flow) if steps else moving
+            steps.append(scale(fixed, warped, reliability, gate, flow))
+            flow = steps[-1].flow
+        return steps

@@ -4,37 +4,43 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import UNet, conv
+from models.layers import ConvBlock, UNet, conv
 from utils.maps import gradient_magnitude, local_entropy
 
 
-def entropy_at_half(image: Tensor) -> Tensor:
-    """Local entropy (B, 1, H/2, W/2) in bits: 5 x 5 at half resolution covers the 9 x 9 window at full."""
-    return local_entropy(F.avg_pool2d(image, 2), window=5)
+def entropy_at_quarter(image: Tensor) -> Tensor:
+    """Local entropy (B, 1, H/4, W/4) in bits over about 12 x 12 px: a sixteenth of the places at full resolution."""
+    return local_entropy(F.avg_pool2d(image, 2), window=3, stride=2)
 
 
 class Encoder(nn.Module):
-    """U-shaped feature network at a quarter of the resolution.
+    """U-shaped feature network at an eighth of the resolution that resolves a quarter of it.
+
+    Each cell of 8 x 8 px carries four feature vectors ("phases"), for the cell's centre and for the points 4 px to the
+    right of it, below it and both. Nearly everything runs on the small grid, yet matching can step by 4 px.
 
     Args:
-        widths: channels at 1/4, 1/8, 1/16, ... of the resolution.
-        features: channels of the output.
+        widths: channels at 1/8, 1/16, 1/32, ... of the resolution; before that, a quarter of the first at 1/2 and half
+            of it at 1/4.
+        features: channels of one feature vector.
         entropy: whether local entropy is an input (an ablation switches it off).
     """
 
     def __init__(self, widths: tuple[int, ...], features: int, entropy: bool = True) -> None:
         super().__init__()
         self.entropy = entropy
-        self.unet = UNet(16 + 4 + 4, widths)
-        self.head = conv(widths[0], features, kernel=1)
+        quarter, half = widths[0] // 2, widths[0] // 4
+        self.stem = nn.Sequential(ConvBlock(4 + 1, half), ConvBlock(half, quarter, stride=2))
+        self.join = ConvBlock(quarter + 1, widths[0], stride=2)
+        self.unet = UNet(widths)
+        self.head = conv(widths[0], 4 * features, kernel=1)
 
     def forward(self, image: Tensor, entropy: Tensor) -> Tensor:
-        """(B, 1, H, W) in [0, 1] and its entropy (B, 1, H/2, W/2) -> features (B, features, H/4, W/4)."""
-        half = F.avg_pool2d(image, 2)
+        """(B, 1, H, W) in [0, 1] and its entropy (B, 1, H/4, W/4) -> features (B, 4, features, H/8, W/8)."""
         entropy = entropy / 4 if self.entropy else torch.zeros_like(entropy)
-        stack = (
-            F.pixel_unshuffle(image, 4),
-            F.pixel_unshuffle(gradient_magnitude(half), 2),
-            F.pixel_unshuffle(entropy, 2),
-        )
-        return self.head(self.unet(torch.cat(stack, dim=1).contiguous(memory_format=torch.channels_last)))
+        edges = gradient_magnitude(F.avg_pool2d(image, 2))
+        x = torch.cat((F.pixel_unshuffle(image, 2), edges), dim=1).contiguous(memory_format=torch.channels_last)
+        x = self.join(torch.cat((self.stem(x), entropy), dim=1))
+        x = self.head(self.unet(x)).float()
+        # What all places of an image share says nothing about which place is which.
+        return F.instance_norm(x).unflatten(1, (4, -1))

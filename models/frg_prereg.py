@@ -12,13 +12,13 @@ from kornia.filters import box_blur
 from torch import Tensor, nn
 
 from models.layers import ConvBlock, conv
-from utils.maps import gradient_magnitude, min_max, resize
+from utils.maps import gradient_magnitude, min_max
 
 FLOOR = 0.02
 
 
 class PreRegistration(NamedTuple):
-    """Adapted features (B, C, h, w) of unit length and reliability (B, 1, h/2, w/2) in [0, 1] of both images."""
+    """Adapted features (B, 4, C, h, w) of unit length and reliability (B, 1, h, w) in [0, 1] of both images."""
 
     fixed: Tensor
     moving: Tensor
@@ -43,45 +43,43 @@ def reliability_prior(fixed: Tensor, moving: Tensor, moving_image: Tensor, tau: 
     cosine = (fixed * moving).sum(dim=1, keepdim=True)
     distance = (fixed - moving).abs().mean(dim=1, keepdim=True)
     similar = ((1 + cosine) / 2 + torch.exp(-distance / tau)) / 2
-    edge = resize(min_max(gradient_magnitude(moving_image)), fixed.shape[2:])
+    edge = F.adaptive_max_pool2d(min_max(gradient_magnitude(moving_image)), fixed.shape[2:])
     return 0.15 + 0.85 * box_blur(similar * (1 - edge).clamp_min(0) ** 1.5, (5, 5), border_type="reflect")
 
 
 class FRGPreReg(nn.Module):
-    """Reliability head and adapter on features at a quarter of the resolution.
+    """Reliability head and adapter.
 
     Args:
-        features: channels of the features.
+        features: channels of one feature vector.
         reliability: False sets R to 1 everywhere (ablation).
     """
 
     def __init__(self, features: int, reliability: bool = True) -> None:
         super().__init__()
         self.reliability = reliability
-        self.squeeze = ConvBlock(4 * features + 1, features, kernel=1)
-        self.mix = ConvBlock(features, features)
-        self.adapter = conv(features, 2 * features, kernel=1)
-        self.head = conv(features, 2, kernel=1)
+        self.squeeze = ConvBlock(4 * features + 1, 2 * features, kernel=1)
+        self.mix = ConvBlock(2 * features, 2 * features)
+        self.adapter = conv(2 * features, 8 * features, kernel=1)
+        self.head = conv(2 * features, 2, kernel=1)
         self.strength = nn.Parameter(torch.tensor([0.6, 0.25]))
 
     def forward(self, fixed: Tensor, moving: Tensor, moving_image: Tensor) -> PreRegistration:
-        """Features (B, C, h, w) of both images and the moving image (B, 1, H, W) -> `PreRegistration`."""
-        f, m = F.avg_pool2d(fixed.float(), 2), F.avg_pool2d(moving.float(), 2)
-        f, m = F.normalize(f, dim=1), F.normalize(m, dim=1)
+        """Features (B, 4, C, h, w) of both images and the moving image (B, 1, H, W) -> `PreRegistration`."""
+        f, m = F.normalize(fixed[:, 0].float(), dim=1), F.normalize(moving[:, 0].float(), dim=1)
         prior = reliability_prior(f, m, moving_image)
         z = self.mix(self.squeeze(torch.cat((f, m, (f - m).abs(), f * m, prior), dim=1)))
         r = FLOOR + (1 - FLOOR) * torch.sigmoid(self.head(z).float() + torch.logit(prior.clamp(0.16, 0.95)))
         if not self.reliability:
             r = torch.ones_like(r)
         r_fixed, r_moving = r.split(1, dim=1)
-        d_fixed, d_moving = self.adapter(z).float().chunk(2, dim=1)
+        d_fixed, d_moving = self.adapter(z).unflatten(1, (2, 4, -1)).unbind(1)
         return PreRegistration(
             self.adapt(fixed, d_fixed, r_fixed), self.adapt(moving, d_moving, r_moving), r_fixed, r_moving
         )
 
     def adapt(self, features: Tensor, residual: Tensor, reliability: Tensor) -> Tensor:
-        """Unit-length (F + a R D) + a_raw (1 - R) F, D and R raised to the resolution of F."""
+        """F + a R D + a_raw (1 - R) F, scaled to unit length: F and D (B, 4, C, h, w), R (B, 1, h, w)."""
         strength, raw = self.strength
-        unit = F.normalize(features.float(), dim=1)
-        change = resize(strength * reliability * residual, features.shape[2:])
-        return F.normalize(unit * (1 + raw * (1 - resize(reliability, features.shape[2:]))) + change, dim=1)
+        r = reliability.unsqueeze(1).to(features.dtype)
+        return F.normalize((features * (1 + raw * (1 - r)) + strength * r * residual).float(), dim=2)

@@ -1,5 +1,7 @@
 """Building blocks that the networks share."""
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,28 +34,25 @@ class ResidualBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """U-shaped network over len(widths) resolutions: (B, inputs, H, W) -> (B, widths[0], H, W).
+    """U-shaped network over len(widths) resolutions: (B, widths[0], H, W) -> (B, widths[0], H, W).
 
     Height and width must be multiples of 2 ** (len(widths) - 1).
     """
 
-    def __init__(self, inputs: int, widths: tuple[int, ...]) -> None:
+    def __init__(self, widths: tuple[int, ...]) -> None:
         super().__init__()
-        self.stem = ConvBlock(inputs, widths[0])
         self.blocks = nn.ModuleList(ResidualBlock(w) for w in widths[1:])
-        self.down = nn.ModuleList(ConvBlock(a, b, stride=2) for a, b in zip(widths, widths[1:]))
-        self.lateral = nn.ModuleList(conv(b, a, kernel=1) for a, b in zip(widths, widths[1:]))
+        self.down = nn.ModuleList(ConvBlock(a, b, stride=2) for a, b in pairwise(widths))
+        self.lateral = nn.ModuleList(conv(b, a, kernel=1) for a, b in pairwise(widths))
         self.merge = nn.ModuleList(ResidualBlock(a) for a in widths[:-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
         skips = []
-        for down, block in zip(self.down, self.blocks):
+        for down, block in zip(self.down, self.blocks, strict=True):
             skips.append(x)
             x = block(down(x))
-        for lateral, merge in zip(reversed(self.lateral), reversed(self.merge)):
-            skip = skips.pop()
-            x = merge(skip + F.interpolate(lateral(x), scale_factor=2.0, mode="bilinear", align_corners=False))
+        for lateral, merge in zip(reversed(self.lateral), reversed(self.merge), strict=True):
+            x = merge(skips.pop() + F.interpolate(lateral(x), scale_factor=2.0, mode="nearest"))
         return x
 
 

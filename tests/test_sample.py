@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.make_sample import SAMPLE_ROOT, SLICES, load_flow, main, simulate_pair
+from data.make_sample import SAMPLE_ROOT, SLICES, main, simulate_pair
+from utils.flow_io import load_flow
 from utils.image_io import ImageError, is_color, pair_files, read_image
 from utils.warp import warp
 

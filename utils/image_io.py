@@ -212,7 +212,10 @@ def _decode(path: str | os.PathLike) -> Image.Image:
             # Decoding alone does not check the checksums of a PNG; verify() uses the opened file up.
             Image.open(io.BytesIO(data), formats=_FORMATS).verify()
             image.load()
-            return ImageOps.exif_transpose(image)
+            image = ImageOps.exif_transpose(image)
+            # Some forms of it make Pillow warn in conversions.
+            image.info.pop("transparency", None)
+            return image
     except ImageError:
         raise
     except UnidentifiedImageError as error:

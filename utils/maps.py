@@ -39,7 +39,7 @@ def gradient_magnitude(image: Tensor) -> Tensor:
     return spatial_gradient(image)[:, 0].square().sum(dim=1, keepdim=True).add(EPS**2).sqrt()
 
 
-def local_entropy(image: Tensor, window: int = 9, bins: int = 16, sigma: float = 0.08) -> Tensor:
+def local_entropy(image: Tensor, window: int = 9, bins: int = 16, sigma: float = 0.08, stride: int = 1) -> Tensor:
     """Shannon entropy of the grey levels around each pixel, from a soft histogram.
 
     Membership of a pixel in the bins is Gaussian around `bins` centres on [0, 1], normalised over the bins; the
@@ -47,12 +47,13 @@ def local_entropy(image: Tensor, window: int = 9, bins: int = 16, sigma: float =
 
     Args:
         image: (B, 1, H, W); scaled to [0, 1] per image first.
-        window: odd side of the neighbourhood, px.
+        window: odd side of the neighbourhood, in steps of `stride`.
         bins: number of bin centres.
         sigma: width of the membership, in units of the grey range.
+        stride: px between the places where entropy is wanted; memberships are averaged over blocks of that side.
 
     Returns:
-        (B, 1, H, W) in [0, log2(bins)] bits.
+        (B, 1, H / stride, W / stride) in [0, log2(bins)] bits.
     """
     scaled = min_max(image)
     centres = torch.linspace(0, 1, bins, device=image.device).view(1, bins, 1, 1)
@@ -60,7 +61,8 @@ def local_entropy(image: Tensor, window: int = 9, bins: int = 16, sigma: float =
     membership = log_membership.exp()
     # A pixel between two centres belongs to several bins; the entropy of a constant image must still be 0.
     own = -(membership * log_membership).sum(dim=1, keepdim=True)
-    blurred = box_blur(torch.cat((membership, own), dim=1), (window, window), border_type="reflect", separable=True)
+    blocks = F.avg_pool2d(torch.cat((membership, own), dim=1), stride)
+    blurred = box_blur(blocks, (window, window), border_type="reflect", separable=True)
     histogram, own = blurred[:, :-1], blurred[:, -1:]
     mixed = -(histogram * histogram.clamp_min(1e-12).log()).sum(dim=1, keepdim=True)
     return (mixed - own).clamp_min(0) / math.log(2)

@@ -13,7 +13,7 @@ import base64
 import io
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,6 +78,7 @@ METRICS: dict[str, Metric] = {
     ),
     "ssim": Metric("SSIM", better=1, description="structural similarity to the label"),
     "ncc": Metric("NCC", better=1, description="normalised cross-correlation with the label"),
+    "epe": Metric("EPE", better=-1, digits=2, description="endpoint error of the flow in tissue, pixels"),
     "folding": Metric(
         "Folding", better=-1, digits=4, description="share of pixels whose Jacobian is not positive"
     ),
@@ -98,7 +99,7 @@ METRICS: dict[str, Metric] = {
 """Columns of metrics.csv by name, in the order of the page. Columns not listed here follow, without arrow."""
 
 _BEFORE = "_before"
-_REGISTRATION = ("rmse", "ssim", "ncc", "folding")
+_REGISTRATION = ("rmse", "ssim", "ncc", "epe", "folding")
 _CARD_METRICS = ("rmse", "ssim", "ncc", "qabf", "qvif", "qcv", "seconds")
 
 PAGE_BUDGET = 14_000_000
@@ -493,11 +494,11 @@ def _encode_pair(pair: PairImages, how: Encoding) -> list[tuple[str, str]]:
     return [(view, _encode(image, how)) for view, image in _views(pair)]
 
 
-def _spread(items: Sequence, count: int) -> list:
-    """At most `count` evenly spaced items."""
+def _spread(items: Sequence, count: int) -> Iterator:
+    """At most `count` evenly spaced items, one by one: a sequence may read each from its file as it is asked for."""
     if len(items) <= count:
-        return list(items)
-    return [items[index] for index in np.linspace(0, len(items) - 1, count).round().astype(int)]
+        return iter(items)
+    return (items[index] for index in np.linspace(0, len(items) - 1, count).round().astype(int))
 
 
 def _length(encoded: Iterable[tuple[str, str]]) -> int:
@@ -506,7 +507,7 @@ def _length(encoded: Iterable[tuple[str, str]]) -> int:
 
 def _choose(pairs: Sequence[PairImages], budget: int) -> tuple[Encoding, float]:
     """First step of the ladder that fits the budget, judged from a few pairs; and its bytes a pair."""
-    sample = _spread(pairs, 6)
+    sample = list(_spread(pairs, 6))
     for how in LADDER:
         # A tenth more than the mean of the sample, because the pairs that were not looked at may be larger.
         each = 1.1 * sum(_length(_encode_pair(pair, how)) for pair in sample) / len(sample)

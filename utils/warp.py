@@ -36,7 +36,7 @@ def warp(image: Tensor, flow: Tensor) -> Tensor:
     sampled = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
     # Normalised coordinates round to about 1e-5 px; zero flow must still be the identity, gradients included.
     still = (flow == 0).all(dim=1, keepdim=True)
-    return torch.where(still, image + (sampled - sampled.detach()), sampled)
+    return torch.where(still, image.detach() + (sampled - sampled.detach()), sampled)
 
 
 def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,0 +1,272 @@
+"""Align and fuse pairs of an MRI slice and a CT, PET or SPECT slice with a trained model, and score the results.
+
+    python EDARFusion_test_val.py                                  # the embedded sample, all modalities
+    python EDARFusion_test_val.py --modality CT --fixed MRI --moving CT [--label CT_label]
+    python EDARFusion_test_val.py --modality PET --csv PAIRS.csv --root DATA --split val
+    python EDARFusion_test_val.py --modality CT --fixed MRI.nii.gz --moving CT.nii.gz [--window 40 80]
+    torchrun --nproc_per_node=2 EDARFusion_test_val.py ...         # several processes share the pairs
+
+Results go to OUTPUT/MODALITY: fused/ and aligned/ images, metrics.csv, report.html and, if asked for, flow/, maps/ and
+figures/. Of NIfTI files and DICOM folders each axial slice is a pair, and aligned.nii.gz and fused.nii.gz lie on the
+grid of the fixed volume. Ctrl-C and SIGTERM end after the pair at hand; --resume goes on from there.
+"""
+
+# The processes that score import this file again, so what needs torch is imported where the work begins.
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from data.make_csv import MODALITIES, SPLITS, DataError
+from utils.evaluation import Job, evaluate, scoring_pool, stop_on_signal
+from utils.flow_io import load_flow
+from utils.image_io import ImageError
+from utils.metrics import positive
+from utils.pairs import folder_pairs, read_pair, sample_pairs, table_pairs
+from utils.report import METRICS
+from utils.results import ResultFolder
+from utils.volume_io import is_volume
+from utils.volume_pair import VolumePair, read_volumes
+
+PROGRAM = "EDARFusion_test_val"
+CHECKPOINT = Path(__file__).parent / "checkpoints" / "edarfusion.safetensors"
+SUMMARY = ("rmse", "ssim", "ncc", "epe", "qabf", "qvif", "qcv", "folding", "seconds")
+INTERRUPTED = 130  # what shells report for Ctrl-C
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+PART = RANK if WORLD > 1 else None
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = OneLineParser(PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    data = parser.add_argument_group("pairs (default: the embedded sample)")
+    data.add_argument("--modality", default="all", metavar="CT|PET|SPECT|all",
+                      help="of the moving images (default: %(default)s)")
+    data.add_argument("--fixed", metavar="DIR", help="fixed images (MRI); or a volume: NIfTI, DICOM")
+    data.add_argument("--moving", metavar="DIR", help="moving images, grey or colour; files pair by stem")
+    data.add_argument("--label", metavar="DIR", help="truly aligned moving images, to score the alignment")
+    data.add_argument("--csv", metavar="FILE", help="table of pairs, columns fixed, moving [, label, modality, split]")
+    data.add_argument("--root", metavar="DIR", help="folder that its paths start from (default: that of the table)")
+    data.add_argument("--split", choices=SPLITS, help="which of its rows (default: all)")
+    data.add_argument("--window", type=float, nargs=2, metavar=("CENTER", "WIDTH"),
+                      help="grey levels of the moving volume (default: 40 80 for CT in Hounsfield units)")
+    model = parser.add_argument_group("model")
+    model.add_argument("--checkpoint", metavar="FILE", default=CHECKPOINT, help="default: %(default)s")
+    model.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
+    model.add_argument("--passes", type=positive, metavar="N",
+                       help="repeat the registration on the aligned image (default: as the checkpoint says, else 1)")
+    model.add_argument("--average", action=argparse.BooleanOptionalAction,
+                       help="average both directions of pair and mirror image (default: as the checkpoint says)")
+    output = parser.add_argument_group("results")
+    output.add_argument("--output", metavar="DIR", type=Path, default=Path("results"), help="default: %(default)s")
+    output.add_argument("--save-flow", action="store_true", help="displacement fields, flow/NAME.npy")
+    output.add_argument("--save-maps", action="store_true", help="entropy, gate, reliability ..., maps/MAP/NAME.png")
+    output.add_argument("--save-figures", action="store_true", help="all of a pair in one picture, figures/NAME.png")
+    output.add_argument("--resume", action="store_true", help="leave out the pairs that an earlier run has finished")
+    output.add_argument("--keep-going", action="store_true", help="leave out pairs that cannot be read; exit 1")
+    output.add_argument("--workers", type=positive, metavar="N", default=max(1, (os.cpu_count() or 1) // WORLD),
+                        help="processes that save and score (default: one a core)")
+    options = parser.parse_args(arguments)
+    if options.modality not in (*MODALITIES, "all"):
+        parser.error(f"--modality: expected one of {', '.join(MODALITIES)}, all, found {options.modality!r}")
+    if bool(options.fixed) != bool(options.moving):
+        parser.error("expected --fixed and --moving, found one of them")
+    if options.label and not options.fixed:
+        parser.error("--label: expected --fixed and --moving with it, found neither")
+    if options.fixed and options.csv:
+        parser.error("expected either --fixed and --moving or --csv, found both")
+    if options.fixed and options.modality == "all":
+        parser.error(f"--modality: expected one of {', '.join(MODALITIES)} with --fixed and --moving, found all")
+    if options.window and not (options.fixed and is_volume(options.fixed)):
+        parser.error("--window: expected volumes as --fixed and --moving, found images")
+    if options.window and options.window[1] <= 0:
+        parser.error(f"--window: expected a width above 0, found {options.window[1]:g}")
+    if (options.root or options.split) and not options.csv:
+        parser.error("--root, --split: expected --csv with them, found none")
+    return options
+
+
+def find_pairs(options: argparse.Namespace) -> dict[str, list[dict]]:
+    """The pairs that the options name, by modality."""
+    if options.fixed:
+        return folder_pairs(options.modality, options.fixed, options.moving, options.label)
+    if options.csv:
+        return table_pairs(options.csv, options.root or Path(options.csv).parent, options.modality, options.split)
+    return sample_pairs(options.modality)
+
+
+def check_pairs(pairs: list[dict], modality: str, keep_going: bool) -> tuple[list[dict], list[str]]:
+    """The pairs that can be read, and what is wrong with the others; without `keep_going` the first one raises."""
+    good, bad = [], []
+    # Quick enough to leave no trace in a log: None shows the bar on a terminal only.
+    for pair in tqdm(pairs, desc=f"checking {modality}", unit="pair", leave=False, disable=RANK > 0 or None):
+        try:
+            read_pair(pair, modality)
+            good.append(pair)
+        except ImageError as error:
+            if not keep_going:
+                raise
+            bad.append(str(error))
+    return good, bad
+
+
+def print_summary(tables: dict[str, pd.DataFrame], folders: dict[str, ResultFolder]) -> None:
+    """Means by modality, before → after where both are known, and where the pictures are."""
+    means = {modality: table.mean(numeric_only=True) for modality, table in tables.items()}
+    summary = Table("mean", *(f"{name}, {len(table)} pairs" for name, table in tables.items()))
+    for column in SUMMARY:
+        cells = []
+        for mean in means.values():
+            values = [mean.get(f"{column}_before"), mean.get(column)]
+            cells.append(" → ".join(f"{value:.{METRICS[column].digits}f}" for value in values if pd.notna(value)))
+        if any(cells):
+            summary.add_row(f"{METRICS[column].text} {METRICS[column].arrow}", *cells)
+    Console().print(summary)
+    for modality in tables:
+        print(f"{modality}: pictures in {folders[modality].report_path}, metrics in {folders[modality].table_path}")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Align, fuse and score what the options name; returns the exit status."""
+    if not (options.fixed and is_volume(options.fixed)):
+        return fuse_and_score(options, find_pairs(options))
+    volumes = read_volumes(options.fixed, options.moving, options.label, options.window)
+    # The aligned volume is made from the moving one's own values with the flow.
+    options.save_flow = True
+    with tempfile.TemporaryDirectory() as slices:
+        return fuse_and_score(options, {options.modality: volumes.write_slices(slices)}, volumes)
+
+
+def fuse_and_score(
+    options: argparse.Namespace, chosen: dict[str, list[dict]], volumes: VolumePair | None = None
+) -> int:
+    """Check all input, then align, fuse and score the pairs; returns the exit status.
+
+    Args:
+        chosen: modality -> pairs.
+        volumes: where the pairs are slices of volumes, these.
+    """
+    bad = []
+    for modality, pairs in chosen.items():
+        chosen[modality], unreadable = check_pairs(pairs, modality, options.keep_going)
+        bad += unreadable
+    extras = {"flow": options.save_flow, "maps": options.save_maps, "figures": options.save_figures}
+    folders = {modality: ResultFolder(options.output / modality, modality, **extras) for modality in chosen}
+
+    import torch
+    import torch.distributed as dist
+
+    from utils.checkpoint import load_checkpoint
+    from utils.device import choose_device
+    from utils.image_io import read_image
+    from utils.inference import PairFuser, endpoint_scores
+
+    try:
+        device = choose_device(options.device, int(os.environ.get("LOCAL_RANK", 0)))
+    except ValueError as error:
+        raise DataError(f"--{error}") from error
+    checkpoint = load_checkpoint(options.checkpoint, modality=options.modality, device=device)
+    settings = {"passes": 1, "average": False} | checkpoint.training.get("inference", {})
+    settings |= {name: value for name in settings if (value := getattr(options, name)) is not None}
+    fuse = PairFuser(checkpoint.model, device, **settings)
+    notes = {
+        "checkpoint": f"{Path(options.checkpoint).name}, trained for {checkpoint.modality}",
+        "passes": settings["passes"],
+        "estimates averaged": 4 if settings["average"] else 1,
+        "device": device,
+        "PyTorch": torch.__version__,
+    }
+    if not (options.fixed or options.csv):
+        notes["pairs"] = "the embedded sample: simulated, says nothing about patients' images"
+
+    rows = {}
+    for modality, folder in folders.items():
+        earlier = folder.read_rows() if options.resume else {}
+        done = [pair["name"] for pair in chosen[modality] if folder.is_finished(pair, earlier)]
+        rows[modality] = {name: earlier[name] for name in done}
+    if WORLD > 1:
+        # The processes wait for each other after the last pair, however long that takes.
+        dist.init_process_group("gloo", timeout=timedelta(days=7))
+        dist.barrier()
+    if RANK == 0:
+        for modality, folder in folders.items():
+            folder.prepare()
+            folder.remove_parts()
+            if rows[modality]:
+                folder.write_rows(rows[modality].values(), PART)
+    if WORLD > 1:
+        dist.barrier()
+
+    def align_and_fuse(pairs: list[dict], folder: ResultFolder) -> Iterator[Job]:
+        for pair in pairs:
+            if stop.is_set():
+                return
+            images = read_pair(pair, folder.modality)
+            result, scores = fuse(images.fixed, images.moving), {}
+            if pair["flow"]:
+                true_flow = load_flow(pair["flow"], images.fixed.shape)
+                scores = endpoint_scores(result.flow, true_flow, read_image(pair["label"]))
+            yield Job(folder, pair, result, scores)
+
+    tables = {}
+    most = max(len(pairs) for pairs in chosen.values())
+    with stop_on_signal() as stop, scoring_pool(max(1, min(options.workers, most))) as pool:
+        for modality, pairs in chosen.items():
+            folder, order = folders[modality], {pair["name"]: place for place, pair in enumerate(pairs)}
+            todo = [pair for pair in pairs if pair["name"] not in rows[modality]][RANK::WORLD]
+            known = rows[modality] if RANK == 0 else {}
+            progress = tqdm(total=len(todo), desc=modality, unit="pair", disable=RANK > 0)
+            with progress:
+                for row in evaluate(align_and_fuse(todo, folder), pool):
+                    known[row["name"]] = row
+                    folder.write_rows(sorted(known.values(), key=lambda row: order[row["name"]]), PART)
+                    progress.update()
+            if not all(pair["name"] in known for pair in todo):
+                message = f"interrupted at {modality} after {len(known)} of {len(pairs)} pairs"
+                print(f"{PROGRAM}: {message}; the same command with --resume goes on", file=sys.stderr)
+                return INTERRUPTED
+            if WORLD > 1:
+                dist.barrier()
+                known = folder.read_rows() if RANK == 0 else {}
+            if known and RANK == 0:
+                ordered = sorted(known.values(), key=lambda row: order[row["name"]])
+                folder.write_rows(ordered)
+                folder.remove_parts()
+                if volumes:
+                    volumes.write_results(folder, pairs)
+                folder.write_report(pairs, notes)
+                tables[modality] = pd.DataFrame(ordered)
+    if RANK == 0:
+        print_summary(tables, folders)
+        for reason in bad:
+            print(f"{PROGRAM}: left out: {reason}", file=sys.stderr)
+    return 1 if bad else 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    try:
+        return run(parse_arguments(arguments))
+    except ImageError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted; the same command with --resume goes on", file=sys.stderr)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,451 @@
+"""Train EDARFusion: the registration from known deformations, then the fusion with predicted alignment in the loop.
+
+    python EDARFusion_train.py --modality all --root DATA --minutes 90
+    python EDARFusion_train.py --resume runs/all-001
+    torchrun --nproc_per_node=2 EDARFusion_train.py ...        # several processes, GPUs or machines
+
+DATA holds CT-MRI, PET-MRI, SPECT-MRI with folders MRI and CT, PET or SPECT of truly aligned pairs; see README.md.
+Ctrl-C and SIGTERM save and end; --resume goes on exactly from there.
+"""
+
+import argparse
+import copy
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from datetime import timedelta
+from pathlib import Path
+
+import pandas as pd
+import torch
+import torch.distributed as dist
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from data.dataset import VAL_SEED, EndlessSampler, Pair, PairDataset
+from data.make_csv import MODALITIES, DataError, make_table, read_table
+from losses.fusion import FusionLoss, FusionWeights, fusion_loss
+from losses.registration import RegistrationLoss, registration_loss
+from models.edarfusion import PRESETS, EDARFusion
+from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from utils.device import choose_device
+from utils.image_io import ImageError, write_bytes
+from utils.training_state import pack_state, unpack_state
+from utils.validation import summary, validate
+from utils.visualize import MAPS, figure_pair, learning_curve_figure, save_figure
+from utils.warp import warp
+
+STAGES = ("registration", "fusion")
+ABLATIONS = ("entropy", "reliability", "aggregation", "gate", "consistency")
+Autocast = torch.autocast | nullcontext
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train EDARFusion.", formatter_class=argparse.RawTextHelpFormatter)
+    data = parser.add_argument_group("data")
+    data.add_argument("--modality", choices=(*MODALITIES, "all"), default="all", help="default: %(default)s")
+    data.add_argument("--root", nargs="+", metavar="DIR", help="folders of aligned pairs, or what --csv starts from")
+    data.add_argument("--csv", metavar="FILE", help="table of pairs (python -m data.make_csv)")
+    data.add_argument("--overfit", type=int, metavar="N", help="train and validate on N pairs with fixed deformations")
+    data.add_argument("--wide", type=float, default=0.5, help="share of large deformations (default: %(default)s)")
+    data.add_argument("--workers", type=int, default=0, help="loading processes (default: %(default)s)")
+    run = parser.add_argument_group("run")
+    run.add_argument("--output", metavar="DIR", help="run folder (default: the next free runs/MODALITY-NNN)")
+    run.add_argument("--resume", metavar="DIR", help="go on with this run; its options are kept")
+    run.add_argument("--init", metavar="FILE", help="checkpoint whose weights to start from")
+    run.add_argument("--epochs", type=int, help="length of the run")
+    run.add_argument("--minutes", type=float, help="length of the run as training time, instead of --epochs")
+    run.add_argument("--stop-after", type=int, metavar="N", help="break off after N epochs, as Ctrl-C does")
+    run.add_argument("--stage", choices=(*STAGES, "all"), default="all", help="default: %(default)s, in turn")
+    run.add_argument("--fusion-share", type=float, default=0.15, help="of the run, at its end (default: %(default)s)")
+    run.add_argument("--save-minutes", type=float, default=3, help="time between checkpoints (default: %(default)s)")
+    run.add_argument("--val-every", type=int, default=5, metavar="EPOCHS", help="default: %(default)s")
+    model = parser.add_argument_group("model and optimisation")
+    model.add_argument("--preset", choices=PRESETS, default="small", help="size (default: %(default)s)")
+    model.add_argument("--without", nargs="+", choices=ABLATIONS, default=[], metavar="PART",
+                       help=f"ablation: leave out {', '.join(ABLATIONS)}")
+    model.add_argument("--batch-size", type=int, default=8, help="of one process (default: %(default)s)")
+    model.add_argument("--lr", type=float, default=1.5e-3, help="highest learning rate (default: %(default)s)")
+    model.add_argument("--averaging", type=float, default=0.998, help="decay of the mean weights (default: 0.998)")
+    model.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    model.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
+    model.add_argument("--amp", action="store_true", help="bfloat16 where it is safe")
+    options = parser.parse_args(arguments)
+    if options.resume:
+        return options
+    if not options.root:
+        parser.error("--root: expected a folder of aligned pairs")
+    if (options.epochs is None) == (options.minutes is None):
+        parser.error("expected either --epochs or --minutes")
+    if options.csv and len(options.root) > 1:
+        parser.error("--csv: expected one --root with it")
+    for name in ("epochs", "minutes", "batch_size", "lr", "save_minutes", "val_every", "overfit", "stop_after"):
+        if (value := getattr(options, name)) is not None and value <= 0:
+            parser.error(f"--{name.replace('_', '-')}: expected a number above 0, found {value}")
+    return options
+
+
+def load_table(options: argparse.Namespace) -> pd.DataFrame:
+    """The pairs of all roots, paths included."""
+    tables = []
+    for root in options.root:
+        if options.csv:
+            table = read_table(options.csv, root, modality=options.modality)
+        else:
+            given = next(Path(root).glob("*-MRI/split.csv"), None)
+            table = make_table(root, options.modality, seed=options.seed, split_csv=given and given.name)
+        for role in ("fixed", "moving"):
+            table[role] = [str(Path(root, path)) for path in table[role]]
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def build_datasets(options: argparse.Namespace) -> tuple[PairDataset, PairDataset]:
+    """Pairs to train and to validate on."""
+    table = load_table(options)
+    if options.overfit:
+        few = table.groupby("modality").head(math.ceil(options.overfit / table["modality"].nunique()))
+        pairs = PairDataset(few.head(options.overfit), ".", seed=VAL_SEED)
+        return pairs, pairs
+    train, val = (table[table["split"] == split] for split in ("train", "val"))
+    if train.empty or val.empty:
+        raise DataError.at(options.csv or options.root[0], "pairs of both splits", "only one of train and val")
+    return (
+        PairDataset(train, ".", seed=options.seed, augment=True, wide=options.wide),
+        PairDataset(val, ".", seed=VAL_SEED),
+    )
+
+
+class RegistrationStep(nn.Module):
+    """Loss of the registration for one batch, in the form that DistributedDataParallel wraps."""
+
+    def __init__(self, model: EDARFusion) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList([model.encoder_fixed, model.encoder_moving, model.frg_prereg, model.eda_flowreg])
+        self.register_pair = model.register
+
+    def forward(self, pair: Pair, amp: Autocast) -> RegistrationLoss:
+        with amp:
+            registration = self.register_pair(pair.fixed, pair.moving, both=True)
+        return registration_loss(
+            registration, pair.moving, pair.moving_aligned, pair.fixed, pair.flow, pair.inverse_flow
+        )
+
+
+class FusionStep(nn.Module):
+    """Loss of the fusion for one batch with the predicted alignment in the loop; the registration stays as it is."""
+
+    def __init__(self, model: EDARFusion, weights: FusionWeights) -> None:
+        super().__init__()
+        self.part, self.weights = model.fusion, weights
+        self.register_pair, self.fuse = model.register, model.fuse
+
+    def forward(self, pair: Pair, amp: Autocast) -> FusionLoss:
+        with torch.no_grad(), amp:
+            registration = self.register_pair(pair.fixed, pair.moving)
+            aligned = warp(pair.moving, registration.flow)
+        with amp:
+            fused = self.fuse(pair.fixed, aligned, registration).fused
+            fused_true = self.fuse(pair.fixed, pair.moving_aligned, registration).fused
+        return fusion_loss(pair.fixed, pair.moving_aligned, fused, fused_true, self.weights)
+
+
+def learning_rate(highest: float, step: int, progress: float) -> float:
+    """Short warm-up, then half a cosine down to a fiftieth: `step` and `progress` (0 to 1) are the stage's own."""
+    cosine = (1 + math.cos(math.pi * min(1.0, progress))) / 2
+    return highest * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * cosine)
+
+
+def running_mean(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """Exponential mean of weights that forgets the first, untrained ones faster."""
+    return lambda mean, new, n: mean + (new - mean) * max(1 - decay, 9 / (10 + int(n)))
+
+
+def agree(progress: float, stopping: bool, device: torch.device, world: int) -> tuple[float, bool]:
+    """The furthest progress among all processes, and whether any of them is to stop."""
+    if world > 1:
+        flags = torch.tensor([progress, float(stopping)], dtype=torch.float32, device=device)
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        progress, stopping = flags[0].item(), bool(flags[1].item())
+    return progress, stopping
+
+
+def check(model: EDARFusion, pairs: PairDataset, device: torch.device, stage: str) -> dict[str, float]:
+    """Validation figures and the score by which the best checkpoint is chosen."""
+    metrics = summary(validate(model, pairs, device, fusion=stage == "fusion"))
+    return metrics | {"score": score(metrics, stage)}
+
+
+def describe(row: dict[str, float]) -> str:
+    """One line for the log."""
+    shown = {name: value for name, value in row.items() if not name.startswith(("step", "rmse_before", "better"))}
+    return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
+
+
+def write_history(folder: Path, history: list[dict]) -> None:
+    """Training log as a table and as a picture."""
+    table = pd.DataFrame(history)
+    write_bytes(folder / "history.csv", table.to_csv(index=False).encode())
+    if any(column.startswith("epe_") for column in table):
+        # A stage may end within an epoch and be validated once more there.
+        by_epoch = table.groupby("epoch", as_index=False).last()
+        save_figure(folder / "learning_curve.png", learning_curve_figure(by_epoch))
+
+
+def picture(model: EDARFusion, pairs: PairDataset, device: torch.device, row: int) -> Figure:
+    """All that the model makes of one validation pair."""
+    pair = pairs[row]
+    with torch.inference_mode():
+        output = model(pair.fixed[None].to(device), pair.moving[None].to(device))
+    shown = {name: field[0].cpu().squeeze().numpy() for name, field in output._asdict().items()}
+    images = {"fixed": pair.fixed[0].numpy(), "moving": pair.moving[0].numpy(), "label": pair.moving_aligned[0].numpy()}
+    maps = {name: array for name, array in shown.items() if name in MAPS}
+    return figure_pair(
+        images["fixed"], images["moving"], shown["aligned"], shown["fused"], label=images["label"], flow=shown["flow"],
+        maps=maps, title=pairs.fixed[row].stem,
+    )  # fmt: skip
+
+
+def new_run_folder(modality: str) -> Path:
+    """The next free runs/MODALITY-NNN, made at once so that no other run takes it."""
+    for number in range(1, 1000):
+        folder = Path("runs", f"{modality}-{number:03d}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+    raise ImageError.at("runs", "a free run folder", "999 runs")
+
+
+def open_run(options: argparse.Namespace) -> tuple[argparse.Namespace, Path, Checkpoint | None]:
+    """Run folder and, for --resume, the run's own options and its last checkpoint."""
+    if not options.resume:
+        folder = Path(options.output) if options.output else new_run_folder(options.modality)
+        if (folder / "last.safetensors").exists():
+            raise ImageError.at(folder, "a folder without a run in it", "one; --resume goes on with it")
+        # Also shows at once whether the folder can be written to.
+        write_bytes(folder / "options.json", json.dumps(vars(options), indent=2).encode())
+        return options, folder, None
+    folder = Path(options.resume)
+    checkpoint = load_checkpoint(folder / "last.safetensors")
+    if "options" not in checkpoint.training:
+        raise CheckpointError.at(folder / "last.safetensors", "a checkpoint of a training run", "one without options")
+    return argparse.Namespace(**checkpoint.training["options"]), folder, checkpoint
+
+
+class Stop:
+    """Notes Ctrl-C and SIGTERM, so that the step under way is finished and saved."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._request)
+
+    def _request(self, number: int, frame: object) -> None:
+        self.requested = True
+
+
+class Clock:
+    """Seconds of training over all sessions of a run, without validation and saving."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.since = seconds, time.perf_counter()
+
+    def read(self) -> float:
+        now = time.perf_counter()
+        self.seconds, self.since = self.seconds + now - self.since, now
+        return self.seconds
+
+    def skip(self) -> None:
+        self.since = time.perf_counter()
+
+
+def stages(options: argparse.Namespace) -> dict[str, tuple[float, float]]:
+    """Each stage with the shares of the run at which it begins and ends."""
+    if options.stage != "all":
+        return {options.stage: (0.0, 1.0)}
+    return {"registration": (0.0, 1 - options.fusion_share), "fusion": (1 - options.fusion_share, 1.0)}
+
+
+def score(metrics: dict[str, float], stage: str) -> float:
+    """What the best checkpoint has least of: endpoint error over zero flow's, or what fusion loses of the edges."""
+    kinds = [name.removeprefix("epe_") for name in metrics if name.startswith("epe_")]
+    if stage == "registration":
+        return sum(metrics[f"epe_{kind}"] / metrics[f"zero_{kind}"] for kind in kinds) / len(kinds)
+    return 1 - sum(metrics[f"qabf_{kind}"] for kind in kinds) / len(kinds)
+
+
+def train(options: argparse.Namespace) -> None:
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    main = rank == 0
+    folder = resumed = None
+    if main or options.resume:
+        options, folder, resumed = open_run(options)
+    device = choose_device(options.device, int(os.environ.get("LOCAL_RANK", 0)))
+    if world > 1:
+        # Only one process validates; the others wait for it.
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
+    torch.manual_seed(options.seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    train_pairs, val_pairs = build_datasets(options)
+    amp = torch.autocast(device.type, torch.bfloat16) if options.amp else nullcontext()
+
+    plan = stages(options)
+    if resumed:
+        start, record = resumed.model, resumed.training
+    else:
+        parts = {"use_gate" if part == "gate" else part: False for part in options.without if part != "consistency"}
+        start = load_checkpoint(options.init).model if options.init else EDARFusion(options.preset, **parts)
+        record = {"options": vars(options), "stage": next(iter(plan)), "step": 0, "stage_step": 0, "seconds": 0.0}
+        record |= {"best": None, "sums": {}, "history": []}
+    # Two copies: one is trained, the other is the running mean of its weights, which is validated and kept.
+    model = copy.deepcopy(start).to(device).train()
+    averaged = AveragedModel(start.to(device), avg_fn=running_mean(options.averaging)).eval()
+    averaged.n_averaged.fill_(record["step"] - record["stage_step"])
+
+    epoch_steps = math.ceil(len(train_pairs) / (options.batch_size * world))
+    total_steps = epoch_steps * options.epochs if options.epochs else None
+    sampler = EndlessSampler(
+        len(train_pairs), options.batch_size, seed=options.seed, start=record["step"], rank=rank, world=world
+    )
+    # Before the loading processes start: they inherit it, and Ctrl-C leaves them at work until the step is saved.
+    stop = Stop()
+    loader = DataLoader(
+        train_pairs,
+        options.batch_size,
+        sampler=sampler,
+        num_workers=options.workers,
+        pin_memory=device.type == "cuda",
+    )
+    batches = iter(loader)
+    board = SummaryWriter(str(folder / "tensorboard"), purge_step=record["step"]) if main else None
+    clock, saved = Clock(record["seconds"]), time.monotonic()
+
+    def save(name: str, state: dict[str, Tensor] | None = None) -> None:
+        metrics = next((row for row in reversed(record["history"]) if "score" in row), {})
+        save_checkpoint(
+            folder / f"{name}.safetensors", averaged.module, modality=options.modality, training=record,
+            metrics=metrics, state=state,
+        )  # fmt: skip
+
+    for stage, (begin, end) in plan.items():
+        if STAGES.index(stage) < STAGES.index(record["stage"]):
+            continue
+        if stage != record["stage"]:
+            # The fusion learns on top of the averaged registration, the one that will be used.
+            model.load_state_dict(averaged.module.state_dict())
+            averaged.n_averaged.zero_()
+            record |= {"stage": stage, "stage_step": record["step"], "best": None, "sums": {}}
+            resumed = None
+        if stage == "registration":
+            module = RegistrationStep(model)
+        else:
+            weights = FusionWeights(consistency=0.0) if "consistency" in options.without else FusionWeights()
+            module = FusionStep(model, weights)
+        parameters = list(module.parameters())
+        optimizer = torch.optim.AdamW(parameters, options.lr, weight_decay=1e-3)
+        if resumed:
+            unpack_state(resumed.state, model, optimizer)
+        step_loss = DistributedDataParallel(module) if world > 1 else module
+        bar = tqdm(desc=stage, unit="pair", disable=None if main else True, dynamic_ncols=True)
+        clock.skip()
+
+        while True:
+            record["seconds"] = clock.read()
+            progress = record["step"] / total_steps if total_steps else record["seconds"] / 60 / options.minutes
+            # Processes differ in their clocks and in who got the signal, but must break off at one step.
+            progress, stopping = agree(progress, stop.requested, device, world)
+            if progress >= end or stopping:
+                break
+            within = (progress - begin) / (end - begin)
+            rate = learning_rate(options.lr, record["step"] - record["stage_step"], within)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            pair = next(batches).to(device)
+            loss = step_loss(pair, amp)
+            optimizer.zero_grad(set_to_none=True)
+            loss.total.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            averaged.update_parameters(model)
+            record["step"] += 1
+
+            values = dict(zip(loss._fields, torch.stack([part.detach() for part in loss]).tolist(), strict=True))
+            record["sums"] = {name: record["sums"].get(name, 0.0) + value for name, value in values.items()}
+            bar.update(options.batch_size * world)
+            bar.set_postfix(loss=f"{values['total']:.3f}", done=f"{progress:.1%}")
+            epoch, rest = divmod(record["step"], epoch_steps)
+            if rest:
+                if main and time.monotonic() - saved > 60 * options.save_minutes:
+                    save("last", pack_state(model, optimizer))
+                    saved = time.monotonic()
+                    clock.skip()
+                continue
+
+            record["seconds"] = clock.read()
+            means = {name: value / epoch_steps for name, value in record["sums"].items()}
+            row = {"epoch": epoch, "stage": stage, "step": record["step"], "minutes": record["seconds"] / 60}
+            row |= {"lr": rate, **means}
+            record["sums"] = {}
+            record["history"].append(row)
+            if main:
+                if epoch % options.val_every == 0:
+                    row |= check(averaged.module, val_pairs, device, stage)
+                    if record["best"] is None or row["score"] < record["best"]:
+                        record["best"] = row["score"]
+                        save("best")
+                    figure = picture(averaged.module, val_pairs, device, epoch % len(val_pairs))
+                    board.add_figure("val/pair", figure, epoch)
+                    write_history(folder, record["history"])
+                for name, value in row.items():
+                    if isinstance(value, float):
+                        board.add_scalar(f"{'val' if '_' in name else 'train'}/{name}", value, epoch)
+                tqdm.write(describe(row))
+                save("last", pack_state(model, optimizer))
+                saved = time.monotonic()
+            if world > 1:
+                dist.barrier()
+            stop.requested |= epoch == options.stop_after
+            clock.skip()
+        bar.close()
+
+        if main:
+            if record["step"] > record["stage_step"] and not stopping:
+                row = {"epoch": math.ceil(record["step"] / epoch_steps), "stage": stage, "step": record["step"]}
+                row |= {"minutes": record["seconds"] / 60, **check(averaged.module, val_pairs, device, stage)}
+                record["history"].append(row)
+                tqdm.write(describe(row))
+                write_history(folder, record["history"])
+            save("last", pack_state(model, optimizer))
+        if stopping:
+            break
+    if main:
+        board.close()
+        where = f"broken off; go on with --resume {folder}" if stopping else f"finished: {folder / 'last.safetensors'}"
+        print(f"{where} ({record['step']} steps, {record['seconds'] / 60:.1f} minutes)")
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def main() -> int:
+    try:
+        train(parse_arguments())
+    except (ImageError, ValueError) as error:
+        print(f"EDARFusion_train: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

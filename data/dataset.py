@@ -1,0 +1,197 @@
+"""Pairs from a table, deformed on the fly with the truth at hand.
+
+Every draw is seeded by (seed, number of the draw), whichever process makes it, so a run gives the same pairs with any
+number of workers, and a resumed run goes on with the pairs that the broken-off one would have seen next.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from data.deformation import BENCHMARK, WIDE, DeformationRange, misalignment, random_flow
+from data.make_csv import MODALITIES, DataError
+from utils.image_io import check_same_size, read_image
+from utils.warp import compose, resize_flow, warp
+
+VAL_SEED = 1_000_003
+"""Validation draws its deformations from this seed, whatever the seed of the training."""
+
+POSE = DeformationRange(amplitude=(0.0, 2.0), sigma=(24.0, 40.0), translation=8.0, rotation=10.0, scale=0.08)
+"""How the pair as a whole is posed and shaped, both images together."""
+
+
+class Pair(NamedTuple):
+    """One pair, or a batch of them with a leading dimension; images are in [0, 1].
+
+    Attributes:
+        fixed: (1, H, W).
+        moving: (1, H, W), misaligned.
+        moving_aligned: (1, H, W), the truth.
+        flow: (2, H/4, W/4), px of that grid: `warp(moving, flow)` is `moving_aligned`.
+        inverse_flow: (2, H/4, W/4), its inverse: the deformation that was applied.
+        modality: index in `data.make_csv.MODALITIES`, -1 if the table does not say.
+    """
+
+    fixed: Tensor
+    moving: Tensor
+    moving_aligned: Tensor
+    flow: Tensor
+    inverse_flow: Tensor
+    modality: int | Tensor
+
+    def to(self, device: torch.device) -> "Pair":
+        """A batch on another device."""
+        return Pair(*(field.to(device, non_blocking=True) for field in self))
+
+
+def seeded(seed: int, number: int) -> torch.Generator:
+    """Generator for one draw. torch looks at 32 bits of a seed only, so both numbers are mixed into those."""
+    mixed = np.random.SeedSequence((seed, number)).generate_state(1)
+    return torch.Generator().manual_seed(int(mixed[0]))
+
+
+def vary_contrast(images: list[Tensor], generator: torch.Generator) -> list[Tensor]:
+    """Give images of one kind one random gamma (0.7 to 1.4) and gain (0.8 to 1.2), and each its own noise.
+
+    Args:
+        images: (B, C, H, W) in [0, 1]; half of the draws add noise with a standard deviation up to 0.02.
+        generator: the only source of randomness.
+
+    Returns:
+        Images of the same shapes in [0, 1].
+    """
+    gamma, gain, noise = torch.rand(3, generator=generator).tolist()
+    varied = [(0.8 + 0.4 * gain) * image ** (2 ** (gamma - 0.5)) for image in images]
+    sigma = 0.02 * max(0.0, 2 * noise - 1)
+    return [(image + sigma * torch.randn(image.shape, generator=generator)).clamp(0, 1) for image in varied]
+
+
+def fit(image: Tensor, size: int) -> Tensor:
+    """Scale (C, H, W) so that the longer side is `size`, then pad with zeros around it to (C, size, size)."""
+    height, width = image.shape[1:]
+    if max(height, width) != size:
+        scale = size / max(height, width)
+        height, width = max(1, round(height * scale)), max(1, round(width * scale))
+        image = F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
+    top, left = (size - height) // 2, (size - width) // 2
+    return F.pad(image, (left, size - width - left, top, size - height - top))
+
+
+class PairDataset(Dataset[Pair]):
+    """Pairs of aligned images, each with a random known misalignment.
+
+    Index with the number of the draw: draw n shows row `n % len`, in the table's order. `EndlessSampler` shuffles.
+
+    Args:
+        table: rows of `data.make_csv.read_table` or `make_table`: columns fixed, moving, and modality if there is one.
+        root: folder that the paths start from.
+        seed: of everything that is drawn.
+        augment: training pairs vary in pose, shape, contrast and size of deformation; otherwise the images stay as
+            they are and each has one deformation of the benchmark's kind, the same each time.
+        size: side of the square that pairs of other sizes are scaled and padded to, so that they batch.
+        wide: share of the training pairs that are drawn from `WIDE` instead of `BENCHMARK`.
+
+    Raises:
+        ImageError: on access, for images that cannot be read or differ in size within a pair.
+        DataError: for an empty table.
+    """
+
+    def __init__(
+        self,
+        table: pd.DataFrame,
+        root: str | os.PathLike,
+        *,
+        seed: int = 0,
+        augment: bool = False,
+        size: int = 256,
+        wide: float = 0.4,
+    ) -> None:
+        if table.empty:
+            raise DataError.at(root, "at least one pair", "none")
+        self.fixed = [Path(root, path) for path in table["fixed"]]
+        self.moving = [Path(root, path) for path in table["moving"]]
+        kinds = table.get("modality", pd.Series("", index=table.index))
+        self.modalities = [MODALITIES.index(kind) if kind in MODALITIES else -1 for kind in kinds]
+        self.seed, self.augment, self.size, self.wide = seed, augment, size, wide
+        self._cache: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.fixed)
+
+    def images(self, row: int) -> Tensor:
+        """Fixed and aligned moving image of one row, (1, 2, size, size) in [0, 1]; read once, kept as bytes."""
+        if row not in self._cache:
+            paths = {"fixed": self.fixed[row], "moving": self.moving[row]}
+            images = {role: read_image(path) for role, path in paths.items()}
+            check_same_size(images, paths)
+            pair = torch.stack([torch.from_numpy(images[role]) for role in paths])
+            self._cache[row] = (fit(pair, self.size) * 255).round().byte()
+        return self._cache[row][None].float() / 255
+
+    def __getitem__(self, draw: int) -> Pair:
+        row = draw % len(self)
+        if not self.augment:
+            draw = row
+        generator = seeded(self.seed, draw)
+        pair = self.images(row)
+        full = tuple(pair.shape[2:])
+        ranges = WIDE if self.augment and torch.rand((), generator=generator) < self.wide else BENCHMARK
+        deformation = random_flow(full, ranges, generator)
+        applied = resize_flow(deformation, full)
+        if self.augment:
+            flips = [axis for axis in (2, 3) if torch.rand((), generator=generator) < (0.1, 0.5)[axis - 2]]
+            pair = pair.flip(flips)
+            if torch.rand((), generator=generator) < 0.7:
+                # The misaligned image is sampled once from the original, as a real one would be.
+                pose = resize_flow(random_flow(full, POSE, generator), full)
+                moving, pair = warp(pair[:, 1:], compose(pose, applied)), warp(pair, pose)
+            else:
+                moving = warp(pair[:, 1:], applied)
+            (fixed,) = vary_contrast([pair[:, :1]], generator)
+            aligned, moving = vary_contrast([pair[:, 1:], moving], generator)
+        else:
+            fixed, aligned = pair.split(1, dim=1)
+            moving = warp(pair[:, 1:], applied)
+        flow = misalignment(deformation)
+        return Pair(fixed[0], moving[0], aligned[0], flow[0], deformation[0], self.modalities[row])
+
+
+class EndlessSampler(Sampler[int]):
+    """Draws without end, each row once an epoch in shuffled order, from any point on and divided among processes.
+
+    Step k of all processes together shows the draws of step k of one process with their joint batch.
+
+    Args:
+        length: of the dataset.
+        batch_size: of one process.
+        seed: of the order.
+        start: steps that have been made already.
+        rank, world: number of this process, and of all.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, *, seed: int = 0, start: int = 0, rank: int = 0, world: int = 1
+    ) -> None:
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.start, self.rank, self.world = start, rank, world
+
+    def _draws(self, first: int) -> Iterator[int]:
+        epoch, skip = divmod(first, self.length)
+        while True:
+            order = torch.randperm(self.length, generator=seeded(self.seed, epoch)).tolist()
+            yield from (epoch * self.length + row for row in order[skip:])
+            epoch, skip = epoch + 1, 0
+
+    def __iter__(self) -> Iterator[int]:
+        joint = self.batch_size * self.world
+        for place, draw in enumerate(self._draws(self.start * joint)):
+            if place % joint // self.batch_size == self.rank:
+                yield draw

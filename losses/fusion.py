@@ -1,0 +1,108 @@
+"""Losses that teach fusion: keep both images' structure, as if they had been truly aligned."""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from kornia.filters import spatial_gradient
+from kornia.metrics import ssim
+from torch import Tensor
+
+
+class FusionLoss(NamedTuple):
+    """Weighted sum and its components; the field names are the columns of the training log."""
+
+    total: Tensor
+    intensity: Tensor
+    gradient: Tensor
+    ssim: Tensor
+    consistency: Tensor
+
+
+class FusionWeights(NamedTuple):
+    """Weights of the components of `FusionLoss`."""
+
+    intensity: float = 1.0
+    gradient: float = 1.0
+    ssim: float = 0.5
+    consistency: float = 5.0
+
+
+def intensity_error(fixed: Tensor, moving_aligned: Tensor, fused: Tensor) -> Tensor:
+    """Mean absolute difference from the brighter of both images; all (B, 1, H, W) in [0, 1]."""
+    return (fused - torch.maximum(fixed, moving_aligned)).abs().mean()
+
+
+def edge_loss(fixed: Tensor, moving_aligned: Tensor, fused: Tensor) -> Tensor:
+    """One minus edge preservation Q^AB/F (Xydeas and Petrovic 2000), in a form that can be differentiated.
+
+    Args:
+        fixed, moving_aligned, fused: (B, 1, H, W) in [0, 1].
+
+    Returns:
+        Scalar, 0 to 1, the mean over the batch.
+    """
+    strength_f, angle_f = _edges(fused)
+    kept, weight = 0.0, 0.0
+    for source in (fixed, moving_aligned):
+        strength, angle = _edges(source)
+        ratio = torch.minimum(strength, strength_f) / torch.maximum(strength, strength_f)
+        turn = ((angle - angle_f).abs() - math.pi / 2).abs() / (math.pi / 2)
+        quality = 0.9994 * torch.sigmoid(15 * (ratio - 0.5)) * 0.9879 * torch.sigmoid(22 * (turn - 0.8))
+        kept = kept + (quality * strength).sum(dim=(1, 2, 3))
+        weight = weight + strength.sum(dim=(1, 2, 3))
+    return 1 - (kept / weight).mean()
+
+
+def _edges(image: Tensor, floor: float = 1e-3) -> tuple[Tensor, Tensor]:
+    """Strength and orientation (-pi/2 to pi/2) of the edges; strength is at least `floor`, so that ratios exist."""
+    x, y = spatial_gradient(image)[:, 0].split(1, dim=1)
+    # Where an image is flat the angle has no meaning and its derivative no bound.
+    flat = x.abs() + y.abs() < 1e-5
+    x = torch.where(flat, torch.ones_like(x), x)
+    strength = torch.where(flat, torch.zeros_like(x), (x.square() + y.square()).sqrt())
+    return strength + floor, torch.atan(torch.where(flat, 0, y) / torch.where(x.abs() < 1e-5, 1e-5, x))
+
+
+def structure_loss(fixed: Tensor, moving_aligned: Tensor, fused: Tensor) -> Tensor:
+    """One minus SSIM with the image that varies more at each place; all (B, 1, H, W) in [0, 1], result 0 to 2."""
+    local = [ssim(image, fused, 11) for image in (fixed, moving_aligned)]
+    spread = [_local_variance(image) for image in (fixed, moving_aligned)]
+    share = spread[0] / (spread[0] + spread[1])
+    return 1 - (share * local[0] + (1 - share) * local[1]).mean()
+
+
+def _local_variance(image: Tensor) -> Tensor:
+    mean, square = (F.avg_pool2d(x, 7, 1, 3, count_include_pad=False) for x in (image, image.square()))
+    return (square - mean.square()).clamp_min(0) + 1e-4
+
+
+def fusion_loss(
+    fixed: Tensor,
+    moving_aligned: Tensor,
+    fused: Tensor,
+    fused_true: Tensor,
+    weights: FusionWeights = FusionWeights(),
+) -> FusionLoss:
+    """Compare what was fused under the predicted alignment, and under the true one, with what it should show.
+
+    Targets come from the fixed and the truly aligned moving image, never from a misaligned one. The alignment
+    consistency constraint asks that fusing under the predicted alignment give what fusing under the true one gives;
+    the latter is held fixed there, so that it cannot be pulled towards the ghosts of the former.
+
+    Args:
+        fixed, moving_aligned: (B, 1, H, W) in [0, 1].
+        fused: (B, 1, H, W), made with the predicted alignment.
+        fused_true: (B, 1, H, W), made with `moving_aligned`.
+        weights: of the components.
+
+    Returns:
+        `FusionLoss` of scalars.
+    """
+    parts = [
+        (loss(fixed, moving_aligned, fused) + loss(fixed, moving_aligned, fused_true)) / 2
+        for loss in (intensity_error, edge_loss, structure_loss)
+    ]
+    parts.append((fused - fused_true.detach()).abs().mean())
+    return FusionLoss(sum(w * part for w, part in zip(weights, parts, strict=True)), *parts)

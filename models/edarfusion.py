@@ -1,0 +1,234 @@
+"""EDARFusion: align a moving image with a fixed one, then fuse them, and show why."""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.eda_flowreg import CELL, EDAFlowReg, FlowStep, Scale
+from models.encoder import Encoder, entropy_at_quarter
+from models.frg_prereg import FRGPreReg
+from models.fusion import FlowGuidedFusion, Fusion
+from utils.maps import entropy_difference, gate, resize
+from utils.padding import Padder
+from utils.warp import compose, invert, resize_flow, warp
+
+TRAINED_SIDE = 256  # px; heads of that scale are what the registration has learned
+
+PRESETS = {
+    "tiny": {
+        "encoder": (32, 48, 64),
+        "features": 16,
+        "scales": (Scale(4, (32.0, 12.0), 2, (32, 48)), Scale(2, (8.0,), 1, (24, 32))),
+        "fusion": 8,
+    },
+    "small": {
+        "encoder": (64, 96, 128),
+        "features": 32,
+        "scales": (Scale(4, (32.0, 12.0), 2, (64, 96)),),
+        "fusion": 16,
+    },
+    "base": {
+        "encoder": (96, 128, 192),
+        "features": 48,
+        "scales": (Scale(4, (32.0, 12.0), 2, (96, 128)), Scale(2, (8.0,), 1, (48, 64))),
+        "fusion": 32,
+    },
+}
+
+
+class Registration(NamedTuple):
+    """What the registration finds, for images (B, 1, H, W); maps are (B, 1, h, w) at a lower resolution.
+
+    Attributes:
+        flow: (B, 2, H, W), px: `warp(moving, flow)` lies on the fixed image.
+        inverse_flow: (B, 2, H, W), px: `warp(fixed, inverse_flow)` lies on the moving image.
+        steps: a `FlowStep` a scale, coarse to fine; batch entries B.., if there are any, are the inverse direction.
+        reliability: R of FRG-PreReg, in [0, 1].
+        gate: W, in [0, 1].
+        entropy_fixed, entropy_moving: local entropy, bits.
+    """
+
+    flow: Tensor
+    inverse_flow: Tensor
+    steps: list[FlowStep]
+    reliability: Tensor
+    gate: Tensor
+    entropy_fixed: Tensor
+    entropy_moving: Tensor
+
+
+class Output(NamedTuple):
+    """Result of `EDARFusion`; every map is (B, 1, H, W), flows are (B, 2, H, W) in px.
+
+    Attributes:
+        fused: in [0, 1].
+        aligned: the moving image warped with `flow`, in [0, 1].
+        flow: `aligned(p) = moving(p + flow(p))`.
+        inverse_flow: the way back, from the fixed to the moving image.
+        entropy_fixed, entropy_moving: local entropy in bits; that of the moving image before alignment.
+        entropy_difference: |entropy_fixed - entropy_moving|, bits.
+        gate: W in [0, 1], how far the entropies let an increment of the flow pass.
+        reliability: R in [0, 1], how much a place speaks in the matching.
+        consistency: C in [0, 1], where edges of both images may be joined.
+    """
+
+    fused: Tensor
+    aligned: Tensor
+    flow: Tensor
+    inverse_flow: Tensor
+    entropy_fixed: Tensor
+    entropy_moving: Tensor
+    entropy_difference: Tensor
+    gate: Tensor
+    reliability: Tensor
+    consistency: Tensor
+
+
+class EDARFusion(nn.Module):
+    """The whole network.
+
+    Args:
+        preset: name of a size in `PRESETS`.
+        entropy: False withholds the local entropy from the features (ablation).
+        reliability: False sets R to 1 (ablation).
+        aggregation: False matches each cell by itself (ablation).
+        use_gate: False sets W to 1 (ablation).
+
+    Raises:
+        ValueError: for an unknown preset.
+    """
+
+    def __init__(
+        self,
+        preset: str = "small",
+        entropy: bool = True,
+        reliability: bool = True,
+        aggregation: bool = True,
+        use_gate: bool = True,
+    ) -> None:
+        super().__init__()
+        if preset not in PRESETS:
+            raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, found {preset!r}")
+        size = PRESETS[preset]
+        self.arguments = {
+            "preset": preset,
+            "entropy": entropy,
+            "reliability": reliability,
+            "aggregation": aggregation,
+            "use_gate": use_gate,
+        }
+        self.stride = CELL * 2 ** (len(size["encoder"]) - 1)
+        self.encoder_fixed = Encoder(size["encoder"], size["features"], entropy)
+        self.encoder_moving = Encoder(size["encoder"], size["features"], entropy)
+        self.frg_prereg = FRGPreReg(size["features"], reliability)
+        scales = size["scales"] if aggregation else tuple(s._replace(windows=(None,)) for s in size["scales"])
+        self.eda_flowreg = EDAFlowReg(size["features"], scales)
+        self.fusion = FlowGuidedFusion(size["fusion"])
+        self.to(memory_format=torch.channels_last)
+
+    def register(self, fixed: Tensor, moving: Tensor, both: bool = False) -> Registration:
+        """Estimate the displacement field and its inverse.
+
+        Args:
+            fixed, moving: (B, 1, H, W) in [0, 1]; H and W multiples of `stride`.
+            both: estimate the inverse direction by itself, with the same weights, so that training can hold the two
+                against each other; otherwise the inverse is computed from the flow, which takes no time.
+        """
+        with torch.no_grad():
+            entropy_fixed, entropy_moving = entropy_at_quarter(torch.cat((fixed, moving))).chunk(2)
+            w = gate(entropy_fixed, entropy_moving)
+            w = w if self.arguments["use_gate"] else torch.ones_like(w)
+        features = self.frg_prereg(
+            self.encoder_fixed(fixed, entropy_fixed), self.encoder_moving(moving, entropy_moving), moving
+        )
+        f, m, r = features.fixed, features.moving, features.reliability_fixed
+        if both:
+            r_both = torch.cat((r, features.reliability_moving))
+            steps = self.eda_flowreg(torch.cat((f, m)), torch.cat((m, f)), r_both, torch.cat((w, w)))
+            on_cells, inverse_on_cells = (steps[-1].flow / CELL).chunk(2)
+        else:
+            steps = self.eda_flowreg(f, m, r, w)
+            on_cells = steps[-1].flow / CELL
+            inverse_on_cells = invert(on_cells)
+        flow, inverse_flow = (resize_flow(field, fixed.shape[2:]) for field in (on_cells, inverse_on_cells))
+        return Registration(flow, inverse_flow, steps, r, w, entropy_fixed, entropy_moving)
+
+    def fuse(self, fixed: Tensor, aligned: Tensor, registration: Registration) -> Fusion:
+        """Fuse the fixed image with an aligned one, both (B, 1, H, W), under the maps of `registration`."""
+        return self.fusion(fixed, aligned, registration.reliability, registration.gate)
+
+    def register_averaged(self, fixed: Tensor, moving: Tensor) -> Registration:
+        """As `register`, for the mean of four estimates: both directions, of the pair and of its mirror image."""
+        count = len(fixed)
+        r = self.register(torch.cat((fixed, fixed.flip(3))), torch.cat((moving, moving.flip(3))), both=True)
+        there, back = (r.steps[-1].flow / CELL).chunk(2)
+        straight, mirrored = ((there + invert(back)) / 2).chunk(2)
+        # In a mirrored pair x runs the other way.
+        on_cells = (straight + mirrored.flip(3) * straight.new_tensor((-1, 1)).view(1, 2, 1, 1)) / 2
+        return Registration(
+            resize_flow(on_cells, fixed.shape[2:]),
+            resize_flow(invert(on_cells), fixed.shape[2:]),
+            r.steps,
+            *((map_[:count] + map_[count:].flip(3)) / 2 for map_ in (r.reliability, r.gate)),
+            r.entropy_fixed[:count],
+            r.entropy_moving[:count],
+        )
+
+    def fit(self, fixed: Tensor, moving: Tensor) -> tuple[Padder, list[Tensor], list[Tensor]]:
+        """The padder for a pair of images, the padded images, and what the registration sees of them."""
+        power = round(math.log2(sum(fixed.shape[2:]) / (2 * TRAINED_SIDE)))
+        padder = Padder(fixed.shape[2:], self.stride * 2 ** max(0, power))
+        padded = [padder.pad(image) for image in (fixed, moving)]
+        return padder, padded, [rescale(image, power) for image in padded]
+
+    def forward(self, fixed: Tensor, moving: Tensor, passes: int = 1, average: bool = False) -> Output:
+        """Align and fuse.
+
+        The registration sees the images at the power of two of their size whose sides are nearest to the 256 px of
+        its training; the fusion sees them as they are.
+
+        Args:
+            fixed, moving: (B, 1, H, W) in [0, 1], any size from 64 up.
+            passes: how often the registration is repeated on the image aligned so far.
+            average: average the estimates of both directions, of the pair and of its mirror image.
+        """
+        if fixed.shape != moving.shape or fixed.ndim != 4 or fixed.shape[1] != 1 or min(fixed.shape[2:]) < 64:
+            raise ValueError(
+                f"expected fixed and moving images of one size (B, 1, H, W) with sides of at least 64, "
+                f"found {tuple(fixed.shape)} and {tuple(moving.shape)}"
+            )
+        padder, (fixed, moving), (fixed_seen, moving_seen) = self.fit(fixed, moving)
+        full = fixed.shape[2:]
+        register = self.register_averaged if average else self.register
+        first = register(fixed_seen, moving_seen)
+        flow, inverse_flow = first.flow, first.inverse_flow
+        for _ in range(passes - 1):
+            further = register(fixed_seen, warp(moving_seen, flow))
+            flow, inverse_flow = compose(flow, further.flow), compose(further.inverse_flow, inverse_flow)
+        flow, inverse_flow = resize_flow(flow, full), resize_flow(inverse_flow, full)
+        aligned = warp(moving, flow)
+        fused, consistency = self.fuse(fixed, aligned, first)
+        entropy_fixed, entropy_moving = resize(first.entropy_fixed, full), resize(first.entropy_moving, full)
+        fields = Output(
+            fused,
+            aligned,
+            flow,
+            inverse_flow,
+            entropy_fixed,
+            entropy_moving,
+            entropy_difference(entropy_fixed, entropy_moving),
+            resize(first.gate, full),
+            resize(first.reliability, full),
+            consistency,
+        )
+        return Output(*(padder.unpad(field) for field in fields))
+
+
+def rescale(image: Tensor, power: int) -> Tensor:
+    """(B, C, H, W) -> (B, C, H / 2^power, W / 2^power): means over blocks, or bilinear for a negative power."""
+    if power > 0:
+        return F.avg_pool2d(image, 2**power)
+    return F.interpolate(image, scale_factor=2**-power, mode="bilinear") if power else image

@@ -1,0 +1,64 @@
+"""Flow-guided fusion under the alignment-consistency map C."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.layers import ResidualBlock, conv
+from utils.maps import gradient_agreement, resize
+
+
+class Fusion(NamedTuple):
+    """Fused image and consistency map C, both (B, 1, H, W) in [0, 1]."""
+
+    fused: Tensor
+    consistency: Tensor
+
+
+def alignment_consistency(fixed: Tensor, aligned: Tensor, reliability: Tensor, gate: Tensor) -> Tensor:
+    """Where edges of both images may be joined: local gradient agreement, trusted as far as R and W allow.
+
+    C = agreement * (R + W) / 2 + (1 - (R + W) / 2) / 2: without trust the map says one half, neither yes nor no.
+
+    Args:
+        fixed, aligned: (B, 1, H, W) in [0, 1].
+        reliability, gate: (B, 1, h, w) in [0, 1], of any resolution.
+
+    Returns:
+        (B, 1, H, W) in [0, 1].
+    """
+    trust = (resize(reliability, fixed.shape[2:]) + resize(gate, fixed.shape[2:])) / 2
+    return trust * gradient_agreement(fixed, aligned) + (1 - trust) / 2
+
+
+class FlowGuidedFusion(nn.Module):
+    """Mixes the fixed and the aligned image with a predicted weight and adds a small predicted correction.
+
+    Args:
+        channels: width of the network, which runs at half the resolution.
+        blocks: number of residual blocks.
+    """
+
+    def __init__(self, channels: int, blocks: int = 2) -> None:
+        super().__init__()
+        self.stem = conv(4 * 4, channels)
+        self.blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(blocks)))
+        self.head = conv(channels, 2 * 4)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, fixed: Tensor, aligned: Tensor, reliability: Tensor, gate: Tensor) -> Fusion:
+        """Images (B, 1, H, W) in [0, 1] with even H and W; R and W (B, 1, h, w) -> `Fusion`."""
+        consistency = alignment_consistency(fixed, aligned, reliability, gate)
+        brighter = torch.maximum(fixed, aligned)
+        stack = torch.cat((fixed, aligned, brighter, consistency), dim=1)
+        x = F.pixel_unshuffle(stack, 2).contiguous(memory_format=torch.channels_last)
+        x = self.head(self.blocks(F.leaky_relu(self.stem(x), 0.1))).float()
+        weight, correction = F.pixel_shuffle(x, 2).split(1, dim=1)
+        # Starts near the maximum rule, which at true alignment is a good fusion already; the correction sharpens.
+        mixed = brighter - torch.sigmoid(weight - 3) * (fixed - aligned).abs()
+        fused = mixed + correction
+        # Cut to [0, 1], yet with a gradient where the cut would leave none.
+        return Fusion(fused + (fused.clamp(0, 1) - fused).detach(), consistency)

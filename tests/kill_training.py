@@ -1,0 +1,102 @@
+"""Kill the training script at random moments and resume it each time: the end must be that of an uninterrupted run.
+
+    python -m tests.kill_training --kills 20
+"""
+
+import argparse
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file
+
+from utils.checkpoint import load_checkpoint
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = ROOT / "data" / "sample"
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+"""Sums over several threads differ in their last bits from run to run."""
+SHORT = ("--preset", "tiny", "--batch-size", "2", "--epochs", "4", "--val-every", "2", "--save-minutes", "0.001")
+"""Options of a run of both stages that takes some seconds and saves every few steps."""
+
+
+def sample_table(path: Path) -> Path:
+    """Write a table of the sample's truly aligned pairs, five to train on and four to validate on."""
+    rows = [
+        {"fixed": f"{m}/fixed/{p.name}", "moving": f"{m}/label/{p.name}", "modality": m}
+        for m in ("CT", "PET", "SPECT")
+        for p in sorted((SAMPLE / m / "fixed").glob("*.png"))
+    ]
+    pd.DataFrame(rows).assign(split=["train", "val"] * 4 + ["train"]).to_csv(path, index=False)
+    return path
+
+
+def command(table: Path, *options: str | Path, processes: int = 1) -> list[str]:
+    """Command line of a training run on the sample."""
+    start = [sys.executable]
+    if processes > 1:
+        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [*start, str(ROOT / "EDARFusion_train.py"), "--csv", str(table), "--root", str(SAMPLE), *map(str, options)]
+
+
+def resume(folder: Path) -> list[str]:
+    """Command line that goes on with a run."""
+    return [sys.executable, str(ROOT / "EDARFusion_train.py"), "--resume", str(folder)]
+
+
+def kill_and_resume(line: list[str], folder: Path, kills: int, seed: int) -> int:
+    """Start a run, kill it at random moments after its first checkpoint, resume each time; returns the kills made."""
+    generator = random.Random(seed)
+    made = 0
+    while True:
+        process = subprocess.Popen(
+            line, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        if made == kills:
+            errors = process.communicate(timeout=500)[1]
+            assert process.returncode == 0, errors[-2000:]
+            return made
+        before = progress(folder)
+        while process.poll() is None and progress(folder) == before:
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0, 0.4))
+        if process.poll() is not None:
+            return made
+        process.kill()
+        process.wait()
+        made += 1
+        line = resume(folder)
+
+
+def progress(folder: Path) -> int:
+    path = folder / "last.safetensors"
+    return load_checkpoint(path).training["step"] if path.exists() else -1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20, help="default: %(default)s")
+    parser.add_argument("--epochs", type=int, default=30, help="length of the run (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        table = sample_table(Path(name, "pairs.csv"))
+        whole, killed = Path(name, "whole"), Path(name, "killed")
+        length = (*SHORT, "--epochs", str(options.epochs))
+        line = command(table, "--output", whole, *length)
+        subprocess.run(line, cwd=ROOT, env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL)
+        made = kill_and_resume(command(table, "--output", killed, *length), killed, options.kills, options.seed)
+        first, second = (load_file(folder / "last.safetensors") for folder in (whole, killed))
+        differing = [name for name in first if not torch.equal(first[name], second[name])]
+    print(f"{made} kills; {len(first) - len(differing)} of {len(first)} tensors equal those of the uninterrupted run")
+    return 1 if differing or made < options.kills else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+"""Carrying images along with saved flows."""
+
+import numpy as np
+import pytest
+
+from utils.apply_flow import apply_flow, main
+from utils.image_io import read_image, write_image
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("shape", [(70, 90), (70, 90, 3)])
+def test_a_shift_by_hand(shape):
+    image = RNG.random(shape, dtype=np.float32)
+    flow = np.zeros((2, 70, 90), np.float32)
+    flow[0] = 3
+    warped = apply_flow(image, flow)
+    assert warped.shape == shape
+    np.testing.assert_allclose(warped[:, :-3], image[:, 3:], atol=1e-5)
+
+
+def test_folder(tmp_path, capsys):
+    image = RNG.integers(0, 256, (64, 80), dtype=np.uint8).astype(np.float32) / 255
+    for name in ("a", "b"):
+        write_image(tmp_path / "images" / f"{name}.png", image)
+    (tmp_path / "flow").mkdir()
+    np.save(tmp_path / "flow" / "a.npy", np.zeros((2, 64, 80), np.float32))
+    line = ["--images", f"{tmp_path}/images", "--flow", f"{tmp_path}/flow", "--output", f"{tmp_path}/out"]
+    assert main(line) == 0
+    assert "Wrote 1 images" in capsys.readouterr().out
+    np.testing.assert_array_equal(read_image(tmp_path / "out" / "a.png"), image)
+    (tmp_path / "flow" / "a.npy").unlink()
+    assert main(line) == 2
+    assert "expected flows named like the images" in capsys.readouterr().err

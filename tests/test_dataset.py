@@ -1,0 +1,230 @@
+"""data/dataset.py: the same pairs whatever the workers, a flow that is the truth, images that move together."""
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from data.dataset import VAL_SEED, EndlessSampler, Pair, PairDataset, fit, vary_contrast
+from data.make_csv import DataError
+from utils.image_io import ImageError, read_image, write_image
+from utils.warp import compose, resize_flow, warp
+
+SAMPLE = Path(__file__).parents[1] / "data/sample"
+MODALITIES = ("CT", "PET", "SPECT")
+
+
+def sample_table(same: bool = False) -> pd.DataFrame:
+    """Pairs of the embedded sample, truly aligned; with `same` the fixed image stands on both sides."""
+    rows = []
+    for modality in MODALITIES:
+        for fixed in sorted((SAMPLE / modality / "fixed").iterdir()):
+            moving = fixed if same else SAMPLE / modality / "label" / fixed.name
+            paths = {"fixed": fixed.relative_to(SAMPLE).as_posix(), "moving": moving.relative_to(SAMPLE).as_posix()}
+            rows.append({**paths, "modality": modality})
+    return pd.DataFrame(rows)
+
+
+def sample(same: bool = False, **options) -> PairDataset:
+    return PairDataset(sample_table(same), SAMPLE, **{"size": 128, **options})
+
+
+def equal(a: Pair, b: Pair) -> bool:
+    return all(torch.equal(torch.as_tensor(x), torch.as_tensor(y)) for x, y in zip(a, b, strict=True))
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    return float(np.corrcoef(a.flatten(), b.flatten())[0, 1])
+
+
+def residual(pair: Pair, flow: Tensor) -> float:
+    """Mean grey difference between the moving image warped with `flow` and the truth, away from the border."""
+    warped = warp(pair.moving[None], resize_flow(flow[None], tuple(pair.moving.shape[1:])))[0]
+    return (warped - pair.moving_aligned)[:, 12:-12, 12:-12].abs().mean().item()
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_shapes_and_ranges(augment):
+    pairs = sample(augment=augment)
+    for draw in (0, 4, 40):
+        pair = pairs[draw]
+        for image in (pair.fixed, pair.moving, pair.moving_aligned):
+            assert image.shape == (1, 128, 128) and image.dtype == torch.float32
+            assert image.min() >= 0 and image.max() <= 1 and image.std() > 0.01
+        for flow in (pair.flow, pair.inverse_flow):
+            assert flow.shape == (2, 32, 32) and flow.isfinite().all()
+        assert pair.modality == draw % 9 // 3
+
+
+def test_draws_repeat_and_differ():
+    first, again, other = sample(augment=True), sample(augment=True), sample(augment=True, seed=1)
+    for draw in (0, 7, 1000):
+        assert equal(first[draw], again[draw])
+        assert not torch.equal(first[draw].flow, other[draw].flow)
+        assert not torch.equal(first[draw].flow, first[draw + 9].flow)
+    # Whatever was drawn before.
+    assert equal(first[7], sample(augment=True)[7])
+
+
+def test_validation_pairs_are_the_same_every_time():
+    pairs = sample(seed=VAL_SEED)
+    once, again = [pairs[i] for i in range(9)], [sample(seed=VAL_SEED)[i] for i in range(9)]
+    assert all(equal(a, b) for a, b in zip(once, again, strict=True))
+    # The next epoch, too, and images that are those of the files.
+    assert equal(pairs[9 + 2], once[2])
+    whole = PairDataset(sample_table(), SAMPLE, seed=VAL_SEED)[0]
+    assert np.allclose(whole.fixed[0].numpy(), read_image(SAMPLE / sample_table()["fixed"][0]), atol=1e-6)
+    assert len({pair.flow.sum().item() for pair in once}) == 9
+
+
+def test_workers_make_no_difference():
+    def batches(workers: int) -> list[Pair]:
+        pairs = sample(augment=True, size=64)
+        sampler = EndlessSampler(len(pairs), 4, seed=5)
+        return list(islice(DataLoader(pairs, 4, sampler=sampler, num_workers=workers), 4))
+
+    alone, divided = batches(0), batches(2)
+    assert isinstance(alone[0], Pair) and alone[0].fixed.shape == (4, 1, 64, 64) and alone[0].modality.shape == (4,)
+    assert all(equal(a, b) for a, b in zip(alone, divided, strict=True))
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_flow_maps_moving_to_the_truth(augment):
+    pairs = sample(augment=augment, size=256)
+    before, after, wrong = [], [], []
+    for draw in range(12):
+        pair = pairs[draw]
+        before.append(residual(pair, torch.zeros_like(pair.flow)))
+        after.append(residual(pair, pair.flow))
+        wrong.append(residual(pair, pair.inverse_flow))
+    # What is left is the blur of sampling twice and, with augmentation, noise.
+    assert np.mean(after) < (0.5 if augment else 0.35) * np.mean(before)
+    assert np.mean(wrong) > np.mean(before)
+
+
+def test_inverse_flow_is_what_was_applied():
+    pair = sample(size=256)[0]
+    applied = warp(pair.moving_aligned[None], resize_flow(pair.inverse_flow[None], (256, 256)))[0]
+    assert torch.allclose(applied, pair.moving, atol=1e-6)
+    assert compose(pair.inverse_flow[None], pair.flow[None])[..., 4:-4, 4:-4].abs().max() < 0.02
+
+
+def test_augmentation_moves_both_images_of_the_pair_alike():
+    # The same file on both sides: whatever the pose, fixed and truly aligned image show the same, but for contrast.
+    pairs = sample(same=True, augment=True, size=128)
+    aligned = [correlation(pair.fixed, pair.moving_aligned) for pair in map(pairs.__getitem__, range(12))]
+    moving = [correlation(pair.fixed, pair.moving) for pair in map(pairs.__getitem__, range(12))]
+    assert min(aligned) > 0.95
+    assert np.mean(moving) < np.mean(aligned) - 0.02
+    original = [correlation(pairs[i].fixed, sample(same=True)[i].fixed) for i in range(12)]
+    assert min(original) < 0.9, "the pose must vary"
+
+
+def test_augmentation_gives_both_images_of_a_kind_one_contrast():
+    # Aligned and moving image come from one scanner: their brightest parts stay alike.
+    for draw in range(6):
+        pair = sample(augment=True)[draw]
+        assert pair.moving.mean().item() == pytest.approx(pair.moving_aligned.mean().item(), rel=0.15)
+
+
+def test_wide_deformations_are_larger():
+    def mean_length(wide: float) -> float:
+        pairs = sample(augment=True, wide=wide, size=64)
+        return float(np.mean([16 * pairs[i].flow.norm(dim=0).mean() for i in range(30)]))
+
+    benchmark, wide = mean_length(0.0), mean_length(1.0)
+    assert 3 < benchmark < 4.5 and wide > 1.5 * benchmark
+
+
+def test_vary_contrast_keeps_order_and_range():
+    generator = torch.Generator().manual_seed(0)
+    ramp = torch.linspace(0, 1, 50).view(1, 1, 1, 50)
+    noisy = 0
+    for _ in range(20):
+        first, second = vary_contrast([ramp, ramp], generator)
+        assert first.min() >= 0 and first.max() <= 1
+        # One gamma and gain for both; half of the draws add noise to each.
+        assert (first - second).abs().max() < 0.15
+        if torch.equal(first, second):
+            assert (first.diff() >= 0).all()
+        else:
+            noisy += 1
+    assert 4 <= noisy <= 16
+
+
+def test_fit_scales_the_longer_side_and_centres():
+    image = torch.ones(2, 100, 200)
+    fitted = fit(image, 64)
+    assert fitted.shape == (2, 64, 64)
+    # 100 x 200 becomes 32 x 64: 16 rows of padding above and below.
+    assert torch.allclose(fitted[:, 16:48], torch.ones(2, 32, 64)) and not fitted[:, :16].any()
+    assert not fitted[:, 48:].any()
+    upright = fit(image.transpose(1, 2), 64)
+    assert torch.allclose(upright, fitted.transpose(1, 2))
+
+
+def test_fit_leaves_the_right_size_alone_and_enlarges_small_images():
+    image = torch.rand(1, 64, 64)
+    assert torch.equal(fit(image, 64), image)
+    assert torch.allclose(fit(torch.full((1, 64, 64), 0.3), 128), torch.full((1, 128, 128), 0.3))
+    assert fit(torch.rand(1, 64, 6400), 64).shape == (1, 64, 64)
+    odd = fit(torch.ones(1, 63, 64), 64)
+    assert odd.sum() == 63 * 64
+
+
+def test_non_square_pairs_become_batches(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, size in (("a", (80, 120)), ("b", (128, 70))):
+        write_image(tmp_path / f"f{name}.png", rng.random(size))
+        write_image(tmp_path / f"m{name}.png", rng.random(size))
+    table = pd.DataFrame({"fixed": ["fa.png", "fb.png"], "moving": ["ma.png", "mb.png"]})
+    batch = next(iter(DataLoader(PairDataset(table, tmp_path, size=96), batch_size=2)))
+    assert batch.fixed.shape == (2, 1, 96, 96) and batch.flow.shape == (2, 2, 24, 24)
+    assert batch.modality.tolist() == [-1, -1]
+
+
+def test_empty_table_is_refused(tmp_path):
+    with pytest.raises(DataError, match="at least one pair"):
+        PairDataset(pd.DataFrame({"fixed": [], "moving": []}), tmp_path)
+
+
+def test_bad_images_are_named(tmp_path):
+    write_image(tmp_path / "f.png", np.zeros((80, 90)))
+    write_image(tmp_path / "m.png", np.zeros((90, 80)))
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing more")
+    table = pd.DataFrame({"fixed": ["f.png"] * 3, "moving": ["m.png", "broken.png", "missing.png"]})
+    pairs = PairDataset(table, tmp_path)
+    for draw, words in ((0, "m.png: expected the size of"), (1, "broken.png"), (2, "missing.png.*nothing there")):
+        with pytest.raises(ImageError, match=words):
+            pairs[draw]
+
+
+def test_sampler_shows_each_row_once_an_epoch():
+    draws = list(islice(EndlessSampler(7, 3, seed=2), 28))
+    epochs = [draws[i : i + 7] for i in range(0, 28, 7)]
+    for number, epoch in enumerate(epochs):
+        # Draws are numbered on, so that no two epochs deform a row alike.
+        assert sorted(epoch) == list(range(7 * number, 7 * number + 7))
+    orders = {tuple(draw % 7 for draw in epoch) for epoch in epochs}
+    assert len(orders) > 1
+    assert draws == list(islice(EndlessSampler(7, 3, seed=2), 28))
+    assert draws != list(islice(EndlessSampler(7, 3, seed=3), 28))
+
+
+@pytest.mark.parametrize("start", [1, 4, 23])
+def test_sampler_goes_on_where_it_stopped(start):
+    whole = list(islice(EndlessSampler(10, 4, seed=1), 4 * 40))
+    assert list(islice(EndlessSampler(10, 4, seed=1, start=start), 4 * 10)) == whole[4 * start : 4 * (start + 10)]
+
+
+@pytest.mark.parametrize("start", [0, 3])
+def test_ranks_divide_the_batches_of_one_process(start):
+    one = list(islice(EndlessSampler(11, 8, seed=6, start=start), 8 * 6))
+    ranks = [list(islice(EndlessSampler(11, 4, seed=6, start=start, rank=r, world=2), 4 * 6)) for r in (0, 1)]
+    for step in range(6):
+        assert ranks[0][4 * step : 4 * step + 4] + ranks[1][4 * step : 4 * step + 4] == one[8 * step : 8 * step + 8]

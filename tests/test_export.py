@@ -1,0 +1,126 @@
+"""utils/export.py: the ONNX file gives what the network gives; bad arguments give one line."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.edarfusion import EDARFusion
+from utils import export
+from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.export import TOLERANCE, Exported, largest_differences, main, run_onnx, sample_pair, to_onnx
+from utils.warp import warp
+
+for package in export.PACKAGES:
+    pytest.importorskip(package)
+
+ROOT = Path(__file__).parents[1]
+SIZE = (200, 220)
+"""No multiple of any stride, so that padding is part of the graph."""
+
+
+@pytest.fixture(scope="module")
+def model() -> EDARFusion:
+    return load_checkpoint(ROOT / "checkpoints" / "edarfusion.safetensors").model
+
+
+@pytest.fixture(scope="module")
+def data(model: EDARFusion) -> bytes:
+    return to_onnx(model, SIZE, {"modality": "CT"})
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[torch.Tensor, torch.Tensor]:
+    """Images that the export has not seen."""
+    return sample_pair(SIZE)
+
+
+def test_onnxruntime_gives_what_the_network_gives(model: EDARFusion, data: bytes, pair: tuple) -> None:
+    differences = largest_differences(data, model, *pair)
+    assert all(differences[name] <= limit for name, limit in TOLERANCE.items()), differences
+
+
+def test_outputs_follow_the_convention(data: bytes, pair: tuple) -> None:
+    found = run_onnx(data, *pair)
+    assert found.fused.shape == found.aligned.shape == (1, 1, *SIZE) and found.flow.shape == (1, 2, *SIZE)
+    assert found.flow.abs().max() > 0.5
+    # Inside the image, where padding has no part in it.
+    torch.testing.assert_close(
+        warp(pair[1], found.flow)[..., 16:-16, 16:-16], found.aligned[..., 16:-16, 16:-16], atol=1e-4, rtol=0
+    )
+
+
+def test_differences_are_told_by_output(model: EDARFusion, pair: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.inference_mode():
+        output = model(*pair)
+    shifted = Exported(output.fused, output.aligned - 0.25, output.flow + 2)
+    monkeypatch.setattr(export, "run_onnx", lambda *_: shifted)
+    differences = largest_differences(b"", model, *pair)
+    assert differences == {"fused": 0, "aligned": pytest.approx(0.25), "flow": pytest.approx(2)}
+
+
+def test_command(
+    tmp_path: Path, model: EDARFusion, data: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def exported(_: EDARFusion, size: tuple[int, int], metadata: dict[str, str]) -> bytes:
+        asked.append((size, metadata))
+        return data
+
+    # Exporting takes seconds; what it writes is tested above.
+    monkeypatch.setattr(export, "to_onnx", exported)
+    save_checkpoint(tmp_path / "c.safetensors", model, modality="CT", training={"step": 1}, metrics={})
+    output = tmp_path / "folder/model.onnx"
+    arguments = ["--checkpoint", str(tmp_path / "c.safetensors"), "--output", str(output), "--size", "200", "220"]
+    assert main(arguments) == 0
+    assert output.read_bytes() == data
+    assert asked[0][0] == SIZE and asked[0][1]["modality"] == "CT" and '"small"' in asked[0][1]["arguments"]
+    assert str(output) in capsys.readouterr().out
+
+    # Another network's file differs from this one's network: nothing is written.
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.fusion.head.bias += 0.1
+    save_checkpoint(tmp_path / "c.safetensors", other, modality="CT", training={"step": 1}, metrics={})
+    output.write_bytes(b"earlier")
+    assert main(arguments) == 2
+    assert "within" in capsys.readouterr().err
+    assert output.read_bytes() == b"earlier"
+
+
+def test_metadata_is_in_the_file(data: bytes) -> None:
+    import onnx
+
+    loaded = onnx.load_from_string(data)
+    onnx.checker.check_model(loaded)
+    assert {entry.key: entry.value for entry in loaded.metadata_props}["modality"] == "CT"
+    assert [value.name for value in loaded.graph.input] == ["fixed", "moving"]
+    assert [value.name for value in loaded.graph.output] == ["fused", "aligned", "flow"]
+
+
+def test_missing_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--checkpoint", str(tmp_path / "none"), "--output", str(tmp_path / "m.onnx")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("python -m utils.export: ") and "nothing there" in error and error.count("\n") == 1
+
+
+def test_missing_package(
+    tmp_path: Path, model: EDARFusion, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def exported(*_) -> bytes:
+        raise ImportError("No module named 'onnxscript'")
+
+    monkeypatch.setattr(export, "to_onnx", exported)
+    save_checkpoint(tmp_path / "c.safetensors", model, modality="CT", training={"step": 1}, metrics={})
+    assert main(["--checkpoint", str(tmp_path / "c.safetensors"), "--output", str(tmp_path / "m.onnx")]) == 2
+    assert "onnxscript" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("side", ["63", "-100", "x"])
+def test_bad_size(side: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--checkpoint", "c", "--output", "m.onnx", "--size", "100", side])
+    assert caught.value.code == 2
+    assert "at least 64" in capsys.readouterr().err

@@ -1,0 +1,289 @@
+"""losses/: zero for the truth, hand-computed values elsewhere, finite gradients, and gradients stopped where due."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from data.deformation import BENCHMARK, affine_flow, misalignment, random_flow
+from losses.fusion import FusionWeights, edge_loss, fusion_loss, intensity_error, structure_loss
+from losses.registration import (
+    RegistrationWeights,
+    flow_error,
+    foreground,
+    inverse_error,
+    masked_mean,
+    matching_error,
+    registration_loss,
+    smoothness,
+)
+from models.eda_flowreg import CELL, FlowStep, candidates
+from models.edarfusion import EDARFusion, Registration
+from utils.image_io import pair_files, read_image
+from utils.metrics import qabf
+from utils.warp import resize_flow, warp
+
+SAMPLE = Path(__file__).parents[1] / "data/sample"
+EDGE_FLOOR = 1 - 0.9994 / (1 + math.exp(-15 * 0.5)) * 0.9879 / (1 + math.exp(-22 * 0.2))
+"""What the sigmoids of Q^AB/F leave even where every edge is kept: 0.025."""
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def constant_flow(x: float, y: float, size: tuple[int, int] = (8, 8)) -> Tensor:
+    return torch.tensor([x, y], dtype=torch.float32).view(1, 2, 1, 1).expand(1, 2, *size).clone()
+
+
+def sample_pairs() -> list[tuple[Tensor, Tensor]]:
+    """Fixed and truly aligned moving image, (1, 1, 256, 256), one pair a modality."""
+    pairs = [pair_files(fixed=SAMPLE / m / "fixed", label=SAMPLE / m / "label")[0] for m in ("CT", "PET", "SPECT")]
+    return [tuple(torch.from_numpy(read_image(p[role]))[None, None] for role in ("fixed", "label")) for p in pairs]
+
+
+ONES = torch.ones(1, 1, 8, 8)
+
+
+# --- registration ---------------------------------------------------------------------------------------------
+
+
+def test_masked_mean_by_hand():
+    values = torch.tensor([[1.0, 2], [3, 100]])[None, None]
+    mask = torch.tensor([[1.0, 1], [2, 0]])[None, None]
+    assert masked_mean(values, mask).item() == pytest.approx((1 + 2 + 2 * 3) / 4)
+    # Two channels count alike.
+    assert masked_mean(torch.cat((values, 3 * values), dim=1), mask).item() == pytest.approx(2 * 9 / 4)
+
+
+def test_masked_mean_of_a_batch_is_the_mean_of_its_halves():
+    values, mask = noise(4, 2, 6, 7), noise(4, 1, 6, 7, seed=1) ** 4
+    mask[1] *= 0.01  # an image with little foreground must not fade against the others
+    halves = (masked_mean(values[:2], mask[:2]) + masked_mean(values[2:], mask[2:])) / 2
+    assert masked_mean(values, mask).item() == pytest.approx(halves.item(), rel=1e-5)
+
+
+def test_masked_mean_of_an_empty_mask_is_zero():
+    assert masked_mean(noise(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)).item() == 0
+
+
+def test_flow_error_by_hand():
+    truth = 5 * noise(1, 2, 8, 8)
+    assert flow_error(truth, truth, ONES).item() == 0
+    assert flow_error(truth + constant_flow(3, -4), truth, ONES).item() == pytest.approx(5, rel=1e-5)
+    mask = ONES.clone()
+    mask[..., 4:] = 0
+    wrong = truth.clone()
+    wrong[..., 4:] += 100
+    assert flow_error(wrong, truth, mask).item() == 0
+
+
+def test_foreground_reaches_8_px_beyond_tissue():
+    image = torch.zeros(1, 1, 64, 64)
+    image[..., 32:36, 32:36] = 1
+    mask = foreground(image, (16, 16))
+    expected = torch.zeros(16, 16)
+    expected[6:11, 6:11] = 1  # the block of 4 x 4 px and two blocks around it
+    assert torch.equal(mask[0, 0], expected)
+    assert not foreground(torch.full((1, 1, 64, 64), 0.05), (8, 8)).any()
+    shares = foreground(image, (8, 8))
+    assert shares.shape == (1, 1, 8, 8) and shares.sum().item() == pytest.approx(25 / 4)
+
+
+@pytest.mark.parametrize("index", range(9))
+def test_matching_error_is_smallest_where_the_scores_peak_at_the_truth(index):
+    x, y = candidates(1)[index].tolist()
+    errors = []
+    for peak in range(9):
+        scores = torch.zeros(1, 9, 8, 8)
+        scores[:, peak] = 6
+        errors.append(matching_error(scores, constant_flow(x, y), ONES, 1).item())
+    assert int(np.argmin(errors)) == index
+    # Cross-entropy against one candidate by hand: log(e^6 + 8) less the score there.
+    total = math.log(math.exp(6) + 8)
+    assert errors[index] == pytest.approx(total - 6, abs=0.02)
+    assert errors[(index + 1) % 9] == pytest.approx(total, abs=0.02)
+
+
+def test_matching_error_spreads_over_the_neighbours_of_the_truth():
+    probability = torch.softmax(noise(9, seed=3), dim=0)
+    scores = probability.log().view(1, 9, 1, 1).expand(1, 9, 8, 8)
+    # (1, -3) px is a quarter of the way from column 0 to 4 px, three quarters from row 0 to -4 px.
+    shares = {1: 0.75 * 0.75, 2: 0.75 * 0.25, 4: 0.25 * 0.75, 5: 0.25 * 0.25}
+    expected = -sum(share * math.log(probability[k]) for k, share in shares.items())
+    assert matching_error(scores, constant_flow(1, -3), ONES, 1).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_matching_error_beyond_the_candidates_counts_as_the_nearest():
+    scores = noise(1, 25, 8, 8)
+    near, far = (matching_error(scores, constant_flow(d, -d), ONES, 2).item() for d in (8, 500))
+    assert near == pytest.approx(far, rel=1e-3) and math.isfinite(far)
+
+
+def test_smoothness_of_affine_flows_is_zero_and_of_a_parabola_is_not():
+    matrix = torch.tensor([[[0.9, 0.1], [-0.2, 1.1]]])
+    assert smoothness(affine_flow((12, 16), matrix, torch.tensor([[2.0, 3]]))).item() == pytest.approx(0, abs=1e-10)
+    x = torch.arange(16.0).expand(12, 16)
+    # Second difference of x^2 is 2 in one of two components along one axis.
+    assert smoothness(torch.stack((x**2, x))[None]).item() == pytest.approx(4 / 2)
+    assert smoothness(torch.stack((x, x**2)).transpose(1, 2)[None]).item() == pytest.approx(4 / 2)
+
+
+def test_inverse_error_by_hand():
+    assert inverse_error(constant_flow(2, -1), constant_flow(-2, 1), ONES).item() == pytest.approx(0, abs=1e-5)
+    assert inverse_error(constant_flow(3, 0), constant_flow(0, 4), ONES).item() == pytest.approx(5, rel=1e-5)
+    deformation = random_flow((256, 256), BENCHMARK, torch.Generator().manual_seed(0))
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., 8:-8, 8:-8] = 1
+    assert inverse_error(deformation, misalignment(deformation), mask).item() < 1e-3
+    assert inverse_error(deformation, deformation, mask).item() > 0.5
+
+
+def true_case() -> tuple[Registration, tuple[Tensor, ...]]:
+    """A registration that found the truth, and the further arguments of `registration_loss`."""
+    moving_aligned, fixed = noise(2, 1, 16, 16), noise(2, 1, 16, 16, seed=1)
+    enlarge = torch.nn.Upsample(scale_factor=8, mode="bilinear")
+    moving_aligned, fixed = enlarge(moving_aligned), enlarge(fixed)
+    # On the grid of 4 px: two steps of matching to the right and one down, exactly.
+    deformation = constant_flow(-2, -1, (32, 32)).expand(2, 2, 32, 32)
+    moving = warp(moving_aligned, resize_flow(deformation, (128, 128)))
+    forward = constant_flow(8, 4, (16, 16)).expand(2, 2, 16, 16)
+    flow = torch.cat((forward, -forward))
+    scores = torch.zeros(4, 25, 16, 16)
+    scores[:2, 3 * 5 + 4] = scores[2:, 1 * 5 + 0] = 50
+    full = resize_flow(flow / CELL, (128, 128))
+    step = FlowStep(flow, torch.zeros_like(flow), [scores], 2)
+    maps = [torch.ones(2, 1, 16, 16)] * 4
+    return Registration(full[:2], full[2:], [step], *maps), (moving, moving_aligned, fixed, -deformation, deformation)
+
+
+def test_registration_loss_of_the_truth_is_near_zero():
+    registration, arguments = true_case()
+    loss = registration_loss(registration, *arguments)
+    assert loss.flow.item() == pytest.approx(0, abs=1e-5)
+    assert loss.smoothness.item() == pytest.approx(0, abs=1e-8)
+    assert loss.matching.item() < 0.1  # the largest displacement is held 0.001 steps inside the candidates
+    assert loss.similarity.item() < 0.01 and loss.inverse.item() < 1e-3
+    moving, moving_aligned = arguments[:2]
+    assert (moving - moving_aligned).abs().mean() > 0.05
+
+
+def test_registration_loss_sees_swapped_directions_and_axes():
+    registration, arguments = true_case()
+    (step,) = registration.steps
+    backward = registration._replace(steps=[step._replace(flow=-step.flow)])
+    transposed = registration._replace(steps=[step._replace(flow=step.flow.flip(1))])
+    # L1: 8 and 4 px off by twice that, and by their difference.
+    assert registration_loss(backward, *arguments).flow.item() == pytest.approx((16 + 8) / 2, rel=1e-4)
+    assert registration_loss(transposed, *arguments).flow.item() == pytest.approx(4, rel=1e-4)
+    assert registration_loss(backward, *arguments).similarity > 0.05
+
+
+def test_registration_loss_is_the_weighted_sum_with_finite_gradients():
+    model = EDARFusion("tiny")
+    _, (moving, moving_aligned, fixed, true_flow, true_inverse) = true_case()
+    moving = moving.clone()
+    moving[1] = moving_aligned[1] = 0  # a constant image in the batch
+    weights = RegistrationWeights(flow=1.5, matching=0.25, similarity=7, smoothness=0.75, inverse=2)
+    registration = model.register(fixed, moving, both=True)
+    loss = registration_loss(registration, moving, moving_aligned, fixed, true_flow, true_inverse, weights)
+    assert loss._fields[1:] == weights._fields
+    expected = sum(w * part.item() for w, part in zip(weights, loss[1:], strict=True))
+    assert loss.total.item() == pytest.approx(expected, rel=1e-5)
+    loss.total.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if not name.startswith("fusion.")}
+    assert all(g is not None and g.isfinite().all() for g in gradients.values())
+    assert any(g.abs().max() > 0 for name, g in gradients.items() if name.startswith("encoder_moving"))
+
+
+# --- fusion ---------------------------------------------------------------------------------------------------
+
+
+def test_intensity_error_asks_for_the_brighter_image():
+    fixed, moving = torch.tensor([[[[0.2, 0.9]]]]), torch.tensor([[[[0.5, 0.1]]]])
+    assert intensity_error(fixed, moving, torch.tensor([[[[0.5, 0.9]]]])).item() == 0
+    assert intensity_error(fixed, moving, torch.tensor([[[[0.4, 0.6]]]])).item() == pytest.approx(0.2)
+
+
+def test_edge_loss_of_identical_images_is_its_floor():
+    image = noise(2, 1, 64, 64)
+    assert edge_loss(image, image, image).item() == pytest.approx(EDGE_FLOOR, abs=1e-4)
+
+
+def test_edge_loss_is_high_for_lost_and_turned_edges():
+    stripes = (torch.arange(64) // 4 % 2).float().expand(1, 1, 64, 64)
+    assert edge_loss(stripes, stripes, torch.full_like(stripes, 0.5)).item() > 0.95
+    assert edge_loss(stripes, stripes, stripes.transpose(2, 3)).item() > 0.9
+    assert edge_loss(stripes, stripes, 1 - stripes).item() == pytest.approx(EDGE_FLOOR, abs=1e-3)
+
+
+def test_edge_loss_agrees_with_the_metric_on_the_sample():
+    for fixed, label in sample_pairs():
+        for fused in (torch.maximum(fixed, label), (fixed + label) / 2, fixed, label):
+            images = [255 * image[0, 0].double().numpy() for image in (fixed, label, fused)]
+            assert 1 - edge_loss(fixed, label, fused).item() == pytest.approx(qabf(*images), abs=0.05)
+
+
+def test_structure_loss_of_identical_images_is_zero():
+    image = noise(1, 1, 64, 64)
+    assert structure_loss(image, image, image).item() == pytest.approx(0, abs=1e-5)
+    assert structure_loss(image, image, 1 - image).item() > 1
+
+
+def test_structure_loss_follows_the_image_that_varies():
+    # The moving image is flat: keeping the fixed image's structure costs next to nothing, the opposite nearly all.
+    textured, flat = noise(1, 1, 64, 64), torch.full((1, 1, 64, 64), 0.5)
+    assert structure_loss(textured, flat, textured).item() < 0.02
+    assert structure_loss(flat, textured, textured).item() < 0.02
+    assert structure_loss(textured, flat, flat).item() > 0.9
+
+
+def test_fusion_loss_is_the_weighted_sum_of_its_parts():
+    fixed, label, fused, fused_true = (noise(2, 1, 64, 64, seed=s) for s in range(4))
+    weights = FusionWeights(intensity=2, gradient=0.5, ssim=3, consistency=7)
+    loss = fusion_loss(fixed, label, fused, fused_true, weights)
+    assert loss._fields[1:] == weights._fields
+    expected = sum(w * part.item() for w, part in zip(weights, loss[1:], strict=True))
+    assert loss.total.item() == pytest.approx(expected, rel=1e-5)
+    assert loss.consistency.item() == pytest.approx((fused - fused_true).abs().mean().item())
+    # Both the predicted and the true branch are held to the targets, by halves.
+    for part, function in zip(loss[1:4], (intensity_error, edge_loss, structure_loss), strict=True):
+        both = (function(fixed, label, fused) + function(fixed, label, fused_true)) / 2
+        assert part.item() == pytest.approx(both.item(), rel=1e-5)
+
+
+def test_perfect_fusion_of_one_image_costs_its_floor():
+    image = noise(1, 1, 64, 64)
+    loss = fusion_loss(image, image, image, image)
+    assert loss.total.item() == pytest.approx(EDGE_FLOOR, abs=1e-3) and loss.consistency.item() == 0
+
+
+def test_consistency_does_not_pull_the_true_branch():
+    fixed, label = noise(1, 1, 64, 64), noise(1, 1, 64, 64, seed=1)
+    fused = noise(1, 1, 64, 64, seed=2).requires_grad_()
+    fused_true = noise(1, 1, 64, 64, seed=3).requires_grad_()
+    fusion_loss(fixed, label, fused, fused_true, FusionWeights(0, 0, 0, 1)).total.backward()
+    assert fused_true.grad is None or not fused_true.grad.any()
+    assert fused.grad.abs().sum() > 0
+
+
+def test_the_true_branch_learns_from_the_targets():
+    fixed, label = noise(1, 1, 64, 64), noise(1, 1, 64, 64, seed=1)
+    fused_true = noise(1, 1, 64, 64, seed=3).requires_grad_()
+    fusion_loss(fixed, label, torch.zeros(1, 1, 64, 64), fused_true).total.backward()
+    assert fused_true.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_gradients_on_constant_images_are_finite(value):
+    flat = torch.full((2, 1, 64, 64), value)
+    for fixed, label in ((flat, flat), (flat, noise(2, 1, 64, 64)), (noise(2, 1, 64, 64), flat)):
+        for start in (flat, torch.zeros_like(flat), noise(2, 1, 64, 64, seed=4)):
+            fused, fused_true = start.clone().requires_grad_(), start.clone().requires_grad_()
+            loss = fusion_loss(fixed, label, fused, fused_true)
+            loss.total.backward()
+            assert all(part.isfinite() for part in loss)
+            assert fused.grad.isfinite().all() and fused_true.grad.isfinite().all()

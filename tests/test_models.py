@@ -1,0 +1,461 @@
+"""models/: matching against brute force, any size in, ranges kept, no NaN, ablations that do what they say."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.eda_flowreg import CELL, STEP, EDAFlowReg, FlowStep, Scale, candidates, correlate, warp_phases
+from models.edarfusion import PRESETS, EDARFusion, Output
+from models.encoder import Encoder, entropy_at_quarter
+from models.frg_prereg import FRGPreReg, reliability_prior
+from models.fusion import FlowGuidedFusion, alignment_consistency
+from models.layers import GaussianBlur, UNet
+from utils.checkpoint import load_checkpoint
+from utils.warp import compose
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def images(batch: int, height: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Smooth structure on a black background, (batch, 1, height, width) in [0, 1]."""
+    coarse = noise(2 * batch, 1, height // 8 + 1, width // 8 + 1, seed=seed)
+    both = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
+    both[..., :8] = 0
+    return both[:batch], both[batch:]
+
+
+def build(preset: str = "tiny", **options) -> EDARFusion:
+    torch.manual_seed(0)
+    model = EDARFusion(preset, **options).eval()
+    # The heads start at zero; a test of what they do must not.
+    for head in [scale.head for scale in model.eda_flowreg.scales] + [model.fusion.head]:
+        torch.nn.init.normal_(head.weight, std=0.05)
+    return model
+
+
+@pytest.fixture(scope="module")
+def tiny() -> EDARFusion:
+    return build()
+
+
+def features(batch: int = 2, channels: int = 16, height: int = 8, width: int = 10, seed: int = 0) -> Tensor:
+    """(batch, 4, channels, height, width) of unit length."""
+    values = torch.randn(batch, 4, channels, height, width, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(values, dim=2)
+
+
+def check(output: Output, height: int, width: int, batch: int = 1) -> None:
+    """Shapes, ranges and finite values of everything that the model returns."""
+    for name, field in output._asdict().items():
+        channels = 2 if name in ("flow", "inverse_flow") else 1
+        assert field.shape == (batch, channels, height, width), name
+        assert field.dtype == torch.float32 and field.isfinite().all(), name
+        if name in ("fused", "aligned", "gate", "reliability", "consistency"):
+            assert field.min() >= 0 and field.max() <= 1, name
+        if name.startswith("entropy"):
+            assert field.min() >= 0 and field.max() <= 4, name
+
+
+# --- matching -------------------------------------------------------------------------------------------------
+
+
+def fine_grid(values: Tensor) -> Tensor:
+    """Features (B, 4, C, h, w) as (B, C, 2 h, 2 w), point by point: phases right, below and both."""
+    batch, _, channels, height, width = values.shape
+    grid = values.new_zeros(batch, channels, 2 * height, 2 * width)
+    for phase, (dy, dx) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
+        grid[:, :, dy::2, dx::2] = values[:, phase]
+    return grid
+
+
+def test_candidates_go_row_by_row():
+    assert candidates(1).tolist() == [
+        [-4, -4], [0, -4], [4, -4],
+        [-4, 0], [0, 0], [4, 0],
+        [-4, 4], [0, 4], [4, 4],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("radius", [1, 3])
+def test_correlate_agrees_with_brute_force(radius):
+    fixed, moving = features(seed=1), features(seed=2)
+    grid = fine_grid(moving)
+    expected = torch.zeros(2, (2 * radius + 1) ** 2, 8, 10)
+    for k, (dx, dy) in enumerate((candidates(radius) / STEP).int().tolist()):
+        for i in range(8):
+            for j in range(10):
+                y, x = 2 * i + dy, 2 * j + dx
+                if 0 <= y < 16 and 0 <= x < 20:
+                    expected[:, k, i, j] = (fixed[:, 0, :, i, j] * grid[:, :, y, x]).sum(dim=1)
+    assert torch.allclose(correlate(fixed, moving, radius), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("tile", [4, 8, 10])
+def test_correlate_does_not_depend_on_its_tiles(monkeypatch, tile):
+    fixed, moving = features(seed=1), features(seed=2)
+    whole = correlate(fixed, moving, 3)
+    monkeypatch.setattr("models.eda_flowreg.TILE", tile)
+    assert torch.allclose(correlate(fixed, moving, 3), whole, atol=1e-5)
+
+
+def test_correlate_peaks_at_no_displacement_for_one_image_twice():
+    scores = correlate(features(), features(), 2)
+    assert (scores.argmax(dim=1) == 12).all() and torch.allclose(scores[:, 12], torch.ones(2, 8, 10), atol=1e-5)
+
+
+def test_correlate_can_be_differentiated():
+    fixed, moving = features().requires_grad_(), features(seed=1).requires_grad_()
+    correlate(fixed, moving, 1).square().sum().backward()
+    assert fixed.grad[:, 0].abs().sum() > 0 and not fixed.grad[:, 1:].any()
+    assert moving.grad.abs().sum() > 0 and moving.grad.isfinite().all()
+
+
+def test_warp_phases_with_zero_flow_is_the_identity():
+    values = features()
+    assert torch.equal(warp_phases(values, torch.zeros(2, 2, 8, 10)), values)
+
+
+@pytest.mark.parametrize(("x", "y"), [(1, 0), (0, 1), (-1, 2)])
+def test_warp_phases_by_whole_and_half_cells(x, y):
+    values = features()
+    for px in (CELL, STEP):
+        flow = torch.tensor([x, y]).mul(px).float().view(1, 2, 1, 1).expand(2, 2, 8, 10)
+        shift = px // STEP
+        rolled = fine_grid(values).roll((-y * shift, -x * shift), dims=(2, 3))
+        moved = fine_grid(warp_phases(values, flow))
+        assert torch.allclose(moved[..., 4:-4, 4:-4], rolled[..., 4:-4, 4:-4], atol=1e-4)
+
+
+# --- the whole network ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("size", [(200, 312), (64, 64)])
+def test_every_preset_takes_any_size(preset, size):
+    with torch.inference_mode():
+        check(build(preset)(*images(1, *size)), *size)
+
+
+@pytest.mark.parametrize("size", [(65, 64), (97, 131)])
+def test_odd_sizes(tiny, size):
+    with torch.inference_mode():
+        check(tiny(*images(2, *size)), *size, batch=2)
+
+
+@pytest.mark.parametrize("values", [(0.0, 0.0), (1.0, 1.0), (0.3, 0.8)])
+def test_constant_images_give_no_nan(tiny, values):
+    fixed, moving = (torch.full((1, 1, 64, 96), value) for value in values)
+    with torch.inference_mode():
+        output = tiny(fixed, moving)
+        check(output, 64, 96)
+        check(tiny(fixed, images(1, 64, 96)[1]), 64, 96)
+    assert torch.allclose(output.aligned, moving)
+    assert not output.entropy_difference.gt(1e-3).any()
+
+
+def test_constant_images_give_finite_gradients():
+    model = build()
+    output = model(torch.zeros(1, 1, 64, 64), torch.full((1, 1, 64, 64), 0.5))
+    sum(field.sum() for field in output).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_every_weight_learns():
+    model = build()
+    output = model(*images(2, 64, 64))
+    (output.fused.square().sum() + output.flow.square().sum() + output.inverse_flow.square().sum()).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    # What adds a constant to a feature channel is taken away again by the normalisation behind it.
+    assert all(name.endswith("head.bias") and name.startswith("encoder") for name in without), without
+
+
+def test_fused_stays_in_range_with_a_gradient_beyond_it():
+    fusion = FlowGuidedFusion(16)
+    fixed, aligned = images(1, 64, 64)
+    ones = torch.ones(1, 1, 8, 8)
+    for bias in (-9.7, 0.0, 1.3, 9.7):
+        torch.nn.init.constant_(fusion.head.bias, bias)
+        fusion.zero_grad()
+        fused = fusion(fixed, aligned, ones, ones).fused
+        assert fused.min() >= 0 and fused.max() <= 1
+        fused.sum().backward()
+        assert fusion.head.bias.grad[4:].abs().min() > 0
+
+
+def test_untrained_fusion_is_near_the_maximum_rule():
+    fixed, aligned = images(1, 64, 64)
+    fused = FlowGuidedFusion(16)(fixed, aligned, torch.ones(1, 1, 8, 8), torch.ones(1, 1, 8, 8)).fused
+    assert (fused - torch.maximum(fixed, aligned)).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("fixed", "moving"),
+    [
+        ((1, 1, 64, 64), (1, 1, 64, 72)),
+        ((2, 1, 64, 64), (1, 1, 64, 64)),
+        ((1, 3, 64, 64), (1, 3, 64, 64)),
+        ((1, 1, 63, 64), (1, 1, 63, 64)),
+        ((1, 64, 64), (1, 64, 64)),
+        ((64, 64), (64, 64)),
+    ],
+)
+def test_wrong_shapes_are_refused(tiny, fixed, moving):
+    with pytest.raises(ValueError, match="expected fixed and moving images of one size .* found"):
+        tiny(torch.zeros(fixed), torch.zeros(moving))
+
+
+def test_unknown_preset_is_refused():
+    with pytest.raises(ValueError, match="preset: expected one of tiny, small, base, found 'huge'"):
+        EDARFusion("huge")
+
+
+def test_batch_entries_do_not_see_each_other():
+    # Rounding depends on the batch and the threads, and on black images the normalisation of the features magnifies it.
+    # Trained weights, because an untrained flow folds and magnifies it further; a neighbour would show in whole pixels.
+    model = load_checkpoint(Path(__file__).parents[1] / "checkpoints" / "edarfusion.safetensors").model
+    fixed, moving = images(3, 64, 96)
+    fixed[2] = moving[2] = 0
+    with torch.inference_mode():
+        together = model(fixed, moving)
+        for i in range(3):
+            alone = model(fixed[i : i + 1], moving[i : i + 1])
+            for name, field, single in zip(together._fields, together, alone, strict=True):
+                assert torch.allclose(field[i : i + 1], single, atol=5e-2), name
+
+
+def test_inverse_flow_is_the_flow_of_exchanged_features(tiny):
+    # One estimator for both directions: exchanging the features exchanges the two halves of each step.
+    f, m, r = features(1), features(1, seed=1), noise(2, 1, 8, 10)
+    gate = noise(1, 1, 8, 10, seed=1)
+
+    def run(a: Tensor, b: Tensor, ra: Tensor, rb: Tensor) -> Tensor:
+        both = torch.cat((a, b)), torch.cat((b, a)), torch.cat((ra, rb)), torch.cat((gate, gate))
+        return tiny.eda_flowreg(*both)[-1].flow
+
+    with torch.inference_mode():
+        padded = [torch.nn.functional.pad(x, (0, 2)) for x in (f, m)]
+        r, gate = (torch.nn.functional.pad(x, (0, 2)) for x in (r, gate))
+        there, back = run(*padded, r[:1], r[1:]), run(*reversed(padded), r[1:], r[:1])
+    assert torch.allclose(there[:1], back[1:], atol=1e-3) and torch.allclose(there[1:], back[:1], atol=1e-3)
+    assert not torch.allclose(there[:1], there[1:], atol=1e-1)
+
+
+def shift_by(x: float, y: float):
+    """Stands in for EDA-FlowReg: the same displacement everywhere."""
+
+    def forward(fixed: Tensor, *_) -> list[FlowStep]:
+        flow = torch.tensor([x, y]).view(1, 2, 1, 1).expand(fixed.shape[0], 2, *fixed.shape[3:])
+        return [FlowStep(flow, torch.zeros_like(flow), [], 1)]
+
+    return forward
+
+
+def test_passes_add_up(tiny, monkeypatch):
+    monkeypatch.setattr(tiny.eda_flowreg, "forward", shift_by(3.0, -2.0))
+    fixed, moving = images(1, 192, 256)
+    with torch.inference_mode():
+        for passes in (1, 2, 3):
+            output = tiny(fixed, moving, passes=passes)
+            expected = torch.tensor([3.0 * passes, -2.0 * passes]).view(1, 2, 1, 1).expand(1, 2, 192, 256)
+            assert torch.allclose(output.flow, expected, atol=1e-4)
+            assert torch.allclose(output.inverse_flow, -expected, atol=1e-4)
+            rolled = moving.roll((2 * passes, -3 * passes), dims=(2, 3))
+            # The image is sampled once with the composed flow, however many the passes.
+            assert torch.allclose(output.aligned[..., 9:-9, 9:-9], rolled[..., 9:-9, 9:-9], atol=1e-4)
+
+
+def test_two_passes_run(tiny):
+    with torch.inference_mode():
+        fixed, moving = images(1, 70, 90)
+        once, twice = tiny(fixed, moving), tiny(fixed, moving, passes=2)
+    check(twice, 70, 90)
+    assert not torch.allclose(once.flow, twice.flow, atol=1e-3)
+
+
+# --- ablations ------------------------------------------------------------------------------------------------
+
+
+def test_without_reliability_it_is_one_everywhere(tiny):
+    fixed, moving = images(1, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(build(reliability=False)(fixed, moving).reliability, torch.ones(1, 1, 64, 64))
+        assert tiny(fixed, moving).reliability.std() > 0
+
+
+def test_without_gate_it_is_one_everywhere(tiny):
+    fixed, moving = images(1, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(build(use_gate=False)(fixed, moving).gate, torch.ones(1, 1, 64, 64))
+        assert tiny(fixed, moving).gate.std() > 0
+
+
+def test_gate_moves_the_flow(tiny):
+    f, m, r = features(height=8, width=12), features(height=8, width=12, seed=1), noise(2, 1, 8, 12)
+    with torch.inference_mode():
+        low = tiny.eda_flowreg(f, m, r, torch.full((2, 1, 8, 12), 0.15))[-1].flow
+        high = tiny.eda_flowreg(f, m, r, torch.ones(2, 1, 8, 12))[-1].flow
+    assert not torch.equal(low, high)
+
+
+def test_gate_holds_the_matched_increment_back():
+    # Without refinement the increment is (alpha + (1 - alpha) W) times what the matching found, alpha 1/2 at first.
+    torch.manual_seed(0)
+    registration = EDAFlowReg(16, (Scale(2, (12.0,), 1, (24, 32)),)).eval()
+    f, m, r = features(height=24, width=24), features(height=24, width=24, seed=1), torch.ones(2, 1, 24, 24)
+    with torch.inference_mode():
+        full, held = (registration(f, m, r, torch.full((2, 1, 24, 24), w))[-1].flow for w in (1.0, 0.2))
+    inside = slice(5, -5)  # the gate is smoothed with zeros beyond the border
+    ratio = held[..., inside, inside] / full[..., inside, inside]
+    assert torch.allclose(ratio, torch.full_like(ratio, 0.6), atol=0.01)
+
+
+@pytest.mark.parametrize("aggregation", [True, False])
+def test_aggregation_lets_neighbours_speak(aggregation):
+    model = build(aggregation=aggregation)
+    f, m, r = features(height=16, width=16), features(height=16, width=16, seed=1), torch.ones(2, 1, 16, 16)
+    changed = m.clone()
+    changed[..., 8, 8] = -m[..., 8, 8]
+    with torch.inference_mode():
+        before, after = (model.eda_flowreg(f, x, r, torch.ones(2, 1, 16, 16))[0] for x in (m, changed))
+    moved = (before.scores[-1] - after.scores[-1]).abs().amax(dim=(0, 1))
+    # A cell's scores look 16 px, two cells, far by themselves.
+    near, beyond = moved[6:11, 6:11], moved[8, 11:13]
+    assert near[2, 2] > 0.1
+    assert (beyond > 1e-3).all() if aggregation else (beyond < 1e-4).all()
+
+
+def test_reliability_weighs_the_matching(tiny):
+    f, m, gate = features(height=16, width=16), features(height=16, width=16, seed=1), torch.ones(2, 1, 16, 16)
+    nonsense = m.clone()
+    nonsense[..., 8:] = features(height=16, width=16, seed=2)[..., 8:]
+    trusted = torch.ones(2, 1, 16, 16)
+    trusted[..., 6:] = 0.02
+    with torch.inference_mode():
+        def change(r: Tensor) -> float:
+            a, b = (tiny.eda_flowreg(f, x, r, gate)[0].scores[-1] for x in (m, nonsense))
+            return (a - b)[..., :4].abs().mean().item()
+
+        # Where the right half is not trusted, what it shows has little say on the left.
+        assert change(trusted) < 0.3 * change(torch.ones(2, 1, 16, 16))
+
+
+def test_without_entropy_the_features_do_not_see_it():
+    image = images(1, 64, 64)[0]
+    entropy = entropy_at_quarter(image)
+    assert entropy.shape == (1, 1, 16, 16)
+    for used in (True, False):
+        torch.manual_seed(0)
+        encoder = Encoder((32, 48, 64), 16, entropy=used).eval()
+        with torch.inference_mode():
+            same = torch.equal(encoder(image, entropy), encoder(image, 4 - entropy))
+        assert same is not used
+
+
+# --- parts ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_reliability_lies_between_zero_and_one(seed):
+    torch.manual_seed(seed)
+    prereg = FRGPreReg(16)
+    torch.nn.init.normal_(prereg.head.weight, std=5)
+    image = images(2, 64, 80, seed=seed)[0]
+    with torch.inference_mode():
+        found = prereg(20 * features(seed=seed), 0.1 * features(seed=seed + 9), image)
+    for r in (found.reliability_fixed, found.reliability_moving):
+        assert r.shape == (2, 1, 8, 10) and r.min() >= 0 and r.max() <= 1 and r.std() > 0.01
+    for values in (found.fixed, found.moving):
+        assert torch.allclose(values.norm(dim=2), torch.ones(2, 4, 8, 10), atol=1e-4)
+
+
+def test_reliability_prior_by_hand():
+    f = features()[:, 0]
+    flat = torch.full((2, 1, 64, 80), 0.5)
+    # Equal features, no edges: R0 = 1. Opposite features: cos01 = 0 and a distance of 2 |f|.
+    assert torch.allclose(reliability_prior(f, f, flat), torch.ones(2, 1, 8, 10), atol=1e-5)
+    opposite = reliability_prior(f, -f, flat)
+    assert opposite.min() >= 0.15 and opposite.max() < 0.45
+
+
+@pytest.mark.parametrize("column", [36, 38, 40, 42])
+def test_reliability_prior_falls_beside_an_edge_of_the_moving_image(column):
+    # Wherever in a cell of 8 px the edge lies: it must not slip through between the places that are looked at.
+    f = features()[:, 0]
+    image = torch.full((2, 1, 64, 80), 0.5)
+    image[..., column:] = 1
+    prior = reliability_prior(f, f, image)
+    assert prior[..., 4:6].max() < 0.95
+    assert torch.allclose(prior[..., :2], torch.ones(2, 1, 8, 2), atol=1e-4)
+
+
+def test_consistency_by_hand():
+    image = images(1, 64, 64)[0]
+    ones, zeros = torch.ones(1, 1, 8, 8), torch.zeros(1, 1, 8, 8)
+    assert torch.allclose(alignment_consistency(image, image, ones, ones), torch.ones(1, 1, 64, 64), atol=1e-4)
+    other = images(1, 64, 64)[1]
+    # Without trust one half; with half of it half way.
+    assert torch.allclose(alignment_consistency(image, other, zeros, zeros), torch.full((1, 1, 64, 64), 0.5))
+    assert torch.allclose(alignment_consistency(image, image, ones, zeros), torch.full((1, 1, 64, 64), 0.75), atol=1e-4)
+
+
+def test_consistency_stays_in_range():
+    fixed, aligned = noise(2, 1, 64, 72), noise(2, 1, 64, 72, seed=1)
+    c = alignment_consistency(fixed, aligned, noise(2, 1, 8, 9, seed=2), noise(2, 1, 16, 18, seed=3))
+    assert c.shape == (2, 1, 64, 72) and c.min() >= 0 and c.max() <= 1 and c.std() > 0.01
+
+
+def test_consistency_is_low_where_edges_contradict():
+    ramp = torch.linspace(0, 1, 64).expand(1, 1, 64, 64) * 4 % 1
+    ones = torch.ones(1, 1, 8, 8)
+    c = alignment_consistency(ramp, ramp.transpose(2, 3), ones, ones)
+    assert c[..., 4:-4, 4:-4].median() < 0.2
+
+
+def test_blur_keeps_a_constant_inside_and_spreads_a_point():
+    blur = GaussianBlur(1.5)
+    assert torch.allclose(blur(torch.ones(1, 1, 40, 30))[..., 8:-8, 8:-8], torch.ones(1, 1, 24, 14), atol=1e-4)
+    point = torch.zeros(1, 1, 41, 41)
+    point[..., 20, 20] = 1
+    spread = blur(point)[0, 0]
+    assert spread.sum().item() == pytest.approx(1, abs=1e-4)
+    assert (spread[20, 23] / spread[20, 20]).item() == pytest.approx(math.exp(-9 / (2 * 1.5**2)), rel=1e-4)
+
+
+def test_unet_keeps_the_shape():
+    assert UNet((16, 24, 32))(torch.zeros(1, 16, 8, 12)).shape == (1, 16, 8, 12)
+
+
+def test_both_directions_are_estimated_where_asked():
+    torch.manual_seed(0)
+    model = build()
+    fixed, moving = images(2, 64, 64)
+    with torch.inference_mode():
+        one, both = model.register(fixed, moving), model.register(fixed, moving, both=True)
+    torch.testing.assert_close(one.flow, both.flow, rtol=0, atol=2e-3)
+    assert len(one.steps[-1].flow) == 2 and len(both.steps[-1].flow) == 4
+    there_and_back = compose(one.flow, one.inverse_flow)[..., 16:-16, 16:-16]
+    assert there_and_back.norm(dim=1).mean() < 0.25 * one.flow.norm(dim=1).mean()
+
+
+@pytest.mark.parametrize(("size", "scale"), [((192, 256), 1), ((384, 512), 2), ((1024, 800), 4), ((128, 130), 0.5)])
+def test_registration_sees_heads_of_the_size_it_has_learned(tiny, monkeypatch, size, scale):
+    monkeypatch.setattr(tiny.eda_flowreg, "forward", shift_by(3.0, -2.0))
+    fixed, moving = images(1, *size)
+    with torch.inference_mode():
+        flow = tiny(fixed, moving).flow
+    expected = torch.tensor([3.0 * scale, -2.0 * scale]).view(1, 2, 1, 1).expand(1, 2, *size)
+    assert torch.allclose(flow, expected, atol=1e-3)
+
+
+def test_average_of_a_mirrored_pair_is_the_mirrored_average(tiny):
+    fixed, moving = images(1, 192, 256)
+    with torch.inference_mode():
+        straight = tiny(fixed, moving, average=True)
+        mirrored = tiny(fixed.flip(3), moving.flip(3), average=True)
+    assert torch.allclose(mirrored.flow.flip(3) * torch.tensor([-1.0, 1.0]).view(1, 2, 1, 1), straight.flow, atol=2e-3)
+    assert straight.flow.norm(dim=1).mean() > 0.1

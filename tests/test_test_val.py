@@ -1,0 +1,498 @@
+"""The test command keeps its contract: files, columns, colour, bad input, interruption, resumption."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from kornia.color import rgb_to_ycbcr
+from scipy.ndimage import gaussian_filter, map_coordinates
+
+import EDARFusion_test_val as script
+from models.edarfusion import EDARFusion
+from utils import image_io
+from utils.checkpoint import save_checkpoint
+from utils.image_io import read_image, write_image
+from utils.inference import PairFuser
+from utils.maps import jacobian_determinant
+from utils.metrics import fusion_metrics, read_grey, registration_metrics
+from utils.results import COLUMNS
+from utils.visualize import MAPS
+from utils.volume_pair import read_volumes
+from utils.warp import warp
+
+REPOSITORY = Path(script.__file__).parent
+SHAPE = (64, 80)
+
+
+@pytest.fixture(scope="module")
+def model() -> EDARFusion:
+    torch.manual_seed(0)
+    return EDARFusion("tiny").eval()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
+    save_checkpoint(path, model, modality="all", training={"note": "untrained, for tests"}, metrics={})
+    return path
+
+
+def picture(seed: int, shape: tuple[int, int] = SHAPE, channels: int = 1) -> np.ndarray:
+    """A smooth random image in [0, 1]."""
+    noise = np.random.default_rng(seed).random((*shape, channels)).astype(np.float32)
+    smooth = gaussian_filter(noise, (3, 3, 0))
+    return ((smooth - smooth.min()) / np.ptp(smooth)).squeeze()
+
+
+def folders(root: Path, *, pairs: int = 2, shape: tuple[int, int] = SHAPE, channels: int = 1, label: bool = False):
+    """Options that name folders of pairs called 001, 002, ..."""
+    options = []
+    for offset, role in enumerate(("fixed", "moving", "label")[: 2 + label]):
+        for number in range(pairs):
+            image = picture(10 * number + offset, shape, 1 if role == "fixed" else channels)
+            write_image(root / role / f"{number + 1:03}.png", image)
+        options += [f"--{role}", str(root / role)]
+    return options
+
+
+def run(checkpoint: Path, output: Path, *options: str) -> int:
+    return script.main(["--checkpoint", str(checkpoint), "--output", str(output), "--workers", "1", *options])
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, dtype={"name": str})
+
+
+def pull(image: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    """The image sampled at p + flow(p) by scipy, grey levels."""
+    rows, columns = np.mgrid[: image.shape[0], : image.shape[1]]
+    channels = [
+        map_coordinates(channel, (rows + flow[1], columns + flow[0]), order=1, mode="nearest")
+        for channel in np.moveaxis(np.atleast_3d(image), 2, 0)
+    ]
+    return np.stack(channels, axis=2).squeeze() * 255
+
+
+@pytest.fixture(scope="module")
+def sample_run(checkpoint, tmp_path_factory) -> Path:
+    """The embedded sample's results, two processes scoring."""
+    output = tmp_path_factory.mktemp("sample")
+    assert run(checkpoint, output, "--save-flow", "--workers", "2") == 0
+    return output
+
+
+@pytest.mark.parametrize("modality", ["CT", "PET", "SPECT"])
+def test_embedded_sample(sample_run, modality):
+    folder = sample_run / modality
+    table = read_table(folder / "metrics.csv")
+    assert list(table.columns) == [*COLUMNS, "epe", "epe_before"]
+    assert len(table) == 4 and table["name"].iloc[-1] == "mean"
+    names = table["name"].iloc[:-1]
+    assert (table["reference"].iloc[:-1] == "label").all()
+    assert table.drop(columns="reference").notna().all(axis=None)
+    assert table["rmse"].iloc[-1] == pytest.approx(table["rmse"].iloc[:-1].mean())
+    assert table["epe_before"].between(2, 6).all()
+    assert sorted(p.name for p in folder.iterdir()) == ["aligned", "flow", "fused", "metrics.csv", "report.html"]
+    for kind in ("fused", "aligned"):
+        assert [p.stem for p in sorted((folder / kind).iterdir())] == list(names)
+    assert all(name in (folder / "report.html").read_text() for name in names)
+
+
+@pytest.mark.parametrize("modality", ["CT", "PET", "SPECT"])
+def test_saved_flow_makes_the_saved_aligned_image(sample_run, modality):
+    for path in (sample_run / modality / "flow").iterdir():
+        flow = np.load(path, allow_pickle=False)
+        assert flow.dtype == np.float32 and flow.shape == (2, 256, 256) and np.abs(flow).max() > 0.5
+        color = modality != "CT"
+        moving = read_image(REPOSITORY / f"data/sample/{modality}/moving/{path.stem}.png", color=color)
+        aligned = read_image(sample_run / modality / "aligned" / f"{path.stem}.png", color=color) * 255
+        assert np.abs(pull(moving, flow) - aligned).max() <= 1
+
+
+def test_scores_are_those_of_the_saved_images(sample_run):
+    table, sample = read_table(sample_run / "PET/metrics.csv"), REPOSITORY / "data/sample/PET"
+    row = table.iloc[0]
+    files = {role: sample / role / f"{row['name']}.png" for role in ("fixed", "moving", "label")}
+    files |= {role: sample_run / "PET" / role / f"{row['name']}.png" for role in ("aligned", "fused")}
+    images = {role: read_grey(path) for role, path in files.items()}
+    expected = fusion_metrics(images["fixed"], images["label"], images["fused"])
+    for when, image in (("", images["aligned"]), ("_before", images["moving"])):
+        scores = registration_metrics(image, images["label"])
+        expected |= {f"{metric}{when}": scores[metric] for metric in ("rmse", "ssim", "ncc")}
+    flow = torch.from_numpy(np.load(sample_run / "PET/flow" / f"{row['name']}.npy"))[None]
+    expected["folding"] = float((jacobian_determinant(flow) <= 0).float().mean())
+    assert {name: row[name] for name in expected if name in COLUMNS} == pytest.approx(
+        {name: value for name, value in expected.items() if name in COLUMNS}, abs=1e-9, rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("average", ["--average", "--no-average"])
+def test_any_size(checkpoint, tmp_path, average):
+    options = folders(tmp_path, pairs=1, shape=(200, 312))
+    assert run(checkpoint, tmp_path / "out", "--modality", "CT", *options, "--save-flow", average) == 0
+    flow, moving = np.load(tmp_path / "out/CT/flow/001.npy"), read_image(tmp_path / "moving/001.png")
+    assert flow.shape == (2, 200, 312) and np.abs(flow).max() > 0.5
+    assert np.abs(pull(moving, flow) - read_image(tmp_path / "out/CT/aligned/001.png") * 255).max() <= 1
+
+
+def test_without_labels_columns_of_the_truth_are_empty(checkpoint, tmp_path):
+    assert run(checkpoint, tmp_path / "out", "--modality", "CT", *folders(tmp_path)) == 0
+    table = read_table(tmp_path / "out/CT/metrics.csv")
+    assert list(table.columns) == list(COLUMNS) and list(table["name"]) == ["001", "002", "mean"]
+    truth = ["rmse", "ssim", "ncc", "rmse_before", "ssim_before", "ncc_before"]
+    assert table[truth].isna().all(axis=None)
+    assert table.drop(columns=[*truth, "reference"]).notna().all(axis=None)
+    assert list(table["reference"].iloc[:2]) == ["aligned", "aligned"]
+
+
+def test_table_of_pairs_with_and_without_labels(checkpoint, tmp_path):
+    folders(tmp_path, pairs=3, label=True)
+    rows = [
+        ("fixed/001.png", "moving/001.png", "label/001.png", "CT", "val"),
+        ("fixed/002.png", "moving/002.png", "label/002.png", "PET", "val"),
+        ("fixed/003.png", "moving/003.png", "label/003.png", "CT", "train"),
+    ]
+    table = pd.DataFrame(rows, columns=["fixed", "moving", "label", "modality", "split"])
+    table.to_csv(tmp_path / "all.csv", index=False)
+    table[["fixed", "moving"]].to_csv(tmp_path / "bare.csv", index=False)
+    assert run(checkpoint, tmp_path / "out", "--csv", str(tmp_path / "all.csv"), "--split", "val") == 0
+    for modality, name in (("CT", "001"), ("PET", "002")):
+        scores = read_table(tmp_path / "out" / modality / "metrics.csv")
+        assert list(scores["name"]) == [name, "mean"] and scores["rmse"].notna().all()
+    options = ("--csv", str(tmp_path / "bare.csv"), "--root", str(tmp_path), "--modality", "SPECT")
+    assert run(checkpoint, tmp_path / "out", *options) == 0
+    assert len(read_table(tmp_path / "out/SPECT/metrics.csv")) == 4
+
+
+def test_color_is_put_back(model):
+    fixed, moving = picture(1), picture(2, channels=3)
+    result = PairFuser(model, torch.device("cpu"))(fixed, moving)
+    assert result.fused.shape == result.aligned.shape == (*SHAPE, 3)
+    tensor = torch.from_numpy(moving).permute(2, 0, 1)[None]
+    ycbcr = rgb_to_ycbcr(tensor)
+    with torch.inference_mode():
+        output = model(torch.from_numpy(fixed)[None, None], ycbcr[:, :1])
+    assert np.array_equal(result.flow, output.flow[0].numpy())
+    # Where nothing was clipped, Y is what the network fused and Cb, Cr are those of the aligned image.
+    inside = ((result.fused > 0) & (result.fused < 1)).all(axis=2)
+    assert inside.mean() > 0.3
+    found = rgb_to_ycbcr(torch.from_numpy(result.fused).permute(2, 0, 1)[None])[0].numpy()
+    expected = torch.cat((output.fused, warp(ycbcr[:, 1:], output.flow)), dim=1)[0].numpy()
+    assert np.abs(found - expected)[:, inside].max() < 1e-4
+
+
+@pytest.mark.parametrize(("modality", "channels", "shape"), [
+    ("PET", 1, (*SHAPE, 3)), ("SPECT", 3, (*SHAPE, 3)), ("CT", 3, (*SHAPE, 3)), ("CT", 1, SHAPE),
+])  # fmt: skip
+def test_channels_of_the_saved_images(checkpoint, tmp_path, modality, channels, shape):
+    options = folders(tmp_path, pairs=1, channels=channels)
+    assert run(checkpoint, tmp_path / "out", "--modality", modality, *options) == 0
+    for kind in ("fused", "aligned"):
+        with image_io.Image.open(tmp_path / "out" / modality / kind / "001.png") as image:
+            saved = np.asarray(image)
+        assert saved.shape == shape
+        if channels == 1 and saved.ndim == 3:
+            assert (saved == saved[..., :1]).all()
+
+
+def test_mirrored_pair_gives_the_mirrored_result(model):
+    fuse = PairFuser(model, torch.device("cpu"), average=True)
+    # A multiple of the stride: padding, which is at the right, has no mirror image.
+    fixed, moving = picture(1, (64, 96)), picture(2, (64, 96))
+    straight, mirrored = fuse(fixed, moving), fuse(fixed[:, ::-1].copy(), moving[:, ::-1].copy())
+    turned = mirrored.flow[:, :, ::-1] * np.array([-1, 1], np.float32)[:, None, None]
+    assert np.abs(straight.flow).max() > 0.5
+    np.testing.assert_allclose(turned, straight.flow, atol=1e-3)
+    np.testing.assert_allclose(mirrored.aligned[:, ::-1], straight.aligned, atol=1e-3)
+
+
+def test_settings_of_the_checkpoint_are_the_defaults(model, tmp_path):
+    path = tmp_path / "two.safetensors"
+    training = {"inference": {"passes": 2, "average": True}, "note": "untrained"}
+    save_checkpoint(path, model, modality="CT", training=training, metrics={})
+    options = ["--modality", "CT", *folders(tmp_path, pairs=1), "--save-flow"]
+    flows = []
+    for number, more in enumerate(([], ["--passes", "2", "--average"], ["--passes", "1"], ["--no-average"])):
+        assert run(path, tmp_path / str(number), *options, *more) == 0
+        flows.append(np.load(tmp_path / str(number) / "CT/flow/001.npy"))
+    assert np.array_equal(flows[0], flows[1])
+    assert not np.allclose(flows[0], flows[2]) and not np.allclose(flows[0], flows[3])
+
+
+def test_maps_and_figures(checkpoint, tmp_path):
+    options = folders(tmp_path, pairs=1)
+    assert run(checkpoint, tmp_path / "out", "--modality", "CT", *options, "--save-maps", "--save-figures") == 0
+    assert {p.name for p in (tmp_path / "out/CT/maps").iterdir()} == set(MAPS)
+    for path in (*(tmp_path / f"out/CT/maps/{kind}/001.png" for kind in MAPS), tmp_path / "out/CT/figures/001.png"):
+        assert read_image(path).std() > 0
+    page = (tmp_path / "out/CT/report.html").read_text()
+    assert all(style.title in page for style in MAPS.values())
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_constant_images(checkpoint, tmp_path, value):
+    options = folders(tmp_path, pairs=1, label=True)
+    for role in ("moving", "label") if value else ("fixed", "moving", "label"):
+        write_image(tmp_path / role / "001.png", np.full(SHAPE, value))
+    assert run(checkpoint, tmp_path / "out", "--modality", "PET", *options) == 0
+    table = read_table(tmp_path / "out/PET/metrics.csv").drop(columns=["name", "reference"])
+    assert np.isfinite(table.to_numpy(float)).all()
+
+
+class TestVolumes:
+    AFFINE = np.array([[-1.5, 0, 0, 20], [0, -1.5, 0, 30], [0, 0, 4, -10], [0, 0, 0, 1]])
+
+    def save(self, path, volume):
+        """Write (S, H, W) as the slices that the reader shows: x runs left, y back in this affine, as in the images."""
+        nib.save(nib.Nifti1Image(volume.transpose(2, 1, 0).astype(np.float32), self.AFFINE), path)
+        return str(path)
+
+    @pytest.fixture
+    def options(self, tmp_path):
+        stack = np.stack([picture(seed) for seed in range(6)])
+        fixed = self.save(tmp_path / "head.nii.gz", 900 * stack[:3])
+        moving = self.save(tmp_path / "ct.nii.gz", 2000 * stack[3:] - 1000)
+        return ["--modality", "CT", "--fixed", fixed, "--moving", moving]
+
+    def test_slices_become_volumes_on_the_fixed_grid(self, checkpoint, tmp_path, options):
+        assert run(checkpoint, tmp_path / "out", *options, "--window", "0", "2000") == 0
+        folder = tmp_path / "out/CT"
+        assert len(read_table(folder / "metrics.csv")) == 4 and (folder / "report.html").is_file()
+        aligned, fused = (nib.load(folder / f"{kind}.nii.gz") for kind in ("aligned", "fused"))
+        for image in (aligned, fused):
+            assert image.shape == (80, 64, 3) and np.allclose(image.affine, self.AFFINE)
+        moving = nib.load(options[-1]).get_fdata().transpose(2, 1, 0)
+        for number in range(3):
+            flow = np.load(folder / f"flow/head_{number:03}.npy")
+            expected = pull(moving[number], flow) / 255
+            np.testing.assert_allclose(aligned.get_fdata()[..., number].T, expected, atol=2.0)
+            saved = read_image(folder / f"fused/head_{number:03}.png")
+            np.testing.assert_allclose(fused.get_fdata()[..., number].T, saved, atol=1e-6)
+
+    def test_brain_window_is_the_default_for_hounsfield_units(self, options):
+        levels = read_volumes(options[3], options[5]).levels["moving"]
+        values = nib.load(options[5]).get_fdata().transpose(2, 1, 0)
+        np.testing.assert_allclose(levels, np.clip(values / 80, 0, 1), atol=1e-5)
+        fixed = read_volumes(options[3], options[5]).levels["fixed"]
+        assert fixed.min() == 0 and fixed.max() == 1 and 0.2 < fixed.mean() < 0.8
+
+    @pytest.mark.parametrize("case", ["grids differ", "damaged", "window without volumes"])
+    def test_bad_volumes(self, checkpoint, tmp_path, options, capsys, case):
+        if case == "grids differ":
+            self.save(tmp_path / "ct.nii.gz", np.stack([picture(1)] * 2))
+        elif case == "damaged":
+            (tmp_path / "ct.nii.gz").write_bytes((tmp_path / "ct.nii.gz").read_bytes()[:-1000])
+        else:
+            options = ["--modality", "CT", *folders(tmp_path, pairs=1), "--window", "40", "80"]
+        try:
+            code = run(checkpoint, tmp_path / "out", *options)
+        except SystemExit as exit_:
+            code = exit_.code
+        (line,) = capsys.readouterr().err.splitlines()
+        assert code == 2 and "expected" in line and "found" in line and not (tmp_path / "out").exists()
+
+
+class TestBadInput:
+    """One line, exit status 2, and earlier results stay as they are."""
+
+    @pytest.fixture
+    def output(self, tmp_path):
+        """A folder with earlier results of the same modality."""
+        for name in ("metrics.csv", "report.html", "fused/001.png"):
+            image_io.write_bytes(tmp_path / "out/CT" / name, b"earlier")
+        return tmp_path / "out"
+
+    def check(self, capsys, output, code, *words):
+        captured = capsys.readouterr()
+        # Beside the progress bar.
+        (line,) = [line for line in captured.err.splitlines() if line and "pair/s" not in line]
+        assert code == 2 and line.startswith("EDARFusion_test_val: ")
+        for word in ("expected", "found", *words):
+            assert word in line
+        left = {str(p.relative_to(output)): p.read_bytes() for p in output.rglob("*") if p.is_file()}
+        assert left == {f"CT/{name}": b"earlier" for name in ("metrics.csv", "report.html", "fused/001.png")}
+
+    def run(self, checkpoint, output, *options):
+        try:
+            return run(checkpoint, output, *options)
+        except SystemExit as exit_:
+            return exit_.code
+
+    @pytest.mark.parametrize("case", [
+        "missing folder", "missing file", "unpaired", "sizes", "damaged", "label unpaired", "unknown modality",
+        "no modality", "moving missing", "no table", "split without table", "device",
+    ])  # fmt: skip
+    def test_input(self, checkpoint, tmp_path, output, capsys, case):
+        options = ["--modality", "CT", *folders(tmp_path, label=True)]
+        fixed, moving, label = (tmp_path / role / "002.png" for role in ("fixed", "moving", "label"))
+        words = []
+        if case == "missing folder":
+            options[options.index("--moving") + 1] = str(tmp_path / "nowhere")
+            words = [str(tmp_path / "nowhere")]
+        elif case == "missing file":
+            options = ["--modality", "CT", "--fixed", str(fixed), "--moving", str(tmp_path / "nothing.png")]
+            words = [str(tmp_path / "nothing.png")]
+        elif case == "unpaired":
+            moving.unlink()
+            words = [str(moving.parent), "002"]
+        elif case == "label unpaired":
+            label.unlink()
+            words = [str(label.parent), "002"]
+        elif case == "sizes":
+            write_image(moving, picture(1, (70, 80)))
+            words = [str(moving), "80 x 70", "80 x 64"]
+        elif case == "damaged":
+            moving.write_bytes(moving.read_bytes()[:-100])
+            words = [str(moving), "damaged"]
+        elif case == "unknown modality":
+            options[1] = "MRT"
+            words = ["MRT", "SPECT"]
+        elif case == "no modality":
+            options = options[2:]
+            words = ["--modality"]
+        elif case == "moving missing":
+            options = ["--modality", "CT", "--fixed", str(fixed.parent)]
+            words = ["--moving"]
+        elif case == "no table":
+            options = ["--csv", str(tmp_path / "none.csv")]
+            words = [str(tmp_path / "none.csv")]
+        elif case == "split without table":
+            options += ["--split", "val"]
+            words = ["--csv"]
+        elif case == "device":
+            if torch.backends.mps.is_available():
+                pytest.skip("the device is here")
+            options += ["--device", "mps"]
+            words = ["mps"]
+        self.check(capsys, output, self.run(checkpoint, output, *options), *words)
+
+    @pytest.mark.parametrize("case", ["missing", "foreign", "pickled", "of another modality"])
+    def test_checkpoint(self, model, tmp_path, output, capsys, case):
+        path = tmp_path / "c.safetensors"
+        if case == "foreign":
+            path.write_bytes(b"no checkpoint at all")
+        elif case == "pickled":
+            torch.save(model.state_dict(), path)
+        elif case == "of another modality":
+            save_checkpoint(path, model, modality="PET", training={"note": "untrained"}, metrics={})
+        code = self.run(path, output, "--modality", "CT", *folders(tmp_path))
+        self.check(capsys, output, code, str(path), *{"of another modality": ["PET", "CT"]}.get(case, []))
+
+    def test_output_in_the_way(self, checkpoint, tmp_path, output, capsys):
+        (tmp_path / "file").write_bytes(b"")
+        code = self.run(checkpoint, tmp_path / "file", "--modality", "CT", *folders(tmp_path))
+        self.check(capsys, output, code, str(tmp_path / "file"))
+
+    def test_disk_full(self, checkpoint, tmp_path, output, capsys, monkeypatch):
+        options = folders(tmp_path)
+        replace = os.replace
+
+        def full(source, target):
+            if Path(target).suffix == ".png":
+                raise OSError(28, "No space left on device")
+            replace(source, target)
+
+        monkeypatch.setattr(os, "replace", full)
+        self.check(capsys, output, self.run(checkpoint, output, "--modality", "CT", *options), "No space left")
+
+    def test_resume_from_a_foreign_table(self, checkpoint, tmp_path, output, capsys):
+        code = self.run(checkpoint, output, "--modality", "CT", *folders(tmp_path), "--resume")
+        self.check(capsys, output, code, "metrics.csv")
+
+
+def test_keep_going_leaves_out_what_cannot_be_read(checkpoint, tmp_path, capsys):
+    options = folders(tmp_path, pairs=3)
+    (tmp_path / "moving/002.png").write_bytes(b"")
+    assert run(checkpoint, tmp_path / "out", "--modality", "CT", *options, "--keep-going") == 1
+    assert list(read_table(tmp_path / "out/CT/metrics.csv")["name"]) == ["001", "003", "mean"]
+    last = capsys.readouterr().err.rstrip("\n").split("\n")[-1]
+    assert "left out" in last and str(tmp_path / "moving/002.png") in last
+
+
+def test_keep_going_with_nothing_left(checkpoint, tmp_path):
+    options = folders(tmp_path, pairs=1)
+    (tmp_path / "moving/001.png").write_bytes(b"")
+    assert run(checkpoint, tmp_path / "out", "--modality", "CT", *options, "--keep-going") == 1
+    assert not (tmp_path / "out/CT/metrics.csv").exists()
+
+
+def test_resume_computes_what_is_missing_only(checkpoint, tmp_path):
+    options = ["--modality", "CT", *folders(tmp_path, pairs=3)]
+    assert run(checkpoint, tmp_path / "out", *options) == 0
+    folder = tmp_path / "out/CT"
+    table = read_table(folder / "metrics.csv")
+    kept = (folder / "fused/001.png").stat()
+    # 001 is finished; 002 has lost a file, 003 its row.
+    (folder / "aligned/002.png").unlink()
+    table[table["name"] != "003"].to_csv(folder / "metrics.csv", index=False)
+    assert run(checkpoint, tmp_path / "out", *options, "--resume") == 0
+    again = read_table(folder / "metrics.csv")
+    assert (folder / "fused/001.png").stat() == kept
+    assert (folder / "aligned/002.png").is_file()
+    assert list(again["name"]) == ["001", "002", "003", "mean"]
+    assert again.loc[0, "seconds"] == pytest.approx(table.loc[0, "seconds"])
+    pd.testing.assert_frame_equal(again.drop(columns="seconds"), table.drop(columns="seconds"))
+    assert again["seconds"].iloc[-1] == pytest.approx(again["seconds"].iloc[:-1].mean())
+    # A wanted file that the earlier run did not save makes a pair unfinished.
+    assert run(checkpoint, tmp_path / "out", *options, "--resume", "--save-flow") == 0
+    assert len(list((folder / "flow").iterdir())) == 3
+
+
+def test_resume_scores_again_when_labels_are_given(checkpoint, tmp_path):
+    options = ["--modality", "CT", *folders(tmp_path, pairs=1, label=True)]
+    assert run(checkpoint, tmp_path / "out", *options[:-2]) == 0
+    assert run(checkpoint, tmp_path / "out", *options, "--resume") == 0
+    assert read_table(tmp_path / "out/CT/metrics.csv")["rmse"].notna().all()
+
+
+def command(checkpoint: Path, output: Path, *options: str) -> list[str]:
+    script_path = str(REPOSITORY / "EDARFusion_test_val.py")
+    return [script_path, "--checkpoint", str(checkpoint), "--output", str(output), "--modality", "CT", *options]
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs POSIX signals")
+def test_interruption_keeps_what_is_done(checkpoint, tmp_path):
+    options = folders(tmp_path, pairs=40)
+    table_path = tmp_path / "out/CT/metrics.csv"
+    process = subprocess.Popen(
+        [sys.executable, *command(checkpoint, tmp_path / "out", *options, "--workers", "1")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not table_path.exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate()
+    assert process.returncode == script.INTERRUPTED and "Traceback" not in errors
+    assert "--resume goes on" in errors.rstrip().split("\n")[-1]
+    names = list(read_table(table_path)["name"])
+    assert 2 <= len(names) < 41 and names[-1] == "mean"
+    fused = {p.stem for p in (tmp_path / "out/CT/fused").iterdir()}
+    assert fused == set(names[:-1])
+    kept = {name: (tmp_path / f"out/CT/fused/{name}.png").stat() for name in names[:-1]}
+    assert run(checkpoint, tmp_path / "out", "--modality", "CT", *options, "--resume") == 0
+    assert len(read_table(table_path)) == 41
+    assert kept == {name: (tmp_path / f"out/CT/fused/{name}.png").stat() for name in kept}
+
+
+def test_two_processes_share_the_pairs(checkpoint, tmp_path):
+    options = folders(tmp_path, pairs=5, label=True)
+    assert run(checkpoint, tmp_path / "one", "--modality", "CT", *options) == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    subprocess.run(
+        [*launcher, *command(checkpoint, tmp_path / "two", *options, "--workers", "1")],
+        check=True, capture_output=True, cwd=REPOSITORY, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    one, two = (read_table(tmp_path / run_ / "CT/metrics.csv").drop(columns="seconds") for run_ in ("one", "two"))
+    # Processes that share the cores round otherwise.
+    pd.testing.assert_frame_equal(one, two, rtol=1e-2, atol=1e-2)
+    files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*"))
+    assert files == sorted(p.relative_to(tmp_path / "two") for p in (tmp_path / "two").rglob("*"))

@@ -1,0 +1,461 @@
+"""utils/volume_io.py: axes, values and affines of NIfTI and DICOM input, the way back, and every bad file."""
+
+import gzip
+import struct
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nibabel.orientations import aff2axcodes
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sequence import Sequence
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+from utils.image_io import ImageError
+from utils.volume_io import Volume, is_volume, looks_like_hu, read_volume, robust_scale, window, write_volume
+
+X, Y, Z = 72, 66, 68
+"""Sizes of the test volumes along left-right, front-back and foot-head: all differ, all are large enough to be seen
+from any side."""
+
+
+# --- files to read ------------------------------------------------------------------------------------------
+
+
+def patient() -> np.ndarray:
+    """Values (X, Y, Z) in RAS order: brighter to the right, to the front and to the head, each in its own decade."""
+    r, a, s = np.meshgrid(np.arange(X), np.arange(Y), np.arange(Z), indexing="ij")
+    return (r + 100 * a + 10000 * s).astype(np.float32)
+
+
+def nifti(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Path:
+    nib.save(nib.Nifti1Image(array, np.diag([0.9, 0.8, 1.5, 1.0]) if affine is None else affine), path)
+    return path
+
+
+def dicom(path: Path, values: np.ndarray, **tags: object) -> Path:
+    """A CT slice (rows, columns), or a file of several frames; a tag of None is left out."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID, dataset.SOPInstanceUID = CTImageStorage, "1.2.3"
+    defaults = {
+        "SeriesInstanceUID": "1.2.4",
+        "Modality": "CT",
+        "ImagePositionPatient": [-20.0, -30.0, 5.0],
+        "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+        "PixelSpacing": [0.8, 0.9],
+        "PhotometricInterpretation": "MONOCHROME2",
+        "SamplesPerPixel": 1,
+        "BitsAllocated": 16,
+        "BitsStored": 16,
+        "HighBit": 15,
+        "PixelRepresentation": 1,
+        "RescaleSlope": 1,
+        "RescaleIntercept": 0,
+        "Rows": values.shape[-2],
+        "Columns": values.shape[-1],
+        "NumberOfFrames": len(values) if values.ndim == 3 else None,
+    }
+    for name, value in (defaults | tags).items():
+        if value is not None:
+            setattr(dataset, name, value)
+    dataset.PixelData = values.astype("<i2").tobytes()
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(-1000, 2000, shape)
+
+
+def series(folder: Path, slices: np.ndarray, positions: list[tuple[float, ...]], **tags: object) -> Path:
+    """A folder of slices whose names do not follow their positions."""
+    folder.mkdir(exist_ok=True)
+    for number, (values, position) in enumerate(zip(slices, positions, strict=True)):
+        name = f"{7 * number % 101:03d}.dcm"
+        dicom(folder / name, values, ImagePositionPatient=list(position), **tags)
+    return folder
+
+
+def message_of(path: Path, *words: str) -> None:
+    """Reading fails with one line that names the file and the words."""
+    with pytest.raises(ImageError) as caught:
+        read_volume(path)
+    message = str(caught.value)
+    assert "\n" not in message and "expected" in message and "found" in message
+    for word in (str(path), *words):
+        assert word in message
+
+
+def test_is_volume(tmp_path: Path) -> None:
+    assert is_volume("a.nii") and is_volume("b.NII.GZ") and is_volume(tmp_path / "c.dcm")
+    assert not is_volume("a.png") and not is_volume("b.gz") and not is_volume(tmp_path)
+    (tmp_path / "slice.png").touch()
+    (tmp_path / ".hidden.dcm").touch()
+    assert not is_volume(tmp_path)
+    (tmp_path / "slice.DCM").touch()
+    assert is_volume(tmp_path)
+
+
+# --- axes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "LAS", "PSR", "SAL", "RIA"])
+def test_axes_are_the_same_whatever_the_order_in_the_file(tmp_path: Path, axes: str) -> None:
+    upright = nib.Nifti1Image(patient(), np.diag([0.9, 0.8, 1.5, 1.0]))
+    turned = upright.as_reoriented(
+        nib.orientations.ornt_transform(
+            nib.orientations.io_orientation(upright.affine), nib.orientations.axcodes2ornt(axes)
+        )
+    )
+    assert aff2axcodes(turned.affine) == tuple(axes)
+    nib.save(turned, tmp_path / "volume.nii")
+    volume = read_volume(tmp_path / "volume.nii")
+    assert volume.slices.dtype == np.float32 and volume.slices.shape == (Z, Y, X)
+    # Slice k, row 0 is the front, column 0 the patient's right: the largest second and first decade.
+    np.testing.assert_array_equal(volume.slices[5, 0, :3], 50000 + 100 * (Y - 1) + np.array([X - 1, X - 2, X - 3]))
+    np.testing.assert_array_equal(volume.slices[5, 1:3, 0], 50000 + 100 * np.array([Y - 2, Y - 3]) + X - 1)
+
+    write_volume(tmp_path / "back.nii.gz", volume.slices, volume)
+    before, after = nib.load(tmp_path / "volume.nii"), nib.load(tmp_path / "back.nii.gz")
+    np.testing.assert_array_equal(after.get_fdata(), before.get_fdata())
+    np.testing.assert_array_equal(after.affine, before.affine)
+    assert after.get_data_dtype() == np.float32
+
+
+def test_oblique_volume_goes_by_the_nearest_axes_and_comes_back(tmp_path: Path) -> None:
+    angle = np.radians(20)
+    turn = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
+    affine = np.eye(4)
+    affine[:3] = np.column_stack((turn * [0.9, 0.8, 1.5], [10, 20, 30]))
+    path = nifti(tmp_path / "oblique.nii.gz", patient(), affine.astype(np.float32))
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.slices, patient()[::-1, ::-1].transpose(2, 1, 0))
+    write_volume(tmp_path / "back.nii", volume.slices, volume)
+    after = nib.load(tmp_path / "back.nii")
+    np.testing.assert_array_equal(after.get_fdata(), patient())
+    np.testing.assert_array_equal(after.affine, nib.load(path).affine)
+
+
+@pytest.mark.parametrize(
+    ("axes", "first_row"),
+    [("RAS", "front"), ("LPS", "front"), ("RSA", "head"), ("ASR", "head")],
+)
+def test_single_slice_stays_in_its_plane(tmp_path: Path, axes: str, first_row: str) -> None:
+    ornt = nib.orientations.axcodes2ornt(axes)
+    upright = nib.Nifti1Image(patient(), np.eye(4))
+    turned = upright.as_reoriented(nib.orientations.ornt_transform(nib.orientations.io_orientation(np.eye(4)), ornt))
+    array = np.asarray(turned.dataobj)[:, :, :1]
+    nifti(tmp_path / "slice.nii", array, turned.affine)
+    volume = read_volume(tmp_path / "slice.nii")
+    assert volume.slices.shape[0] == 1
+    top, bottom = volume.slices[0, 0].astype(int), volume.slices[0, -1].astype(int)
+    if first_row == "front":
+        assert (top // 100 % 100 == Y - 1).all() and (bottom // 100 % 100 == 0).all()
+    else:
+        assert (top // 10000 == Z - 1).all() and (bottom // 10000 == 0).all()
+    write_volume(tmp_path / "back.nii", volume.slices, volume)
+    after = nib.load(tmp_path / "back.nii")
+    np.testing.assert_array_equal(after.get_fdata(), array)
+    np.testing.assert_array_equal(after.affine, turned.affine)
+
+
+def test_flat_nifti_is_a_stack_of_one(tmp_path: Path) -> None:
+    array = patient()[:, :, 0]
+    volume = read_volume(nifti(tmp_path / "slice.nii", array))
+    np.testing.assert_array_equal(volume.slices[0], array[::-1, ::-1].T)
+    write_volume(tmp_path / "back.nii", volume.slices, volume)
+    np.testing.assert_array_equal(nib.load(tmp_path / "back.nii").get_fdata(), array[:, :, None])
+
+
+def patch(path: Path, offset: int, *values: float) -> Path:
+    """Overwrite float32 fields of a NIfTI header."""
+    data = bytearray(path.read_bytes())
+    struct.pack_into(f"<{len(values)}f", data, offset, *values)
+    path.write_bytes(data)
+    return path
+
+
+def test_scale_factors_of_the_file_are_applied(tmp_path: Path) -> None:
+    path = nifti(tmp_path / "volume.nii", np.full((X, Y, 3), 7, np.int16))
+    slope_and_intercept = 112
+    assert (read_volume(patch(path, slope_and_intercept, 2, -1024)).slices == 7 * 2 - 1024).all()
+
+
+# --- DICOM --------------------------------------------------------------------------------------------------
+
+
+def test_series_is_sorted_by_position_rescaled_and_placed(tmp_path: Path) -> None:
+    slices = noise(5, 70, 80)
+    places = [(-20.0, -30.0, 5 + 2.5 * k) for k in range(5)]
+    folder = series(tmp_path / "series", slices, places, RescaleSlope=2, RescaleIntercept=-1024)
+    volume = read_volume(folder)
+    np.testing.assert_array_equal(volume.slices, slices * 2 - 1024)
+    assert (volume.modality, volume.units) == ("CT", "HU")
+    # Column 3, row 4, slice 2 lies at LPS -20 + 3 * 0.9, -30 + 4 * 0.8, 5 + 2 * 2.5; RAS turns the first two over.
+    np.testing.assert_allclose(volume.affine @ [3, 4, 2, 1], [17.3, 26.8, 10.0, 1.0])
+    write_volume(tmp_path / "back.nii", volume.slices, volume)
+    written = nib.load(tmp_path / "back.nii")
+    np.testing.assert_array_equal(written.get_fdata()[3, 4, 2], volume.slices[2, 4, 3])
+    np.testing.assert_allclose(written.affine, volume.affine, rtol=1e-6)
+    assert written.header.get_xyzt_units()[0] == "mm"
+
+
+def test_slices_that_run_to_the_feet_and_tilted_gantry(tmp_path: Path) -> None:
+    slices = noise(4, 70, 80)
+    # Row direction to the right, column direction to the back: the normal runs to the feet.
+    places = [(20.0, -30.0 + 0.5 * k, 100 - 3.0 * k) for k in range(4)]
+    folder = series(tmp_path / "series", slices, places, ImageOrientationPatient=[-1, 0, 0, 0, 1, 0])
+    volume = read_volume(folder)
+    np.testing.assert_array_equal(volume.slices, slices[::-1, :, ::-1])
+    np.testing.assert_allclose(volume.affine @ [0, 0, 3, 1], [-20, 28.5, 91, 1])
+
+
+def test_sagittal_series_becomes_axial_slices(tmp_path: Path) -> None:
+    values = np.stack([np.full((70, 66), k) for k in range(65)]) + 100 * np.arange(70)[None, :, None]
+    # Column index to the back, row index to the feet, slice by slice from the patient's left to the right.
+    places = [(30.0 - k, 0.0, 50.0) for k in range(65)]
+    volume = read_volume(series(tmp_path / "series", values, places, ImageOrientationPatient=[0, 1, 0, 0, 0, -1]))
+    assert volume.slices.shape == (70, 66, 65)
+    # The lowest slice holds the last row of every image; the right side, x smallest, comes first.
+    np.testing.assert_array_equal(volume.slices[0, 0], 6900 + np.arange(64, -1, -1))
+
+
+def test_every_pet_slice_has_its_own_slope(tmp_path: Path) -> None:
+    tags = {"Modality": "PT", "Units": "BQML"}
+    for k in range(2):
+        place = [0, 0, 4.0 * k]
+        dicom(tmp_path / f"{k}.dcm", np.full((64, 64), 10), ImagePositionPatient=place, RescaleSlope=k + 1.5, **tags)
+    volume = read_volume(tmp_path)
+    assert volume.slices[:, 0, 0].tolist() == [15, 25]
+    assert (volume.modality, volume.units) == ("PT", "BQML")
+
+
+def test_single_file_takes_its_thickness_and_keeps_monochrome1_values(tmp_path: Path) -> None:
+    values = noise(70, 80)
+    path = dicom(tmp_path / "one.dcm", values, SliceThickness=5, PhotometricInterpretation="MONOCHROME1")
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.slices[0], values)
+    np.testing.assert_allclose(volume.affine[:3, 2], [0, 0, 5])
+
+
+def item(**tags: object) -> Dataset:
+    dataset = Dataset()
+    for name, value in tags.items():
+        setattr(dataset, name, value)
+    return dataset
+
+
+def test_multi_frame_file_with_functional_groups(tmp_path: Path) -> None:
+    values = noise(3, 64, 70)
+    shared = item(
+        PixelMeasuresSequence=Sequence([item(PixelSpacing=[0.5, 0.6], SliceThickness=9)]),
+        PlaneOrientationSequence=Sequence([item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])]),
+    )
+    # Frames run from head to feet and each has its own rescale.
+    own = [
+        item(
+            PlanePositionSequence=Sequence([item(ImagePositionPatient=[0, 0, -2.0 * k])]),
+            PixelValueTransformationSequence=Sequence([item(RescaleSlope=k + 1, RescaleIntercept=k, RescaleType="US")]),
+        )
+        for k in range(3)
+    ]
+    absent = dict.fromkeys(("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope"))
+    path = dicom(
+        tmp_path / "frames.dcm",
+        values,
+        Modality="MR",
+        SharedFunctionalGroupsSequence=Sequence([shared]),
+        PerFrameFunctionalGroupsSequence=Sequence(own),
+        **absent,
+    )
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.slices, np.stack([values[k] * (k + 1) + k for k in (2, 1, 0)]))
+    np.testing.assert_allclose(np.abs(np.diag(volume.affine)), [0.6, 0.5, 2, 1])
+    assert (volume.modality, volume.units) == ("MR", "")
+
+
+def test_nuclear_medicine_frames_follow_the_first_ones_position(tmp_path: Path) -> None:
+    values = noise(3, 64, 70)
+    detector = item(ImagePositionPatient=[1, 2, 3], ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
+    tags = {
+        "Modality": "NM",
+        "ImagePositionPatient": None,
+        "ImageOrientationPatient": None,
+        "DetectorInformationSequence": Sequence([detector]),
+        "NumberOfSlices": 3,
+    }
+    volume = read_volume(dicom(tmp_path / "a.dcm", values, SpacingBetweenSlices=4, **tags))
+    np.testing.assert_array_equal(volume.slices, values)
+    np.testing.assert_allclose(volume.affine @ [0, 0, 2, 1], [-1, -2, 11, 1])
+    volume = read_volume(dicom(tmp_path / "b.dcm", values, SpacingBetweenSlices=-4, **tags))
+    np.testing.assert_array_equal(volume.slices, values[::-1])
+    message_of(dicom(tmp_path / "c.dcm", values, **tags), "SpacingBetweenSlices")
+    message_of(dicom(tmp_path / "d.dcm", values, **tags | {"NumberOfSlices": 1}), "3 frames")
+
+
+# --- bad input ----------------------------------------------------------------------------------------------
+
+
+def test_missing_and_foreign_files(tmp_path: Path) -> None:
+    message_of(tmp_path / "none.nii", "nothing there")
+    message_of(tmp_path, "without .dcm files")
+    (tmp_path / "a.png").write_bytes(b"x")
+    message_of(tmp_path / "a.png", ".nii")
+    for name, words in {"text.nii": "NIfTI", "text.nii.gz": "NIfTI", "text.dcm": "DICOM"}.items():
+        (tmp_path / name).write_bytes(b"this is no image at all" * 50)
+        message_of(tmp_path / name, words)
+        (tmp_path / name).write_bytes(b"")
+        message_of(tmp_path / name, words)
+
+
+@pytest.mark.parametrize("keep", [0.2, 0.9])
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_truncated_nifti(tmp_path: Path, name: str, keep: float) -> None:
+    path = nifti(tmp_path / name, noise(X, Y, 3).astype(np.int16))
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep)])
+    message_of(path, "truncated")
+
+
+def test_damaged_gzip(tmp_path: Path) -> None:
+    path = nifti(tmp_path / "a.nii.gz", noise(X, Y, 3).astype(np.int16))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+    message_of(path, "damaged")
+
+
+def test_nifti_that_is_no_volume(tmp_path: Path) -> None:
+    message_of(nifti(tmp_path / "4d.nii", np.zeros((X, Y, 3, 2), np.float32)), "4D")
+    message_of(nifti(tmp_path / "small.nii", np.zeros((X, 63, 3), np.float32)), "at least 64 x 64", "72 x 63")
+    message_of(nifti(tmp_path / "complex.nii", np.zeros((X, Y, 3), np.complex64)), "one real number")
+    flat, third_row_of_the_affine = nifti(tmp_path / "flat.nii", np.zeros((X, Y, 3), np.float32)), 312
+    message_of(patch(flat, third_row_of_the_affine, 0, 0, 0, 0), "affine")
+    across = nifti(tmp_path / "across.nii", np.zeros((1, X, Y), np.float32), np.eye(4)[[1, 2, 0, 3]])
+    message_of(across, "one slice along the third axis")
+    for value in (np.nan, np.inf):
+        array = np.zeros((X, Y, 3), np.float32)
+        array[3, 4, :2] = value
+        message_of(nifti(tmp_path / "nan.nii", array), "finite", "2 voxels")
+
+
+def test_header_that_promises_too_much_is_refused_unread(tmp_path: Path) -> None:
+    header = nib.Nifti1Header()
+    header.set_data_shape((4096, 4096, 4096))
+    header.set_data_dtype(np.int16)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    (tmp_path / "bomb.nii.gz").write_bytes(gzip.compress(header.binaryblock + bytes(1000)))
+    message_of(tmp_path / "bomb.nii.gz", "at most", "4096 x 4096 x 4096")
+
+
+def test_truncated_dicom(tmp_path: Path) -> None:
+    path = dicom(tmp_path / "a.dcm", noise(70, 80))
+    data = path.read_bytes()
+    for keep in (200, 500, len(data) - 1000):
+        path.write_bytes(data[:keep])
+        message_of(path, "truncated")
+
+
+@pytest.mark.parametrize("tag", ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"])
+def test_dicom_without_position(tmp_path: Path, tag: str) -> None:
+    message_of(dicom(tmp_path / "a.dcm", noise(64, 64), **{tag: None}), tag, "none")
+
+
+def test_colour_dicom(tmp_path: Path) -> None:
+    message_of(dicom(tmp_path / "a.dcm", noise(64, 64), PhotometricInterpretation="RGB"), "one value", "RGB")
+
+
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        ({"SeriesInstanceUID": "9.9"}, ("series", "9.9", "1.2.4")),
+        ({"PixelSpacing": [0.7, 0.9]}, ("pixel spacing", "0.7 0.9")),
+        ({"ImageOrientationPatient": [0, 1, 0, 1, 0, 0]}, ("direction",)),
+    ],
+)
+def test_slices_that_do_not_belong_together(tmp_path: Path, tags: dict, words: tuple[str, ...]) -> None:
+    dicom(tmp_path / "1.dcm", noise(64, 64))
+    dicom(tmp_path / "2.dcm", noise(64, 64), **{"ImagePositionPatient": [-20, -30, 8], **tags})
+    message_of(tmp_path, "2.dcm", *words)
+
+
+def test_slices_of_differing_size(tmp_path: Path) -> None:
+    dicom(tmp_path / "1.dcm", noise(64, 64))
+    dicom(tmp_path / "2.dcm", noise(66, 64), ImagePositionPatient=[-20, -30, 8])
+    message_of(tmp_path, "2.dcm", "64 64", "66 64")
+
+
+@pytest.mark.parametrize("heights", [(0, 3, 9), (0, 3, 3), (1, 1)])
+def test_missing_and_doubled_slices(tmp_path: Path, heights: tuple[int, ...]) -> None:
+    for number, z in enumerate(heights):
+        dicom(tmp_path / f"{number}.dcm", noise(64, 64), ImagePositionPatient=[0, 0, z])
+    message_of(tmp_path, "evenly spaced", ".dcm")
+
+
+# --- writing ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def volume() -> Volume:
+    return Volume(noise(3, 64, 70).astype(np.float32), np.diag([-1.0, -1, 2, 1]), "", "")
+
+
+def test_colour_is_written_as_rgb(tmp_path: Path, volume: Volume) -> None:
+    rgb = np.random.default_rng(0).random((3, 64, 70, 3)).astype(np.float32)
+    write_volume(tmp_path / "rgb.nii.gz", rgb, volume)
+    written = np.asarray(nib.load(tmp_path / "rgb.nii.gz").dataobj)
+    assert written.shape == (70, 64, 3)
+    for index, channel in enumerate("RGB"):
+        np.testing.assert_array_equal(written[channel].T, np.rint(rgb[..., index] * 255))
+
+
+def test_what_cannot_be_written_leaves_the_earlier_file_alone(tmp_path: Path, volume: Volume) -> None:
+    path = tmp_path / "a.nii"
+    write_volume(path, volume.slices, volume)
+    before = path.read_bytes()
+    for slices in (volume.slices[:2], np.full_like(volume.slices, np.nan), np.zeros((3, 64, 70, 2))):
+        with pytest.raises(ImageError, match="to write"):
+            write_volume(path, slices, volume)
+    assert path.read_bytes() == before
+    with pytest.raises(ImageError, match="nii.gz"):
+        write_volume(tmp_path / "a.png", volume.slices, volume)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.nii"]
+
+
+# --- grey levels --------------------------------------------------------------------------------------------
+
+
+def test_brain_window() -> None:
+    values = window(np.array([-1000, 0, 20, 40, 80, 3000]), 40, 80)
+    assert values.dtype == np.float32
+    np.testing.assert_allclose(values, [0, 0, 0.25, 0.5, 1, 1])
+    with pytest.raises(ValueError, match="width"):
+        window(values, 40, 0)
+
+
+def test_robust_scale_maps_percentiles_and_ignores_what_is_rare() -> None:
+    values = np.arange(1001, dtype=np.float32).reshape(7, 11, 13)
+    scaled = robust_scale(values)
+    assert scaled.dtype == np.float32 and scaled.shape == values.shape
+    # 1st and 99.5th percentile of 0 .. 1000 are 10 and 995.
+    np.testing.assert_allclose(scaled.ravel()[[0, 10, 995, 1000]], [0, 0, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(scaled.ravel()[500], 490 / 985, rtol=1e-6)
+    rare = np.zeros((10, 10, 10), np.float32)
+    rare[0, 0, 0] = 4
+    assert robust_scale(rare).max() == 1
+    assert not robust_scale(np.full((2, 2, 2), 7.0)).any()
+
+
+def test_what_looks_like_hounsfield_units() -> None:
+    head = np.zeros((4, 64, 64))
+    head[:, :16] = -1000
+    head[:, 30] = 900
+    assert looks_like_hu(head)
+    mri = np.abs(head)
+    assert not looks_like_hu(mri) and not looks_like_hu((mri - mri.mean()) / mri.std())
+    outlier = mri.copy()
+    outlier[0, 0, 0] = -1000
+    assert not looks_like_hu(outlier)

@@ -1,0 +1,74 @@
+"""Carry further images along with displacement fields that were found before.
+
+    python -m utils.apply_flow --images DIR --flow out/PET/flow --output DIR
+
+For another rendering of the moving images, such as the uptake in grey beside the colour picture that was aligned.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from utils.flow_io import load_flow
+from utils.image_io import ImageError, list_images, read_image, write_image
+from utils.warp import warp
+
+
+def apply_flow(image: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    """Warp an image.
+
+    Args:
+        image: float32 (H, W) or (H, W, 3).
+        flow: float32 (2, H, W), px: the result at p is the image at p + flow(p).
+
+    Returns:
+        Array of the image's shape.
+    """
+    channels = torch.from_numpy(np.atleast_3d(image)).permute(2, 0, 1)[None]
+    warped = warp(channels, torch.from_numpy(flow)[None])
+    return warped[0].permute(1, 2, 0).numpy().reshape(image.shape)
+
+
+def apply_flows(images: str | os.PathLike, flows: str | os.PathLike, output: str | os.PathLike) -> int:
+    """Warp every image of a folder that has a flow `NAME.npy`; returns how many there were.
+
+    Raises:
+        ImageError: a file cannot be used, a flow's size is not its image's, or no image has a flow.
+    """
+    done = 0
+    for path in list_images(images):
+        file = Path(flows, f"{path.stem}.npy")
+        if not file.is_file():
+            continue
+        image = read_image(path, color=True)
+        if (image == image[..., :1]).all():
+            image = np.ascontiguousarray(image[..., 0])
+        flow = load_flow(file, image.shape[:2])
+        write_image(Path(output, f"{path.stem}.png"), apply_flow(image, flow))
+        done += 1
+    if not done:
+        raise ImageError.at(flows, f"flows named like the images in {os.fspath(images)}", "none")
+    return done
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Warp images with saved displacement fields.")
+    parser.add_argument("--images", metavar="DIR", required=True, help="images to warp")
+    parser.add_argument("--flow", metavar="DIR", required=True, help="flow/NAME.npy of the test command")
+    parser.add_argument("--output", metavar="DIR", required=True, help="where NAME.png goes")
+    options = parser.parse_args(arguments)
+    try:
+        done = apply_flows(options.images, options.flow, options.output)
+    except ImageError as error:
+        print(f"apply_flow: {error}", file=sys.stderr)
+        return 2
+    print(f"Wrote {done} images to {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

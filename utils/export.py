@@ -1,0 +1,135 @@
+"""ONNX files of a trained network, for programs without PyTorch.
+
+``python -m utils.export --help``. The graph takes ``fixed`` and ``moving`` (1, 1, H, W), float32 in [0, 1], of the one
+size that it was made for, and gives ``fused`` and ``aligned`` (1, 1, H, W) and ``flow`` (1, 2, H, W) in px, with
+channel 0 along the columns: `aligned(p) = moving(p + flow(p))`. Needs the packages onnx, onnxscript and onnxruntime.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data.make_sample import SAMPLE_ROOT
+from models.edarfusion import EDARFusion
+from utils.checkpoint import load_checkpoint
+from utils.image_io import MIN_SIDE, ImageError, read_image, write_bytes
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+TOLERANCE = {"fused": 1e-4, "aligned": 1e-4, "flow": 1e-3}
+"""Largest accepted difference between the file's outputs and the network's: grey value in [0, 1], px of flow.
+
+Rounding alone moves the flow by some 1e-4 px, as another number of threads does."""
+
+
+class Exported(NamedTuple):
+    """Outputs of the graph, in its order."""
+
+    fused: Tensor
+    aligned: Tensor
+    flow: Tensor
+
+
+class Graph(nn.Module):
+    """The part of `EDARFusion` that is exported: (fixed, moving) -> `Exported`."""
+
+    def __init__(self, model: EDARFusion) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, fixed: Tensor, moving: Tensor) -> Exported:
+        output = self.model(fixed, moving)
+        return Exported(output.fused, output.aligned, output.flow)
+
+
+def to_onnx(model: EDARFusion, size: tuple[int, int], metadata: dict[str, str] | None = None) -> bytes:
+    """The ONNX file of a network for images of one size.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        size: height and width, from `MIN_SIDE` up.
+        metadata: name -> text that is kept in the file.
+    """
+    pair = tuple(torch.rand(2, 1, 1, *size, generator=torch.Generator().manual_seed(0)))
+    # The exporter warns of its own deprecated calls and of operators of packages that are not installed.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            Graph(model), pair, dynamo=True, verbose=False, input_names=["fixed", "moving"],
+            output_names=list(Exported._fields),
+        )  # fmt: skip
+    program.model.metadata_props.update(metadata or {})
+    return program.model_proto.SerializeToString()
+
+
+def run_onnx(data: bytes, fixed: Tensor, moving: Tensor) -> Exported:
+    """Outputs of an ONNX file of `to_onnx` by onnxruntime on the CPU, for images (1, 1, H, W) in [0, 1]."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    outputs = session.run(list(Exported._fields), {"fixed": fixed.numpy(), "moving": moving.numpy()})
+    return Exported(*map(torch.from_numpy, outputs))
+
+
+def sample_pair(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """A pair of the embedded sample, (1, 1, *size): noise would magnify the rounding that is to be compared."""
+    paths = (SAMPLE_ROOT / "CT" / role / "simulated_090.png" for role in ("fixed", "moving"))
+    images = (torch.from_numpy(read_image(path))[None, None] for path in paths)
+    return tuple(F.interpolate(image, size, mode="bilinear", antialias=True) for image in images)
+
+
+def largest_differences(data: bytes, model: EDARFusion, fixed: Tensor, moving: Tensor) -> dict[str, float]:
+    """Largest absolute difference of each output between the ONNX file and the network: grey value, or px of flow."""
+    with torch.inference_mode():
+        expected = Graph(model)(fixed, moving)
+    found = run_onnx(data, fixed, moving)
+    return {name: (a - b).abs().max().item() for name, a, b in zip(Exported._fields, found, expected, strict=True)}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """``python -m utils.export``; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.export",
+        description="Write a trained network as an ONNX file for images of one size, and check it with onnxruntime.",
+    )
+    parser.add_argument("--checkpoint", metavar="FILE", required=True, help="trained network")
+    parser.add_argument("--output", metavar="FILE", required=True, type=Path, help="file to write, by custom NAME.onnx")
+    parser.add_argument("--size", metavar=("H", "W"), nargs=2, type=_side, default=(256, 256), help="default: 256 256")
+    options = parser.parse_args(arguments)
+    size = tuple(options.size)
+    try:
+        checkpoint = load_checkpoint(options.checkpoint)
+        metadata = {"modality": checkpoint.modality, "arguments": json.dumps(checkpoint.model.arguments)}
+        data = to_onnx(checkpoint.model, size, metadata)
+        differences = largest_differences(data, checkpoint.model, *sample_pair(size))
+        described = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
+        if not all(differences[name] <= limit for name, limit in TOLERANCE.items()):
+            limits = ", ".join(f"{name} {limit:.0e}" for name, limit in TOLERANCE.items())
+            raise ImageError.at(options.checkpoint, f"outputs of the ONNX file within {limits}", described)
+        write_bytes(options.output, data)
+    except ImageError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    except ImportError as error:
+        print(f"{parser.prog}: expected the packages {', '.join(PACKAGES)}, found: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.output}: {len(data) / 2**20:.1f} MiB, {size[0]} x {size[1]}; largest difference: {described}")
+    return 0
+
+
+def _side(text: str) -> int:
+    if not text.isdecimal() or int(text) < MIN_SIDE:
+        raise argparse.ArgumentTypeError(f"expected a side of at least {MIN_SIDE} px, found {text!r}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Displacement fields as files: NumPy arrays (2, H, W), float32, in pixels."""
+
+import io
+import os
+
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.image_io import ImageError, write_bytes
+
+
+def save_flow(path: str | os.PathLike, flow: NDArray[np.float32]) -> None:
+    """Write a displacement field (2, H, W), whole or not at all.
+
+    Raises:
+        ImageError: the file cannot be written.
+    """
+    buffer = io.BytesIO()
+    np.save(buffer, flow)
+    write_bytes(path, buffer.getvalue())
+
+
+def load_flow(path: str | os.PathLike, size: tuple[int, int] = (256, 256)) -> NDArray[np.float32]:
+    """Read a displacement field at the resolution of its images.
+
+    A file may hold it on a coarser grid, in pixels of that grid, as those of the embedded sample do: (2, H / 4, W / 4),
+    which the flow's smoothness allows.
+
+    Args:
+        path: ``flow/NAME.npy``.
+        size: height and width of the images, px.
+
+    Returns:
+        float32 (2, H, W), px: ``aligned(p) = moving(p + flow(p))``, channel 0 is x.
+
+    Raises:
+        ImageError: the file cannot be read or is no flow.
+    """
+    try:
+        flow = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ImageError.at(path, "a flow (NumPy array)", str(error)) from error
+    if not isinstance(flow, np.ndarray) or flow.ndim != 3 or flow.shape[0] != 2:
+        raise ImageError.at(path, "a flow of shape (2, H, W)", f"{getattr(flow, 'shape', type(flow).__name__)}")
+    # Processes that only save need no torch.
+    import torch
+
+    from utils.warp import resize_flow
+
+    return resize_flow(torch.from_numpy(flow.astype(np.float32))[None], size)[0].numpy()

@@ -1,0 +1,85 @@
+"""Align and fuse one pair of arrays with a trained network, colour included."""
+
+import time
+
+import numpy as np
+import torch
+from kornia.color import rgb_to_ycbcr, ycbcr_to_rgb
+from torch import Tensor
+
+from losses.registration import foreground
+from models.edarfusion import EDARFusion
+from utils.maps import jacobian_determinant
+from utils.metrics import endpoint_error
+from utils.results import FusedPair
+from utils.warp import warp
+
+
+class PairFuser:
+    """Aligns and fuses pairs.
+
+    Args:
+        model: in evaluation mode.
+        device: where the model is.
+        passes: how often the registration is repeated on the image aligned so far.
+        average: average the estimates of both directions, of the pair and of its mirror image.
+    """
+
+    def __init__(self, model: EDARFusion, device: torch.device, *, passes: int = 1, average: bool = False) -> None:
+        self.model, self.device, self.passes, self.average = model, device, passes, average
+
+    @torch.inference_mode()
+    def __call__(self, fixed: np.ndarray, moving: np.ndarray) -> FusedPair:
+        """Align and fuse a pair.
+
+        A colour image is split by BT.601: the network sees and fuses Y; Cb and Cr are warped with the same flow and put
+        back.
+
+        Args:
+            fixed: (H, W) in [0, 1], sides of at least 64.
+            moving: (H, W) or (H, W, 3) in [0, 1]; the results have the same channels.
+        """
+        start = time.perf_counter()
+        fixed, moving = self._tensor(fixed), self._tensor(moving)
+        color = moving.shape[1] == 3
+        luma, chroma = rgb_to_ycbcr(moving).split((1, 2), dim=1) if color else (moving, None)
+        output = self.model(fixed, luma, self.passes, self.average)
+        aligned, fused = output.aligned, output.fused
+        if color:
+            aligned = warp(moving, output.flow)
+            fused = ycbcr_to_rgb(torch.cat((fused, warp(chroma, output.flow)), dim=1))
+        fused, aligned = (image[0].permute(1, 2, 0).squeeze(2).cpu().numpy() for image in (fused, aligned))
+        flow = output.flow[0].cpu().numpy()
+        seconds = time.perf_counter() - start
+        maps = {
+            "entropy_fixed": output.entropy_fixed,
+            "entropy_moving": output.entropy_moving,
+            "entropy_difference": output.entropy_difference,
+            "gate": output.gate,
+            "reliability": output.reliability,
+            "consistency": output.consistency,
+            "jacobian": jacobian_determinant(output.flow),
+        }
+        return FusedPair(fused, aligned, flow, {name: map_[0, 0].cpu().numpy() for name, map_ in maps.items()}, seconds)
+
+    def _tensor(self, image: np.ndarray) -> Tensor:
+        """(H, W) or (H, W, C) -> (1, C, H, W) on the device."""
+        tensor = torch.from_numpy(image).to(self.device)
+        return (tensor if tensor.ndim == 3 else tensor[..., None]).permute(2, 0, 1)[None].contiguous()
+
+
+def endpoint_scores(flow: np.ndarray, true_flow: np.ndarray, label: np.ndarray) -> dict[str, float]:
+    """Endpoint error of a flow, and of zero flow, within about 8 px of the label's tissue.
+
+    Args:
+        flow, true_flow: (2, H, W), px.
+        label: the truly aligned moving image, (H, W) in [0, 1].
+
+    Returns:
+        epe and epe_before, px.
+    """
+    mask = foreground(torch.from_numpy(label)[None, None], label.shape)[0, 0].numpy() > 0.5
+    return {
+        "epe": endpoint_error(flow, true_flow, mask),
+        "epe_before": endpoint_error(np.zeros_like(true_flow), true_flow, mask),
+    }

@@ -1,0 +1,110 @@
+"""Which pairs the test command is to align, and reading them."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data.make_csv import MODALITIES, DataError, read_table
+from utils.image_io import check_same_size, pair_files, read_image
+
+COLOR_MODALITIES = ("PET", "SPECT")
+"""Modalities whose images are shown in colour, so that results are RGB even where a file is grey."""
+
+
+class SourceImages(NamedTuple):
+    """The images of one pair, float32 in [0, 1], of one height and width.
+
+    Attributes:
+        fixed: (H, W).
+        moving: (H, W), or (H, W, 3) where the results are to be in colour.
+        label: the truly aligned moving image, (H, W) or (H, W, 3), if there is one.
+    """
+
+    fixed: np.ndarray
+    moving: np.ndarray
+    label: np.ndarray | None
+
+
+def sample_pairs(modality: str) -> dict[str, list[dict]]:
+    """The pairs of the embedded sample, with true flows.
+
+    Args:
+        modality: one of `MODALITIES`, or all.
+
+    Returns:
+        Modality -> pairs as of `utils.image_io.pair_files`: name, fixed, moving, label; flow is the file of the true
+        flow.
+
+    Raises:
+        ImageError: the sample is not complete.
+    """
+    from data.make_sample import SAMPLE_ROOT  # brings torch, which processes that only score do not need
+
+    chosen = {}
+    for name in MODALITIES if modality == "all" else (modality,):
+        folder = SAMPLE_ROOT / name
+        pairs = pair_files(**{role: folder / role for role in ("fixed", "moving", "label")})
+        chosen[name] = [pair | {"flow": folder / "flow" / f"{pair['name']}.npy"} for pair in pairs]
+    return chosen
+
+
+def folder_pairs(
+    modality: str, fixed: str | os.PathLike, moving: str | os.PathLike, label: str | os.PathLike | None
+) -> dict[str, list[dict]]:
+    """The pairs of folders, or of single files; the form is that of `sample_pairs`, with None as flow.
+
+    Raises:
+        ImageError: as `utils.image_io.pair_files`.
+    """
+    pairs = pair_files(fixed=fixed, moving=moving, label=label)
+    return {modality: [pair | {"flow": None} for pair in pairs]}
+
+
+def table_pairs(
+    csv: str | os.PathLike, root: str | os.PathLike, modality: str, split: str | None
+) -> dict[str, list[dict]]:
+    """The pairs of a table; the form is that of `sample_pairs`, with None as flow and where there is no label.
+
+    Args:
+        csv: table with the columns fixed, moving and, if wanted, label, modality, split.
+        root: folder that its paths start from.
+        modality: one of `MODALITIES`, or all for every one that the table has. A table without a column modality is
+            taken to be of this one.
+        split: which rows; None for all.
+
+    Raises:
+        DataError: as `data.make_csv.read_table`, or if nothing tells the modality.
+    """
+    table = read_table(csv, root, split=split)
+    if "modality" in table:
+        table = read_table(csv, root, split=split, modality=modality)
+    elif modality == "all":
+        raise DataError.at(csv, f"a column modality, or --modality {'|'.join(MODALITIES)}", "neither")
+    else:
+        table["modality"] = modality
+    chosen: dict[str, list[dict]] = {}
+    for row in table.to_dict("records"):
+        paths = {role: Path(root, row[role]) if role in row else None for role in ("fixed", "moving", "label")}
+        chosen.setdefault(row["modality"], []).append({"name": row["name"], **paths, "flow": None})
+    return chosen
+
+
+def read_pair(pair: Mapping, modality: str) -> SourceImages:
+    """Read the images of a pair.
+
+    The moving image is RGB for PET and SPECT, and for CT where the picture has colour; a grey picture in an RGB file
+    stays grey.
+
+    Raises:
+        ImageError: a file cannot be used, or sizes differ.
+    """
+    fixed, moving = read_image(pair["fixed"]), read_image(pair["moving"], color=True)
+    if modality not in COLOR_MODALITIES and (moving == moving[..., :1]).all():
+        moving = np.ascontiguousarray(moving[..., 0])
+    label = None if pair["label"] is None else read_image(pair["label"], color=moving.ndim == 3)
+    images = SourceImages(fixed, moving, label)
+    check_same_size(images._asdict(), pair)
+    return images

@@ -1,0 +1,192 @@
+"""The results of one modality on disk: where each file lies, the table of metrics, what is finished, the report."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from utils.flow_io import save_flow
+from utils.image_io import ImageError, read_image, write_bytes, write_image
+from utils.metrics import with_mean
+from utils.pairs import read_pair
+from utils.report import PairImages, write_report
+from utils.visualize import MAPS, figure_pair, save_figure, save_map
+
+FUSION_METRICS = ("qabf", "qcv", "qvif", "qs", "qssim", "qcb", "qy", "mi", "en", "sd", "sf", "ag")
+REGISTRATION_METRICS = ("rmse", "ssim", "ncc", "rmse_before", "ssim_before", "ncc_before")
+COLUMNS = ("name", "seconds", *FUSION_METRICS, "reference", *REGISTRATION_METRICS, "folding")
+"""Columns of metrics.csv."""
+TRUTH_COLUMNS = ("epe", "epe_before")
+"""Further columns where true flows are known: endpoint error of the flow and of zero flow, px."""
+
+
+class FusedPair(NamedTuple):
+    """What the network makes of one pair.
+
+    Attributes:
+        fused, aligned: (H, W), or (H, W, 3) in colour; float32 in [0, 1].
+        flow: float32 (2, H, W), px; aligned(p) = moving(p + flow(p)), channel 0 is x.
+        maps: (H, W) arrays by their name in `utils.visualize.MAPS`.
+        seconds: time to align and fuse, without reading and writing.
+    """
+
+    fused: np.ndarray
+    aligned: np.ndarray
+    flow: np.ndarray
+    maps: dict[str, np.ndarray]
+    seconds: float
+
+
+class ResultFolder:
+    """The folder OUTPUT/MODALITY.
+
+    Args:
+        path: the folder.
+        modality: what the pairs in it are.
+        flow, maps, figures: what is saved beside the fused and aligned images.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike, modality: str, *, flow: bool = False, maps: bool = False, figures: bool = False
+    ) -> None:
+        self.path, self.modality = Path(path), modality
+        self.table_path, self.report_path = self.path / "metrics.csv", self.path / "report.html"
+        self.flow, self.maps, self.figures = flow, maps, figures
+
+    def files(self, name: str) -> dict[str, Path]:
+        """The files of a pair: fused, aligned and, if wanted, flow, maps/MAP, figures."""
+        kinds = ["fused", "aligned", *(f"maps/{kind}" for kind in MAPS if self.maps), *["figures"] * self.figures]
+        files = {kind: self.path / kind / f"{name}.png" for kind in kinds}
+        return files | ({"flow": self.path / "flow" / f"{name}.npy"} if self.flow else {})
+
+    def prepare(self) -> None:
+        """Make the folder.
+
+        Raises:
+            ImageError: it cannot be made or nothing can be written in it.
+        """
+        probe = self.path / ".probe"
+        write_bytes(probe, b"")
+        probe.unlink(missing_ok=True)
+
+    def save(self, pair: Mapping, result: FusedPair) -> dict[str, Path]:
+        """Write the files of a pair and return them.
+
+        Raises:
+            ImageError: a file cannot be written.
+        """
+        name, files = pair["name"], self.files(pair["name"])
+        write_image(files["fused"], result.fused)
+        write_image(files["aligned"], result.aligned)
+        if self.flow:
+            save_flow(files["flow"], result.flow)
+        if self.maps:
+            for kind in MAPS:
+                save_map(files[f"maps/{kind}"], result.maps[kind], kind)
+        if self.figures:
+            images = read_pair(pair, self.modality)
+            figure = figure_pair(
+                images.fixed, images.moving, result.aligned, result.fused,
+                label=images.label, flow=result.flow, maps=result.maps, title=f"{self.modality} {name}",
+            )  # fmt: skip
+            save_figure(files["figures"], figure)
+        return files
+
+    def read_rows(self) -> dict[str, dict]:
+        """The rows of metrics.csv by name of the pair, without the mean; none where there is no table.
+
+        Parts that several processes left when they broke off are newer than metrics.csv and stand in its place.
+
+        Raises:
+            ImageError: a table that is not one of ours.
+        """
+        rows = {}
+        for path in sorted(self.path.glob(".metrics-*.csv")) or [self.table_path]:
+            rows |= _read_rows(path) if path.exists() else {}
+        return rows
+
+    def is_finished(self, pair: Mapping, rows: Mapping[str, Mapping]) -> bool:
+        """Whether a pair has a row, scored against what is now the reference, and all files that are wanted."""
+        row = rows.get(pair["name"])
+        scored = row is not None and row["reference"] == reference_of(pair)
+        return scored and all(path.is_file() for path in self.files(pair["name"]).values())
+
+    def write_rows(self, rows: Iterable[Mapping], part: int | None = None) -> None:
+        """Write metrics.csv with a final row `mean`, whole or not at all.
+
+        Args:
+            rows: a mapping a pair, keys among `COLUMNS` and `TRUTH_COLUMNS`; what is missing stays empty.
+            part: number of the process, where several share the pairs: each writes a table of its own, a hidden file
+                that `read_rows` finds, until one of them writes the whole and removes the parts.
+
+        Raises:
+            ImageError: the file cannot be written.
+        """
+        rows = list(rows)
+        truth = TRUTH_COLUMNS if any("epe" in row for row in rows) else ()
+        table = with_mean(pd.DataFrame(rows, columns=[*COLUMNS, *truth]))
+        path = self.table_path if part is None else self.path / f".metrics-{part}.csv"
+        write_bytes(path, table.to_csv(index=False, lineterminator="\n", float_format="%.10g").encode())
+
+    def remove_parts(self) -> None:
+        """Remove the tables that processes wrote for themselves."""
+        for path in self.path.glob(".metrics-*.csv"):
+            path.unlink(missing_ok=True)
+
+    def write_report(self, pairs: Sequence[Mapping], notes: Mapping[str, str]) -> None:
+        """Write report.html from metrics.csv and the pictures of the pairs.
+
+        Raises:
+            ImageError: a picture cannot be read, or the report not be written.
+        """
+        table = pd.read_csv(self.table_path, dtype={"name": str}, keep_default_na=False, na_values=_NUMBERS)
+        title = f"EDARFusion: {self.modality} and MRI, {len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'}"
+        write_report(self.report_path, table, _Pictures(self, pairs), title, notes)
+
+
+class _Pictures(Sequence):
+    """The pictures of the report, each read when it is looked at: hundreds of pairs need not fit into memory."""
+
+    def __init__(self, folder: ResultFolder, pairs: Sequence[Mapping]) -> None:
+        self.folder, self.pairs = folder, pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> PairImages:
+        pair, folder = self.pairs[index], self.folder
+        images, files = read_pair(pair, folder.modality), folder.files(pair["name"])
+        color = images.moving.ndim == 3
+        results = {kind: read_image(files[kind], color=color) for kind in ("aligned", "fused")}
+        extra = {MAPS[kind].title: read_image(files[f"maps/{kind}"], color=True) for kind in MAPS if folder.maps}
+        return PairImages(pair["name"], **images._asdict(), **results, extra=extra)
+
+    def __iter__(self) -> Iterator[PairImages]:
+        return (self[index] for index in range(len(self)))
+
+
+_NUMBERS = {column: [""] for column in (*COLUMNS, *TRUTH_COLUMNS) if column not in ("name", "reference")}
+"""Only an empty cell of these is no number: a pair may well be called NA."""
+
+
+def reference_of(pair: Mapping) -> str:
+    """What the fused image of a pair is scored against, beside the fixed image: its label, or the aligned image."""
+    return "aligned" if pair["label"] is None else "label"
+
+
+def _read_rows(path: Path) -> dict[str, dict]:
+    try:
+        table = pd.read_csv(path, dtype={"name": str, "reference": str}, keep_default_na=False, na_values=_NUMBERS)
+    except (OSError, ValueError) as error:
+        # pandas' own errors are ValueErrors.
+        raise ImageError.at(path, "a table of metrics to resume from", str(error)) from error
+    missing = [column for column in COLUMNS if column not in table]
+    if missing:
+        raise ImageError.at(path, f"the columns {', '.join(COLUMNS)}", f"no {', '.join(missing)}")
+    rows = table.to_dict("records")
+    if rows and rows[-1]["name"] == "mean":
+        rows.pop()
+    return {row["name"]: row for row in rows}

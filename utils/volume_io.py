@@ -1,0 +1,372 @@
+"""Volumes and single slices from NIfTI and DICOM files, and NIfTI files of what was made from them.
+
+Axes: whatever order a file has, `Volume.slices[k]` is an axial slice as (rows, columns): k runs to the patient's head
+(superior), rows from front to back (anterior to posterior), columns from the patient's right to the left. That is
+how radiologists look at a brain and how the training images lie. Oblique volumes go by the nearest axis. A single
+slice stays the slice that it is: a coronal or sagittal one has its rows from top to bottom.
+
+Values stay in the file's own units. DICOM rescale slopes and intercepts are applied, slice by slice, so that CT is in
+Hounsfield units. MONOCHROME1 says that a viewer paints small values bright; the values are measurements all the same
+and are not inverted.
+"""
+
+import gzip
+import os
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+import pydicom
+from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.pixels import apply_modality_lut
+
+from utils.image_io import MIN_SIDE, ImageError, write_bytes
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+DICOM_SUFFIX = ".dcm"
+MAX_VOXELS = 2**29
+"""Largest number of voxels that is read (1024 x 1024 x 512); a header that promises more is refused unread."""
+UNEVEN = 0.1
+"""Largest deviation of the step from one DICOM slice to the next, as a share of the mean step."""
+
+_VIEWS = {0: "PIR", 1: "LIP", 2: "LPS"}
+"""Normal of a slice (0 left-right, 1 front-back, 2 foot-head) -> where columns, rows and slices run to."""
+_MACROS = (
+    "PixelMeasuresSequence",
+    "PlanePositionSequence",
+    "PlaneOrientationSequence",
+    "PixelValueTransformationSequence",
+)
+"""Functional groups of a multi-frame DICOM file that say where a frame lies and what its values mean."""
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+class Volume(NamedTuple):
+    """A stack of slices.
+
+    Attributes:
+        slices: float32 (S, H, W), see the module for the axes; in the file's own units, finite.
+        affine: float64 (4, 4), voxel (i, j, k) of the file's own array to RAS mm. A DICOM array counts columns, rows,
+            slices.
+        modality: DICOM tag such as "CT", "MR", "PT", "NM"; "" where the file does not say.
+        units: of the values: "HU", DICOM's such as "BQML", or "" where the file does not say.
+    """
+
+    slices: np.ndarray
+    affine: np.ndarray
+    modality: str
+    units: str
+
+
+def is_volume(path: str | os.PathLike) -> bool:
+    """True for a name that ends in .nii, .nii.gz or .dcm, and for a folder that holds .dcm files."""
+    if os.path.isdir(path):
+        return bool(_dicom_files(Path(path)))
+    return Path(path).name.lower().endswith((*NIFTI_SUFFIXES, DICOM_SUFFIX))
+
+
+def read_volume(path: str | os.PathLike) -> Volume:
+    """Read a volume or a single slice.
+
+    Args:
+        path: NIfTI file (2D or 3D), DICOM file (one frame or several), or folder of DICOM files of one series, which
+            are put in order by their position along the slice normal.
+
+    Raises:
+        ImageError: nothing there, damaged or truncated, another format, 4D, colour, NaN or infinity, a slice with a
+            side under `MIN_SIDE`, more than `MAX_VOXELS` voxels, an affine that cannot be inverted; and for DICOM:
+            no position tags, or slices of more than one series, size, spacing or direction, or unevenly spaced.
+    """
+    path = Path(path)
+    if not os.path.exists(path):
+        raise ImageError.at(path, "a NIfTI or DICOM file or a folder of DICOM files", "nothing there")
+    if not is_volume(path):
+        found = "a folder without .dcm files" if path.is_dir() else repr(path.name)
+        raise ImageError.at(path, "a .nii, .nii.gz or .dcm file or a folder of .dcm files", found)
+    nifti = path.name.lower().endswith(NIFTI_SUFFIXES) and path.is_file()
+    array, affine, modality, units = _read_nifti(path) if nifti else _read_dicom(path)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise ImageError.at(path, "an affine that can be inverted", f"{np.array2string(affine, precision=3)}")
+    if not np.isfinite(array).all():
+        raise ImageError.at(path, "finite values", f"NaN or infinity in {int((~np.isfinite(array)).sum())} voxels")
+    own, view = _orientations(affine, single=array.shape[2] == 1)
+    slices = np.ascontiguousarray(apply_orientation(array, ornt_transform(own, view)).transpose(2, 1, 0))
+    count, height, width = slices.shape
+    if min(height, width) < MIN_SIDE or count == 1 < array.shape[2]:
+        expected = f"axial slices of at least {MIN_SIDE} x {MIN_SIDE} pixels, or one slice along the third axis"
+        raise ImageError.at(path, expected, f"{count} of {width} x {height}")
+    return Volume(slices, affine, modality, units)
+
+
+def write_volume(path: str | os.PathLike, slices: np.ndarray, like: Volume) -> None:
+    """Write a NIfTI file whose array has the axes and the affine of `like`, so that viewers overlay the two.
+
+    What `read_volume` returned is written back as the same array and affine; a 2D array comes back as (X, Y, 1). The
+    file appears whole or not at all.
+
+    Args:
+        path: file to write; its name ends in ``.nii`` or ``.nii.gz``.
+        slices: (S, H, W), written as float32, or RGB (S, H, W, 3): uint8, or float clipped to [0, 1].
+        like: the volume that the slices belong to, as a rule the fixed one.
+
+    Raises:
+        ImageError: wrong suffix, a shape that is not that of `like`, NaN or infinity, or the system refused.
+    """
+    path, slices = Path(path), np.asarray(slices)
+    if not path.name.lower().endswith(NIFTI_SUFFIXES):
+        raise ImageError.at(path, "a file name that ends in .nii or .nii.gz", repr(path.name))
+    if slices.shape not in (like.slices.shape, (*like.slices.shape, 3)):
+        raise ImageError.at(path, f"slices of shape {like.slices.shape}, or RGB, to write", f"shape {slices.shape}")
+    if not np.isfinite(slices).all():
+        raise ImageError.at(path, "finite values to write", "NaN or infinity")
+    if slices.ndim == 4:
+        if slices.dtype != np.uint8:
+            slices = np.rint(np.clip(slices, 0, 1) * 255).astype(np.uint8)
+        slices = np.ascontiguousarray(slices).view([(channel, np.uint8) for channel in "RGB"])[..., 0]
+    else:
+        slices = slices.astype(np.float32)
+    own, view = _orientations(like.affine, single=len(slices) == 1)
+    array = apply_orientation(slices.transpose(2, 1, 0), ornt_transform(view, own))
+    image = nib.Nifti1Image(array, like.affine)
+    image.header.set_xyzt_units("mm")
+    data = image.to_bytes()
+    write_bytes(path, gzip.compress(data, mtime=0) if path.name.lower().endswith(".gz") else data)
+
+
+def window(slices: np.ndarray, center: float, width: float) -> np.ndarray:
+    """Map [center - width / 2, center + width / 2] linearly to [0, 1] and clip (DICOM PS3.3 C.11.2.1.3.2).
+
+    Args:
+        slices: any shape, for CT in HU.
+        center, width: such as 40 and 80 for brain tissue in CT.
+
+    Returns:
+        float32 in [0, 1].
+
+    Raises:
+        ValueError: width is not above 0.
+    """
+    if not width > 0:
+        raise ValueError(f"width: expected a window wider than 0, found {width}")
+    return np.clip((slices - np.float32(center - width / 2)) / np.float32(width), 0, 1).astype(np.float32)
+
+
+def robust_scale(slices: np.ndarray) -> np.ndarray:
+    """Map the 1st to the 99.5th percentile of a whole volume linearly to [0, 1] and clip.
+
+    For modalities without a scale of their own (MRI) or with rare extremes (PET, SPECT). Where both percentiles are
+    the same value the full range takes their place; a constant volume becomes 0.
+
+    Args:
+        slices: (S, H, W), finite.
+
+    Returns:
+        float32 (S, H, W) in [0, 1].
+    """
+    low, high = np.percentile(slices, (1, 99.5))
+    if low == high:
+        low, high = slices.min(), slices.max()
+    if low == high:
+        return np.zeros(slices.shape, np.float32)
+    return window(slices, (float(low) + float(high)) / 2, float(high) - float(low))
+
+
+def looks_like_hu(slices: np.ndarray) -> bool:
+    """True if values are plausibly Hounsfield units: air, under -200, in at least 1 % of the voxels, and tissue.
+
+    No other modality here has negative values of that size. The default window of such volumes is center 40, width 80.
+    """
+    return bool(np.percentile(slices, 1) <= -200 and slices.max() > 0)
+
+
+def _orientations(affine: np.ndarray, single: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Orientations, as nibabel writes them, of the file's array (i, j, k) and of (columns, rows, slices).
+
+    A stack is looked at along the axis nearest to foot-head, a single slice along the file's third axis.
+    """
+    own = io_orientation(affine)
+    normal = int(own[2, 0]) if single else 2
+    return own, axcodes2ornt(_VIEWS[normal])
+
+
+def _check_voxels(path: Path, shape: tuple[int, ...]) -> None:
+    if np.prod(shape, dtype=np.float64) > MAX_VOXELS:
+        raise ImageError.at(path, f"at most {MAX_VOXELS} voxels", " x ".join(map(str, shape)))
+
+
+# --- NIfTI --------------------------------------------------------------------------------------------------
+
+
+def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, str, str]:
+    """float32 array (X, Y, Z), affine, and no modality or units, which NIfTI does not name."""
+    if not path.stat().st_size:
+        raise ImageError.at(path, "a NIfTI file", "an empty file (0 bytes)")
+    try:
+        image = nib.load(path)
+    except nib.filebasedimages.ImageFileError as error:
+        raise ImageError.at(path, "a NIfTI file", f"another format or a damaged header ({error})") from error
+    except Exception as error:
+        # nibabel lets the errors of gzip, zlib, mmap and NumPy through.
+        raise ImageError.at(path, "a complete NIfTI file", f"a damaged or truncated file ({error})") from error
+    if not isinstance(image, nib.Nifti1Image):
+        raise ImageError.at(path, "a NIfTI file", type(image).__name__)
+    if len(image.shape) not in (2, 3) or 0 in image.shape:
+        raise ImageError.at(path, "a slice (2D) or a volume (3D)", f"{len(image.shape)}D, shape {image.shape}")
+    if image.get_data_dtype().kind not in "iuf":
+        raise ImageError.at(path, "one real number a voxel", f"data type {image.header.get_value_label('datatype')}")
+    _check_voxels(path, image.shape)
+    try:
+        array = image.get_fdata(dtype=np.float32)
+        if path.suffix.lower() == ".gz":
+            # nibabel stops before the checksum, which alone shows damage inside the data.
+            with gzip.open(path) as file:
+                while file.read(2**20):
+                    pass
+    except Exception as error:
+        raise ImageError.at(path, "a complete NIfTI file", f"a damaged or truncated file ({error})") from error
+    return array.reshape(*array.shape, *(1,) * (3 - array.ndim)), image.affine, "", ""
+
+
+# --- DICOM --------------------------------------------------------------------------------------------------
+
+
+class _Frame(NamedTuple):
+    """One frame and where it lies, in DICOM's LPS mm."""
+
+    file: Path
+    values: np.ndarray  # float32 (rows, columns), rescaled
+    position: np.ndarray  # (3,): centre of the first pixel
+    directions: np.ndarray  # (2, 3): where the column index and the row index run to
+    spacing: np.ndarray  # (2,): from row to row, from column to column
+    thickness: float
+    series: str
+    modality: str
+    units: str
+
+
+def _read_dicom(path: Path) -> tuple[np.ndarray, np.ndarray, str, str]:
+    """float32 array (columns, rows, slices), affine, modality and units of a file or of all files of a folder."""
+    files = _dicom_files(path) if path.is_dir() else [path]
+    frames = [frame for file in files for frame in _read_frames(file)]
+    first, *others = frames
+    for frame in others:
+        for what, here, there in (
+            ("the series", first.series, frame.series),
+            ("the rows and columns", first.values.shape, frame.values.shape),
+            ("the pixel spacing", first.spacing, frame.spacing),
+            ("the direction", first.directions, frame.directions),
+        ):
+            same = np.allclose(here, there, atol=1e-3) if isinstance(here, np.ndarray) else here == there
+            if not same:
+                raise ImageError.at(frame.file, f"{what} of {first.file.name}, {_text(here)}", _text(there))
+    _check_voxels(path, (len(frames), *first.values.shape))
+    normal = np.cross(*first.directions)
+    frames.sort(key=lambda frame: float(frame.position @ normal))
+    step = _even_step(path, frames) if others else normal * first.thickness
+    lps = np.eye(4)
+    lps[:3] = np.column_stack((*(first.directions * first.spacing[::-1, None]), step, frames[0].position))
+    array = np.stack([frame.values for frame in frames]).transpose(2, 1, 0)
+    return array, _LPS_TO_RAS @ lps, first.modality, first.units
+
+
+def _text(value: str | tuple[int, ...] | np.ndarray) -> str:
+    return value if isinstance(value, str) else " ".join(f"{number:g}" for number in np.ravel(value))
+
+
+def _even_step(path: Path, frames: list[_Frame]) -> np.ndarray:
+    """Mean step (3,) in mm from one frame to the next; an error if any step differs."""
+    steps = np.diff([frame.position for frame in frames], axis=0)
+    mean = steps.mean(axis=0)
+    deviation = np.linalg.norm(steps - mean, axis=1)
+    worst = int(deviation.argmax())
+    if deviation[worst] > UNEVEN * np.linalg.norm(mean) or not mean.any():
+        distance, names = np.linalg.norm(steps[worst]), [frame.file.name for frame in frames[worst : worst + 2]]
+        expected = f"evenly spaced slices, {np.linalg.norm(mean):.3f} mm apart on average"
+        raise ImageError.at(path, expected, f"{distance:.3f} mm from {names[0]} to {names[1]}")
+    return mean
+
+
+def _read_frames(path: Path) -> list[_Frame]:
+    """All frames of one DICOM file."""
+    try:
+        with warnings.catch_warnings():
+            # pydicom warns of odd values, and of truncated files, which are errors below.
+            warnings.simplefilter("ignore")
+            dataset = pydicom.dcmread(path)
+            shape = tuple(int(dataset.get(name) or 1) for name in ("NumberOfFrames", "Rows", "Columns"))
+            _check_voxels(path, shape)
+            photometric = dataset.get("PhotometricInterpretation", "MONOCHROME2")
+            if not photometric.startswith("MONOCHROME"):
+                raise ImageError.at(path, "one value a pixel (MONOCHROME1 or MONOCHROME2)", photometric)
+            pixels = dataset.pixel_array.reshape(shape)
+            return [_frame(path, dataset, number, values) for number, values in enumerate(pixels)]
+    except ImageError:
+        raise
+    except InvalidDicomError as error:
+        raise ImageError.at(path, "a DICOM file", "another format or an empty file") from error
+    except Exception as error:
+        # pydicom and its decoders let many kinds escape: AttributeError, EOFError, ValueError, RuntimeError ...
+        raise ImageError.at(path, "a complete DICOM image", f"a damaged or truncated file ({error})") from error
+
+
+def _frame(path: Path, dataset: Dataset, number: int, values: np.ndarray) -> _Frame:
+    """Place and rescale one frame of a file."""
+    groups = _functional_groups(dataset, number)
+
+    def numbers(name: str, count: int) -> np.ndarray:
+        found = groups.get(name) or dataset.get(name)
+        if found is None or np.size(found) != count:
+            raise ImageError.at(path, f"the position tag {name}", "none" if found is None else f"{found}")
+        return np.array(found, np.float64).reshape(count)
+
+    position = numbers("ImagePositionPatient", 3)
+    directions = numbers("ImageOrientationPatient", 6).reshape(2, 3)
+    thickness = next((n for n in ("SpacingBetweenSlices", "SliceThickness") if groups.get(n) or dataset.get(n)), None)
+    count = int(dataset.get("NumberOfFrames") or 1)
+    if count > 1 and "PerFrameFunctionalGroupsSequence" not in dataset:
+        # Nuclear medicine gives the first frame's position and the distance from frame to frame.
+        if dataset.get("NumberOfSlices", count) != count:
+            raise ImageError.at(path, f"one volume of {dataset.NumberOfSlices} slices", f"{count} frames")
+        position = position + number * numbers("SpacingBetweenSlices", 1) * np.cross(*directions)
+    modality = str(dataset.get("Modality") or "")
+    units = dataset.get("Units") or groups.get("RescaleType") or dataset.get("RescaleType")
+    if units in (None, "US"):  # unspecified
+        units = "HU" if modality == "CT" else ""
+    return _Frame(
+        file=path,
+        values=apply_modality_lut(values, groups if "RescaleSlope" in groups else dataset).astype(np.float32),
+        position=position,
+        directions=directions,
+        spacing=numbers("PixelSpacing", 2),
+        thickness=abs(numbers(thickness, 1)[0]) if thickness else 1.0,
+        series=str(dataset.get("SeriesInstanceUID") or ""),
+        modality=modality,
+        units=str(units),
+    )
+
+
+def _functional_groups(dataset: Dataset, number: int) -> Dataset:
+    """Tags that hold for one frame: what multi-frame files keep in nested sequences, flattened."""
+    flat = Dataset()
+    for detector in (dataset.get("DetectorInformationSequence") or [])[:1]:
+        flat.update(detector)
+    shared = dataset.get("SharedFunctionalGroupsSequence") or []
+    own = (dataset.get("PerFrameFunctionalGroupsSequence") or [])[number : number + 1]
+    for group in (*shared, *own):
+        for name in _MACROS:
+            for item in group.get(name) or []:
+                flat.update(item)
+    return flat
+
+
+def _dicom_files(folder: Path) -> list[Path]:
+    """The .dcm files directly in a folder, by name; hidden files are skipped."""
+    try:
+        found = [p for p in folder.iterdir() if p.suffix.lower() == DICOM_SUFFIX and not p.name.startswith(".")]
+    except OSError as error:
+        raise ImageError.at(folder, "a folder that can be read", error.strerror or str(error)) from error
+    return sorted(p for p in found if p.is_file())

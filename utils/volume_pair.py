@@ -1,0 +1,107 @@
+"""Volumes dealt with slice by slice: each axial slice is a pair, and the results are put together again."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.flow_io import load_flow
+from utils.image_io import ImageError, read_image, write_image
+from utils.results import ResultFolder
+from utils.volume_io import NIFTI_SUFFIXES, Volume, looks_like_hu, read_volume, robust_scale, window, write_volume
+
+BRAIN_WINDOW = (40.0, 80.0)
+"""Center and width in Hounsfield units that show brain tissue in CT."""
+
+
+class VolumePair(NamedTuple):
+    """Volumes on one grid.
+
+    Attributes:
+        name: of the fixed file or folder, without suffix.
+        volumes: fixed, moving and, if there is one, label, in their own units.
+        levels: the same roles, (S, H, W) in [0, 1].
+    """
+
+    name: str
+    volumes: dict[str, Volume]
+    levels: dict[str, np.ndarray]
+
+    def write_slices(self, folder: str | os.PathLike) -> list[dict]:
+        """Write the slices as images and return the pairs they make, as `utils.pairs` does.
+
+        Raises:
+            ImageError: the images cannot be written.
+        """
+        pairs = []
+        for number in range(len(self.levels["fixed"])):
+            pair = {"name": f"{self.name}_{number:03}", "label": None, "flow": None}
+            for role, levels in self.levels.items():
+                pair[role] = Path(folder, role, f"{pair['name']}.png")
+                write_image(pair[role], levels[number])
+            pairs.append(pair)
+        return pairs
+
+    def write_results(self, folder: ResultFolder, pairs: list[dict]) -> None:
+        """Write aligned.nii.gz, in the moving volume's units, and fused.nii.gz, in [0, 1], with the fixed affine.
+
+        Args:
+            folder: holds the fused images and the flows of all slices.
+            pairs: of `write_slices`.
+
+        Raises:
+            ImageError: a slice's file cannot be read, or a volume not be written.
+        """
+        # Brings torch, which processes that only score do not need.
+        from utils.apply_flow import apply_flow
+
+        aligned, fused = [], []
+        for moving, pair in zip(self.volumes["moving"].slices, pairs, strict=True):
+            files = folder.files(pair["name"])
+            aligned.append(apply_flow(moving, load_flow(files["flow"], moving.shape)))
+            fused.append(read_image(files["fused"]))
+        write_volume(folder.path / "aligned.nii.gz", np.stack(aligned), self.volumes["fixed"])
+        write_volume(folder.path / "fused.nii.gz", np.stack(fused), self.volumes["fixed"])
+
+
+def read_volumes(
+    fixed: str | os.PathLike,
+    moving: str | os.PathLike,
+    label: str | os.PathLike | None = None,
+    center_width: tuple[float, float] | None = None,
+) -> VolumePair:
+    """Read volumes that lie on one grid and bring them to [0, 1].
+
+    Args:
+        fixed, moving, label: NIfTI files, DICOM files or folders of them.
+        center_width: window of moving and label in their own units. By default `BRAIN_WINDOW` for Hounsfield units;
+            other values are scaled by their percentiles.
+
+    Raises:
+        ImageError: a file cannot be used, or the grids differ.
+    """
+    paths = {"fixed": fixed, "moving": moving} | ({} if label is None else {"label": label})
+    volumes = {role: read_volume(path) for role, path in paths.items()}
+    shape = volumes["fixed"].slices.shape
+    for role, volume in volumes.items():
+        if volume.slices.shape != shape:
+            expected = f"the grid of {os.fspath(fixed)}, {_text(shape)}; resample it"
+            raise ImageError.at(paths[role], expected, _text(volume.slices.shape))
+    if center_width is None and (volumes["moving"].units == "HU" or looks_like_hu(volumes["moving"].slices)):
+        center_width = BRAIN_WINDOW
+    levels = {
+        role: robust_scale(volume.slices)
+        if role == "fixed" or center_width is None
+        else window(volume.slices, *center_width)
+        for role, volume in volumes.items()
+    }
+    name = Path(fixed).name
+    for suffix in (*NIFTI_SUFFIXES, ".dcm"):
+        name = name[: -len(suffix)] if name.lower().endswith(suffix) else name
+    return VolumePair(name, volumes, levels)
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    slices, height, width = shape
+    return f"{slices} slices of {width} x {height} (width x height)"
