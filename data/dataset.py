@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from data.deformation import BENCHMARK, WIDE, DeformationRange, misalignment, random_flow
+from data.deformation import BENCHMARK, WIDE, DeformationRange, misalignment, random_field, random_flow
 from data.make_csv import MODALITIES, DataError
 from utils.image_io import check_same_size, read_image
+from utils.maps import resize
 from utils.warp import compose, resize_flow, warp
 
 VAL_SEED = 1_000_003
@@ -74,6 +75,22 @@ def vary_contrast(images: list[Tensor], generator: torch.Generator) -> list[Tens
     return [(image + sigma * torch.randn(image.shape, generator=generator)).clamp(0, 1) for image in varied]
 
 
+def vary_shading(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Brighten and darken each image smoothly from place to place, as coils and uptake do, in half of the draws.
+
+    Args:
+        images: (1, C, H, W) in [0, 1]; each channel has a field of its own, up to half an octave deep (one sigma).
+        generator: the only source of randomness.
+
+    Returns:
+        (1, C, H, W) in [0, 1].
+    """
+    channels, height, width = images.shape[1:]
+    depth = torch.rand(1, channels, 1, 1, generator=generator).mul(2).sub(1).clamp_min(0) / 2
+    field = random_field(channels, (height // 16, width // 16), width / 128, generator)
+    return (images * 2 ** (depth * resize(field, (height, width)))).clamp(0, 1)
+
+
 def fit(image: Tensor, size: int) -> Tensor:
     """Scale (C, H, W) so that the longer side is `size`, then pad with zeros around it to (C, size, size)."""
     height, width = image.shape[1:]
@@ -94,8 +111,8 @@ class PairDataset(Dataset[Pair]):
         table: rows of `data.make_csv.read_table` or `make_table`: columns fixed, moving, and modality if there is one.
         root: folder that the paths start from.
         seed: of everything that is drawn.
-        augment: training pairs vary in pose, shape, contrast and size of deformation; otherwise the images stay as
-            they are and each has one deformation of the benchmark's kind, the same each time.
+        augment: training pairs vary in pose, shape, contrast, shading and size of deformation; otherwise the images
+            stay as they are and each has one deformation of the benchmark's kind, the same each time.
         size: side of the square that pairs of other sizes are scaled and padded to, so that they batch.
         wide: share of the training pairs that are drawn from `WIDE` instead of `BENCHMARK`.
 
@@ -148,7 +165,7 @@ class PairDataset(Dataset[Pair]):
         applied = resize_flow(deformation, full)
         if self.augment:
             flips = [axis for axis in (2, 3) if torch.rand((), generator=generator) < (0.1, 0.5)[axis - 2]]
-            pair = pair.flip(flips)
+            pair = vary_shading(pair.flip(flips), generator)
             if torch.rand((), generator=generator) < 0.7:
                 # The misaligned image is sampled once from the original, as a real one would be.
                 pose = resize_flow(random_flow(full, POSE, generator), full)

@@ -83,11 +83,16 @@ def random_flow(size: tuple[int, int], ranges: DeformationRange, generator: torc
     angle = math.radians(_uniform(-ranges.rotation, ranges.rotation, generator))
     zoom = 1 + _uniform(-ranges.scale, ranges.scale, generator)
     shift = torch.tensor([[_uniform(-1, 1, generator), _uniform(-1, 1, generator)]]) * ranges.translation * unit
-    noise = torch.randn(1, 2, height, width, generator=generator)
-    field = _smoother(height, sigma) @ noise @ _smoother(width, sigma).T
+    field = random_field(2, (height, width), sigma, generator)
     cos, sin = zoom * math.cos(angle), zoom * math.sin(angle)
     matrix = torch.tensor([[[cos, -sin], [sin, cos]]])
     return amplitude * field + affine_flow(size, matrix, shift, GRID_STRIDE)
+
+
+def random_field(channels: int, size: tuple[int, int], sigma: float, generator: torch.Generator) -> Tensor:
+    """Blurred white noise (1, channels, *size) of unit variance; `sigma` is that of the blur, in grid points."""
+    noise = torch.randn(1, channels, *size, generator=generator)
+    return _smoother(size[0], sigma) @ noise @ _smoother(size[1], sigma).T
 
 
 def _smoother(length: int, sigma: float) -> Tensor:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from kornia.filters import spatial_gradient
 from torch import Tensor
 
 from models.eda_flowreg import CELL, STEP
@@ -18,6 +19,7 @@ class RegistrationLoss(NamedTuple):
 
     total: Tensor
     flow: Tensor
+    edges: Tensor
     matching: Tensor
     similarity: Tensor
     smoothness: Tensor
@@ -28,6 +30,7 @@ class RegistrationWeights(NamedTuple):
     """Weights of the components of `RegistrationLoss`."""
 
     flow: float = 1.0
+    edges: float = 2.0
     matching: float = 0.5
     similarity: float = 30.0
     smoothness: float = 0.5
@@ -63,6 +66,29 @@ def foreground(image: Tensor, size: tuple[int, int], threshold: float = 0.08) ->
 def flow_error(flow: Tensor, true_flow: Tensor, mask: Tensor) -> Tensor:
     """Mean endpoint error (scalar, px) inside `mask`: flows (B, 2, H, W), mask (B, 1, H, W)."""
     return masked_mean((flow - true_flow).norm(dim=1, keepdim=True), mask)
+
+
+def edge_error(error: Tensor, image: Tensor) -> Tensor:
+    """Mean component of a flow's error across the edges of an image, each cell weighted by the strength of its edges.
+
+    To first order this is the intensity error that the wrong flow leaves, relative to the image's edges: an error
+    along the skull costs nothing, one across it everything. Unlike the intensity error itself it goes on growing
+    when the edges no longer overlap.
+
+    Args:
+        error: (B, 2, h, w), px of the full image.
+        image: (B, 1, H, W) that is warped by the flow, where it belongs.
+
+    Returns:
+        Scalar, px.
+    """
+    x, y = spatial_gradient(F.avg_pool2d(image, 2))[:, 0].unbind(1)
+    tensor = F.adaptive_avg_pool2d(torch.stack((x * x, x * y, y * y), dim=1), error.shape[2:])
+    strength = (tensor[:, 0] + tensor[:, 2]).sqrt().mean(dim=(1, 2)).clamp_min(1e-6)
+    xx, xy, yy = (tensor / strength.square().view(-1, 1, 1, 1)).unbind(1)
+    e_x, e_y = error.unbind(1)
+    # The root has no slope at zero; a hundredth of a px rounds it off.
+    return (xx * e_x * e_x + 2 * xy * e_x * e_y + yy * e_y * e_y + 1e-4).sqrt().mean()
 
 
 def matching_error(scores: Tensor, true_flow: Tensor, mask: Tensor, radius: int) -> Tensor:
@@ -124,14 +150,16 @@ def registration_loss(
         weights: of the components.
 
     Returns:
-        `RegistrationLoss` of scalars: flow (px, L1), matching (nats), similarity (mean absolute grey difference of
-        the aligned image and the truth), smoothness (px^2), inverse (px).
+        `RegistrationLoss` of scalars: flow (px, L1), edges (px), matching (nats), similarity (mean absolute grey
+        difference of the aligned image and the truth), smoothness (px^2), inverse (px).
     """
     last = registration.steps[-1]
     size = last.flow.shape[2:]
     truth = CELL * torch.cat((resize_flow(true_flow, size), resize_flow(true_inverse, size)))
     mask = torch.cat((foreground(moving_aligned, size), foreground(fixed, size))) + BACKGROUND
     flow = sum(masked_mean((step.flow - truth).abs(), mask) for step in registration.steps)
+    where = torch.cat((moving_aligned, moving))
+    edges = sum(edge_error(step.flow - truth, where) for step in registration.steps)
     matching = sum(
         matching_error(scores, truth - step.before.detach(), mask, step.radius)
         for step in registration.steps
@@ -143,5 +171,5 @@ def registration_loss(
     similarity = (aligned - F.avg_pool2d(moving_aligned, 2)).abs().mean()
     smooth = smoothness(last.flow)
     inverse = CELL * inverse_error(forward / CELL, backward / CELL, mask[: len(forward)])
-    parts = (flow, matching, similarity, smooth, inverse)
+    parts = (flow, edges, matching, similarity, smooth, inverse)
     return RegistrationLoss(sum(w * part for w, part in zip(weights, parts, strict=True)), *parts)

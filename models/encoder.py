@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import ConvBlock, UNet, conv
+from models.layers import ConvBlock, ResidualBlock, UNet, conv
 from utils.maps import gradient_magnitude, local_entropy
 
 
@@ -17,7 +17,8 @@ class Encoder(nn.Module):
     """U-shaped feature network at an eighth of the resolution that resolves a quarter of it.
 
     Each cell of 8 x 8 px carries four feature vectors ("phases"), for the cell's centre and for the points 4 px to the
-    right of it, below it and both. Nearly everything runs on the small grid, yet matching can step by 4 px.
+    right of it, below it and both. Most of the work runs on the small grid, yet matching can step by 4 px; what the
+    small grid cannot hold, such as where exactly the skull's edge runs, goes straight from a quarter to the phases.
 
     Args:
         widths: channels at 1/8, 1/16, 1/32, ... of the resolution; before that, a quarter of the first at 1/2 and half
@@ -31,6 +32,8 @@ class Encoder(nn.Module):
         self.entropy = entropy
         quarter, half = widths[0] // 2, widths[0] // 4
         self.stem = nn.Sequential(ConvBlock(4 + 1, half), ConvBlock(half, quarter, stride=2))
+        self.block = ResidualBlock(quarter)
+        self.detail = conv(quarter, features)
         self.join = ConvBlock(quarter + 1, widths[0], stride=2)
         self.unet = UNet(widths)
         self.head = conv(widths[0], 4 * features, kernel=1)
@@ -40,7 +43,8 @@ class Encoder(nn.Module):
         entropy = entropy / 4 if self.entropy else torch.zeros_like(entropy)
         edges = gradient_magnitude(F.avg_pool2d(image, 2))
         x = torch.cat((F.pixel_unshuffle(image, 2), edges), dim=1).contiguous(memory_format=torch.channels_last)
-        x = self.join(torch.cat((self.stem(x), entropy), dim=1))
-        x = self.head(self.unet(x)).float()
+        quarter = self.block(self.stem(x))
+        x = self.head(self.unet(self.join(torch.cat((quarter, entropy), dim=1)))).unflatten(1, (4, -1))
+        detail = F.pixel_unshuffle(self.detail(quarter), 2).unflatten(1, (-1, 4)).transpose(1, 2)
         # What all places of an image share says nothing about which place is which.
-        return F.instance_norm(x).unflatten(1, (4, -1))
+        return F.instance_norm((x + detail).float().flatten(1, 2)).unflatten(1, (4, -1))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from data.dataset import VAL_SEED, EndlessSampler, Pair, PairDataset, fit, vary_contrast
+from data.dataset import VAL_SEED, EndlessSampler, Pair, PairDataset, fit, vary_contrast, vary_shading
 from data.make_csv import DataError
 from utils.image_io import ImageError, read_image, write_image
 from utils.warp import compose, resize_flow, warp
@@ -115,11 +115,12 @@ def test_inverse_flow_is_what_was_applied():
 
 
 def test_augmentation_moves_both_images_of_the_pair_alike():
-    # The same file on both sides: whatever the pose, fixed and truly aligned image show the same, but for contrast.
+    # The same file on both sides: whatever the pose, fixed and truly aligned image show the same, but for contrast and
+    # shading.
     pairs = sample(same=True, augment=True, size=128)
     aligned = [correlation(pair.fixed, pair.moving_aligned) for pair in map(pairs.__getitem__, range(12))]
     moving = [correlation(pair.fixed, pair.moving) for pair in map(pairs.__getitem__, range(12))]
-    assert min(aligned) > 0.95
+    assert min(aligned) > 0.8 and np.median(aligned) > 0.98
     assert np.mean(moving) < np.mean(aligned) - 0.02
     original = [correlation(pairs[i].fixed, sample(same=True)[i].fixed) for i in range(12)]
     assert min(original) < 0.9, "the pose must vary"
@@ -155,6 +156,19 @@ def test_vary_contrast_keeps_order_and_range():
         else:
             noisy += 1
     assert 4 <= noisy <= 16
+
+
+def test_vary_shading_is_smooth_and_of_each_image_its_own():
+    generator = torch.Generator().manual_seed(0)
+    flat = torch.full((1, 2, 128, 128), 0.4)
+    varied = [vary_shading(flat, generator) for _ in range(40)]
+    spread = torch.stack([image.std(dim=(2, 3))[0] for image in varied])
+    # Half of the draws leave an image as it is; shaded ones differ between the two of a pair.
+    assert 0.3 < (spread == 0).float().mean() < 0.7 and spread.max() > 0.05
+    assert not torch.allclose(spread[:, 0], spread[:, 1])
+    assert all(0 <= image.min() and image.max() <= 1 for image in varied)
+    assert max(image.diff(dim=3).abs().max() for image in varied) < 0.03
+    assert not vary_shading(torch.zeros(1, 2, 128, 128), generator).any()
 
 
 def test_fit_scales_the_longer_side_and_centres():

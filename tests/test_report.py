@@ -370,6 +370,26 @@ def find(browser, selector):
     return browser.find_element("css selector", selector)
 
 
+def point_at(browser, element):
+    """Scroll an element to the middle, let the scrolling end, as it hides what pointing has brought up, and point."""
+    from selenium.webdriver import ActionChains
+
+    browser.execute_script("arguments[0].scrollIntoView({behavior: 'instant', block: 'center'})", element)
+    browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+    ActionChains(browser).move_to_element(element).perform()
+
+
+def wait_for(browser, found, expected):
+    """Wait until `found()` gives what is expected; the browser draws when it finds the time."""
+    from selenium.common.exceptions import TimeoutException
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    try:
+        WebDriverWait(browser, 10).until(lambda _: found() == expected)
+    except TimeoutException:
+        assert found() == expected
+
+
 def open_card(browser, number=0):
     """Scroll to a pair and wait until its images are drawn."""
     from selenium.webdriver.support.ui import WebDriverWait
@@ -415,7 +435,7 @@ def test_slider_moves_with_the_mouse(browser):
     ActionChains(browser).move_to_element(slider).click_and_hold().move_by_offset(
         quarter, 0
     ).release().perform()
-    assert abs(int(slider.get_property("value")) - 75) <= 2
+    wait_for(browser, lambda: abs(int(slider.get_property("value")) - 75) <= 2, True)
     assert abs(shown_before(browser, "#pair-0") - 75) <= 2
 
 
@@ -500,25 +520,18 @@ def test_names_sort_naturally(browser):
 
 
 def test_pointing_at_a_pair_lights_it_in_every_plot(browser):
-    from selenium.webdriver import ActionChains
-
-    ActionChains(browser).move_to_element(find(browser, "tbody tr[data-i='3'] td")).perform()
-    lit = browser.execute_script(
-        "return [...document.querySelectorAll('.dot.lit')].map(dot => dot.dataset.i)"
-    )
-    plots = len(browser.find_elements("css selector", ".chart"))
-    assert set(lit) == {"3"} and len(lit) >= plots
+    point_at(browser, find(browser, "tbody tr[data-i='3'] td"))
+    script = "return [...document.querySelectorAll('.dot.lit')].map(dot => dot.dataset.i)"
+    wait_for(browser, lambda: set(browser.execute_script(script)), {"3"})
+    assert len(browser.execute_script(script)) >= len(browser.find_elements("css selector", ".chart"))
 
 
 def test_dots_tell_their_value_and_lead_to_their_pair(browser):
-    from selenium.webdriver import ActionChains
-
     dot = find(browser, "figure[data-column=rmse] .dot:not(.old)[data-i='1']")
-    browser.execute_script("arguments[0].scrollIntoView({behavior: 'instant', block: 'center'})", dot)
-    ActionChains(browser).move_to_element(dot).perform()
-    assert find(browser, "#tip").text.split() == ["case", "10", "45.00", "→", "31.00"]
+    point_at(browser, dot)
+    wait_for(browser, lambda: find(browser, "#tip").text.split(), ["case", "10", "45.00", "→", "31.00"])
     dot.click()
-    assert browser.current_url.endswith("#pair-1")
+    wait_for(browser, lambda: browser.current_url.endswith("#pair-1"), True)
 
 
 def test_images_are_drawn_only_when_they_come_near(browser):
