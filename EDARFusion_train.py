@@ -339,6 +339,11 @@ def train(options: argparse.Namespace) -> None:
             metrics=metrics, state=state,
         )  # fmt: skip
 
+    def keep_if_best(row: dict[str, float]) -> None:
+        if record["best"] is None or row["score"] < record["best"]:
+            record["best"] = row["score"]
+            save("best")
+
     for stage, (begin, end) in plan.items():
         if STAGES.index(stage) < STAGES.index(record["stage"]):
             continue
@@ -402,9 +407,7 @@ def train(options: argparse.Namespace) -> None:
             if main:
                 if epoch % options.val_every == 0:
                     row |= check(averaged.module, val_pairs, device, stage)
-                    if record["best"] is None or row["score"] < record["best"]:
-                        record["best"] = row["score"]
-                        save("best")
+                    keep_if_best(row)
                     figure = picture(averaged.module, val_pairs, device, epoch % len(val_pairs))
                     board.add_figure("val/pair", figure, epoch)
                     write_history(folder, record["history"])
@@ -421,10 +424,13 @@ def train(options: argparse.Namespace) -> None:
         bar.close()
 
         if main:
-            if record["step"] > record["stage_step"] and not stopping:
+            latest = record["history"][-1] if record["history"] else {}
+            validated = latest.get("step") == record["step"] and "score" in latest
+            if record["step"] > record["stage_step"] and not stopping and not validated:
                 row = {"epoch": math.ceil(record["step"] / epoch_steps), "stage": stage, "step": record["step"]}
                 row |= {"minutes": record["seconds"] / 60, **check(averaged.module, val_pairs, device, stage)}
                 record["history"].append(row)
+                keep_if_best(row)
                 tqdm.write(describe(row))
                 write_history(folder, record["history"])
             save("last", pack_state(model, optimizer))

@@ -64,16 +64,14 @@ def correlate(fixed: Tensor, moving: Tensor, radius: int) -> Tensor:
         cells = fixed[:, :, left : left + TILE]
         tile = cells.shape[2]
         span = 2 * tile + 2 * radius
-        rows = moving[..., 2 * left : 2 * left + span].unfold(1, count, 2)
-        rows = rows.permute(0, 1, 2, 4, 3).reshape(batch, height, channels, count * span)
-        # Every cell of a row against every point of the displaced rows: only a diagonal band of that is wanted, but
-        # one large product is still far cheaper than many small ones.
-        product = (cells @ rows).contiguous()
-        line = count * span
-        band = product.as_strided(
-            (batch, height, tile, count, count), (height * tile * line, tile * line, line + 2, span, 1)
-        )
-        tiles.append(band.reshape(batch, height, tile, count * count))
+        bands = []
+        for dy in range(count):
+            # Every cell of a row against every point of the displaced row: only a diagonal band of that is wanted,
+            # but one large product is still far cheaper than many small ones.
+            product = (cells @ moving[:, dy : dy + 2 * height : 2, :, 2 * left : 2 * left + span]).contiguous()
+            strides = (height * tile * span, tile * span, span + 2, 1)
+            bands.append(product.as_strided((batch, height, tile, count), strides))
+        tiles.append(torch.cat(bands, dim=3))
     return torch.cat(tiles, dim=2).permute(0, 3, 1, 2)
 
 

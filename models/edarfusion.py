@@ -222,7 +222,7 @@ class EDARFusion(nn.Module):
             entropy_difference(entropy_fixed, entropy_moving),
             resize(first.gate, full),
             resize(first.reliability, full),
-            consistency,
+            resize(consistency, full),
         )
         return Output(*(padder.unpad(field) for field in fields))
 

@@ -11,7 +11,7 @@ from utils.maps import gradient_agreement, resize
 
 
 class Fusion(NamedTuple):
-    """Fused image and consistency map C, both (B, 1, H, W) in [0, 1]."""
+    """Fused image (B, 1, H, W) and consistency map C (B, 1, H / 2, W / 2), both in [0, 1]."""
 
     fused: Tensor
     consistency: Tensor
@@ -43,7 +43,7 @@ class FlowGuidedFusion(nn.Module):
 
     def __init__(self, channels: int, blocks: int = 2) -> None:
         super().__init__()
-        self.stem = conv(4 * 4, channels)
+        self.stem = conv(3 * 4 + 1, channels)
         self.blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(blocks)))
         self.head = conv(channels, 2 * 4)
         nn.init.zeros_(self.head.weight)
@@ -51,10 +51,10 @@ class FlowGuidedFusion(nn.Module):
 
     def forward(self, fixed: Tensor, aligned: Tensor, reliability: Tensor, gate: Tensor) -> Fusion:
         """Images (B, 1, H, W) in [0, 1] with even H and W; R and W (B, 1, h, w) -> `Fusion`."""
-        consistency = alignment_consistency(fixed, aligned, reliability, gate)
+        consistency = alignment_consistency(F.avg_pool2d(fixed, 2), F.avg_pool2d(aligned, 2), reliability, gate)
         brighter = torch.maximum(fixed, aligned)
-        stack = torch.cat((fixed, aligned, brighter, consistency), dim=1)
-        x = F.pixel_unshuffle(stack, 2).contiguous(memory_format=torch.channels_last)
+        images = F.pixel_unshuffle(torch.cat((fixed, aligned, brighter), dim=1), 2)
+        x = torch.cat((images, consistency), dim=1).contiguous(memory_format=torch.channels_last)
         x = self.head(self.blocks(F.leaky_relu(self.stem(x), 0.1))).float()
         weight, correction = F.pixel_shuffle(x, 2).split(1, dim=1)
         # Starts near the maximum rule, which at true alignment is a good fusion already; the correction sharpens.

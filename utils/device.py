@@ -1,10 +1,27 @@
 """Choice of the device by name."""
 
+import ctypes
+
 import torch
 
 
+def keep_memory() -> None:
+    """Have the C library keep freed memory for the next tensors instead of giving it back to the system.
+
+    Otherwise every pass over a network on the CPU fetches the same pages anew, which takes a third of its time. The
+    process never needs more than at its peak. Without glibc nothing happens.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(mmap_threshold, 32 * 2**20)  # the largest that glibc takes
+
+
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device called `name`.
+    """The device called `name`; for the CPU the process is told to keep its memory.
 
     Args:
         name: auto, cpu, cuda or mps; auto takes the first accelerator that is there.
@@ -19,4 +36,6 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     if not available.get(name):
         here = ", ".join(kind for kind, there in available.items() if there)
         raise ValueError(f"device: expected one that is here ({here}), found {name}")
+    if name == "cpu":
+        keep_memory()
     return torch.device("cuda", local_rank % torch.cuda.device_count()) if name == "cuda" else torch.device(name)

@@ -61,7 +61,9 @@ def local_entropy(image: Tensor, window: int = 9, bins: int = 16, sigma: float =
     membership = log_membership.exp()
     # A pixel between two centres belongs to several bins; the entropy of a constant image must still be 0.
     own = -(membership * log_membership).sum(dim=1, keepdim=True)
-    blocks = F.avg_pool2d(torch.cat((membership, own), dim=1), stride)
+    # On a CPU, pooling and blurring so many channels is several times faster with the channels side by side.
+    counted = torch.cat((membership, own), dim=1).contiguous(memory_format=torch.channels_last)
+    blocks = F.avg_pool2d(counted, stride)
     blurred = box_blur(blocks, (window, window), border_type="reflect", separable=True)
     histogram, own = blurred[:, :-1], blurred[:, -1:]
     mixed = -(histogram * histogram.clamp_min(1e-12).log()).sum(dim=1, keepdim=True)
