@@ -24,10 +24,10 @@ class FusionLoss(NamedTuple):
 class FusionWeights(NamedTuple):
     """Weights of the components of `FusionLoss`."""
 
-    intensity: float = 5.0
-    gradient: float = 1.0
+    intensity: float = 2.0
+    gradient: float = 1.5
     ssim: float = 0.5
-    information: float = 1.0
+    information: float = 0.2
     consistency: float = 5.0
 
 

@@ -30,6 +30,7 @@ from losses.registration import (
 )
 from models.eda_flowreg import CELL, FlowStep, candidates
 from models.edarfusion import EDARFusion, Registration
+from tests.tensors import noise
 from utils.image_io import pair_files, read_image
 from utils.metrics import qabf, viff
 from utils.warp import resize_flow, warp
@@ -37,10 +38,6 @@ from utils.warp import resize_flow, warp
 SAMPLE = Path(__file__).parents[1] / "data/sample"
 EDGE_FLOOR = 1 - 0.9994 / (1 + math.exp(-15 * 0.5)) * 0.9879 / (1 + math.exp(-22 * 0.2))
 """What the sigmoids of Q^AB/F leave even where every edge is kept: 0.025."""
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def constant_flow(x: float, y: float, size: tuple[int, int] = (8, 8)) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from data.deformation import affine_flow
+from tests.tensors import noise
 from utils.maps import (
     entropy_difference,
     gate,
@@ -19,10 +20,6 @@ from utils.maps import (
     resize,
 )
 from utils.metrics import folding_share
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def halves(height: int = 32, width: int = 40) -> Tensor:

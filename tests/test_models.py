@@ -13,12 +13,9 @@ from models.encoder import Encoder, entropy_at_quarter
 from models.frg_prereg import FRGPreReg, reliability_prior
 from models.fusion import FlowGuidedFusion, alignment_consistency
 from models.layers import GaussianBlur, UNet
+from tests.tensors import noise
 from utils.checkpoint import load_checkpoint
 from utils.warp import compose
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def images(batch: int, height: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
