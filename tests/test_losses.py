@@ -304,7 +304,8 @@ def test_fusion_loss_is_the_weighted_sum_of_its_parts():
 def test_perfect_fusion_of_one_image_costs_its_floor():
     image = noise(1, 1, 64, 64)
     loss = fusion_loss(image, image, image, image)
-    assert loss.total.item() == pytest.approx(EDGE_FLOOR, abs=5e-3) and loss.consistency.item() == 0
+    assert loss.total.item() == pytest.approx(FusionWeights().gradient * EDGE_FLOOR, abs=2e-3)
+    assert loss.consistency.item() == 0
 
 
 def test_consistency_does_not_pull_the_true_branch():
