@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from models.layers import ResidualBlock, conv
 from utils.maps import gradient_agreement, resize
 
+AT_ONCE = 8 * 256 * 256
+"""Pixels that are fused at one time: beyond, a CPU spends its time on fetching memory instead of on convolutions."""
+
 
 class Fusion(NamedTuple):
     """Fused image (B, 1, H, W) and consistency map C (B, 1, H / 2, W / 2), both in [0, 1]."""
@@ -51,6 +54,10 @@ class FlowGuidedFusion(nn.Module):
 
     def forward(self, fixed: Tensor, aligned: Tensor, reliability: Tensor, gate: Tensor) -> Fusion:
         """Images (B, 1, H, W) in [0, 1] with even H and W; R and W (B, 1, h, w) -> `Fusion`."""
+        if len(fixed) > 1 and fixed.numel() > AT_ONCE:
+            most = max(1, AT_ONCE // fixed[0].numel())
+            parts = zip(*(x.split(most) for x in (fixed, aligned, reliability, gate)), strict=True)
+            return Fusion(*map(torch.cat, zip(*(self(*part) for part in parts), strict=True)))
         consistency = alignment_consistency(F.avg_pool2d(fixed, 2), F.avg_pool2d(aligned, 2), reliability, gate)
         brighter = torch.maximum(fixed, aligned)
         images = F.pixel_unshuffle(torch.cat((fixed, aligned, brighter), dim=1), 2)

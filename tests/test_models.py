@@ -456,3 +456,16 @@ def test_average_of_a_mirrored_pair_is_the_mirrored_average(tiny):
         mirrored = tiny(fixed.flip(3), moving.flip(3), average=True)
     assert torch.allclose(mirrored.flow.flip(3) * torch.tensor([-1.0, 1.0]).view(1, 2, 1, 1), straight.flow, atol=2e-3)
     assert straight.flow.norm(dim=1).mean() > 0.1
+
+
+def test_large_batches_are_fused_part_by_part_with_the_same_result():
+    network = FlowGuidedFusion(8)
+    torch.nn.init.normal_(network.head.weight, std=0.1)
+    fixed, aligned = noise(3, 1, 512, 640), noise(3, 1, 512, 640, seed=1)
+    maps = noise(3, 1, 64, 80, seed=2), noise(3, 1, 64, 80, seed=3)
+    with torch.no_grad():
+        together = network(fixed, aligned, *maps)
+        for i, each in enumerate(zip(fixed, aligned, *maps, strict=True)):
+            alone = network(*(x[None] for x in each))
+            assert torch.allclose(together.fused[i], alone.fused[0], atol=1e-5)
+            assert torch.equal(together.consistency[i], alone.consistency[0])
