@@ -26,9 +26,10 @@ from rich.table import Table
 from tqdm import tqdm
 
 from data.make_csv import MODALITIES, SPLITS, DataError
-from utils.evaluation import Job, evaluate, scoring_pool, stop_on_signal
+from utils.evaluation import Job, evaluate, scoring_pool
 from utils.flow_io import load_flow
 from utils.image_io import ImageError
+from utils.interruption import stop_on_signal
 from utils.metrics import positive
 from utils.pairs import folder_pairs, read_pair, sample_pairs, table_pairs
 from utils.report import METRICS
@@ -224,7 +225,7 @@ def fuse_and_score(
 
     tables = {}
     most = max(len(pairs) for pairs in chosen.values())
-    with stop_on_signal() as stop, scoring_pool(max(1, min(options.workers, most))) as pool:
+    with stop_on_signal(second_breaks_in=True) as stop, scoring_pool(max(1, min(options.workers, most))) as pool:
         for modality, pairs in chosen.items():
             folder, order = folders[modality], {pair["name"]: place for place, pair in enumerate(pairs)}
             todo = [pair for pair in pairs if pair["name"] not in rows[modality]][RANK::WORLD]

@@ -13,8 +13,8 @@ import copy
 import json
 import math
 import os
-import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from data.dataset import VAL_SEED, EndlessSampler, Pair, PairDataset
+from data.dataset import VAL_SEED, EndlessSampler, Pair, PairDataset, balance
 from data.make_csv import MODALITIES, DataError, make_table, read_table
 from losses.fusion import FusionLoss, FusionWeights, fusion_loss
 from losses.registration import RegistrationLoss, registration_loss
@@ -40,6 +40,8 @@ from models.edarfusion import PRESETS, EDARFusion
 from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from utils.device import choose_device
 from utils.image_io import ImageError, write_bytes
+from utils.interruption import stop_on_signal
+from utils.optimizer import Muon
 from utils.training_state import pack_state, unpack_state
 from utils.validation import summary, validate
 from utils.visualize import MAPS, figure_pair, learning_curve_figure, save_figure
@@ -111,7 +113,7 @@ def load_table(options: argparse.Namespace) -> pd.DataFrame:
 
 
 def build_datasets(options: argparse.Namespace) -> tuple[PairDataset, PairDataset]:
-    """Pairs to train and to validate on."""
+    """Pairs to train on, as many of each modality, and to validate on."""
     table = load_table(options)
     if options.overfit:
         few = table.groupby("modality").head(math.ceil(options.overfit / table["modality"].nunique()))
@@ -121,7 +123,7 @@ def build_datasets(options: argparse.Namespace) -> tuple[PairDataset, PairDatase
     if train.empty or val.empty:
         raise DataError.at(options.csv or options.root[0], "pairs of both splits", "only one of train and val")
     return (
-        PairDataset(train, ".", seed=options.seed, augment=True, wide=options.wide),
+        PairDataset(balance(train, options.seed), ".", seed=options.seed, augment=True, wide=options.wide),
         PairDataset(val, ".", seed=VAL_SEED),
     )
 
@@ -142,8 +144,29 @@ class RegistrationStep(nn.Module):
         )
 
 
+def corners(field: Tensor, cells: tuple[int, int]) -> Tensor:
+    """Five eighths of each side of (B, C, H, W), cut between cells, at the four corners in turn.
+
+    Args:
+        field: image or map of any resolution.
+        cells: height and width in cells; H and W are multiples of them.
+    """
+    parts = []
+    for i, each in enumerate(field):
+        lengths = [side // count * (count * 5 // 8) for side, count in zip(each.shape[1:], cells, strict=True)]
+        rows, columns = (
+            slice(-length, None) if last else slice(length)
+            for length, last in zip(lengths, (i // 2 % 2, i % 2), strict=True)
+        )
+        parts.append(each[:, rows, columns])
+    return torch.stack(parts)
+
+
 class FusionStep(nn.Module):
-    """Loss of the fusion for one batch with the predicted alignment in the loop; the registration stays as it is."""
+    """Loss of the fusion for one batch with the predicted alignment in the loop; the registration stays as it is.
+
+    Registration needs the whole head, fusion does not: it learns from one corner of each pair, in half the time.
+    """
 
     def __init__(self, model: EDARFusion, weights: FusionWeights) -> None:
         super().__init__()
@@ -154,10 +177,18 @@ class FusionStep(nn.Module):
         with torch.no_grad(), amp:
             registration = self.register_pair(pair.fixed, pair.moving)
             aligned = warp(pair.moving, registration.flow)
+            cells = registration.reliability.shape[2:]
+            fixed, aligned, label, reliability, gate = (
+                corners(field, cells)
+                for field in (
+                    pair.fixed, aligned, pair.moving_aligned, registration.reliability, registration.gate
+                )
+            )  # fmt: skip
+            registration = registration._replace(reliability=reliability, gate=gate)
         with amp:
-            fused = self.fuse(pair.fixed, aligned, registration).fused
-            fused_true = self.fuse(pair.fixed, pair.moving_aligned, registration).fused
-        return fusion_loss(pair.fixed, pair.moving_aligned, fused, fused_true, self.weights)
+            fused = self.fuse(fixed, aligned, registration).fused
+            fused_true = self.fuse(fixed, label, registration).fused
+        return fusion_loss(fixed, label, fused, fused_true, self.weights)
 
 
 def learning_rate(highest: float, step: int, progress: float) -> float:
@@ -244,18 +275,6 @@ def open_run(options: argparse.Namespace) -> tuple[argparse.Namespace, Path, Che
     return argparse.Namespace(**checkpoint.training["options"]), folder, checkpoint
 
 
-class Stop:
-    """Notes Ctrl-C and SIGTERM, so that the step under way is finished and saved."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._request)
-
-    def _request(self, number: int, frame: object) -> None:
-        self.requested = True
-
-
 class Clock:
     """Seconds of training over all sessions of a run, without validation and saving."""
 
@@ -286,7 +305,8 @@ def score(metrics: dict[str, float], stage: str) -> float:
     return 1 - sum(metrics[f"qabf_{kind}"] for kind in kinds) / len(kinds)
 
 
-def train(options: argparse.Namespace) -> None:
+def train(options: argparse.Namespace, stop: threading.Event) -> None:
+    """One run, from its beginning or --resume to its end or until `stop` is set."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     main = rank == 0
     folder = resumed = None
@@ -319,8 +339,6 @@ def train(options: argparse.Namespace) -> None:
     sampler = EndlessSampler(
         len(train_pairs), options.batch_size, seed=options.seed, start=record["step"], rank=rank, world=world
     )
-    # Before the loading processes start: they inherit it, and Ctrl-C leaves them at work until the step is saved.
-    stop = Stop()
     loader = DataLoader(
         train_pairs,
         options.batch_size,
@@ -359,7 +377,7 @@ def train(options: argparse.Namespace) -> None:
             weights = FusionWeights(consistency=0.0) if "consistency" in options.without else FusionWeights()
             module = FusionStep(model, weights)
         parameters = list(module.parameters())
-        optimizer = torch.optim.AdamW(parameters, options.lr, weight_decay=1e-3)
+        optimizer = Muon(parameters, options.lr)
         if resumed:
             unpack_state(resumed.state, model, optimizer)
         step_loss = DistributedDataParallel(module) if world > 1 else module
@@ -370,7 +388,7 @@ def train(options: argparse.Namespace) -> None:
             record["seconds"] = clock.read()
             progress = record["step"] / total_steps if total_steps else record["seconds"] / 60 / options.minutes
             # Processes differ in their clocks and in who got the signal, but must break off at one step.
-            progress, stopping = agree(progress, stop.requested, device, world)
+            progress, stopping = agree(progress, stop.is_set(), device, world)
             if progress >= end or stopping:
                 break
             within = (progress - begin) / (end - begin)
@@ -419,7 +437,8 @@ def train(options: argparse.Namespace) -> None:
                 saved = time.monotonic()
             if world > 1:
                 dist.barrier()
-            stop.requested |= epoch == options.stop_after
+            if epoch == options.stop_after:
+                stop.set()
             clock.skip()
         bar.close()
 
@@ -446,7 +465,10 @@ def train(options: argparse.Namespace) -> None:
 
 def main() -> int:
     try:
-        train(parse_arguments())
+        options = parse_arguments()
+        # The loading processes inherit it: Ctrl-C leaves them at work until the step is saved.
+        with stop_on_signal(second_breaks_in=False) as stop:
+            train(options, stop)
     except (ImageError, ValueError) as error:
         print(f"EDARFusion_train: {error}", file=sys.stderr)
         return 2

@@ -102,6 +102,17 @@ def fit(image: Tensor, size: int) -> Tensor:
     return F.pad(image, (left, size - width - left, top, size - height - top))
 
 
+def balance(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Repeat rows of the rarer modalities, each about as often as the next, until all modalities have as many."""
+    groups = [rows for _, rows in table.groupby("modality", sort=False)]
+    most = max(map(len, groups))
+    parts = []
+    for rows in groups:
+        whole, rest = divmod(most, len(rows))
+        parts += [rows] * whole + [rows.sample(rest, random_state=seed)]
+    return pd.concat(parts, ignore_index=True)
+
+
 class PairDataset(Dataset[Pair]):
     """Pairs of aligned images, each with a random known misalignment.
 

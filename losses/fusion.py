@@ -31,30 +31,33 @@ class FusionWeights(NamedTuple):
     consistency: float = 5.0
 
 
-def intensity_error(fixed: Tensor, moving_aligned: Tensor, fused: Tensor) -> Tensor:
+def intensity_error(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
     """Mean absolute difference from the brighter of both images; all (B, 1, H, W) in [0, 1]."""
-    return (fused - torch.maximum(fixed, moving_aligned)).abs().mean()
+    brighter = torch.maximum(fixed, moving_aligned)
+    return _mean([(image - brighter).abs().mean() for image in fused])
 
 
-def edge_loss(fixed: Tensor, moving_aligned: Tensor, fused: Tensor) -> Tensor:
+def edge_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
     """One minus edge preservation Q^AB/F (Xydeas and Petrovic 2000), in a form that can be differentiated.
 
     Args:
         fixed, moving_aligned, fused: (B, 1, H, W) in [0, 1].
 
     Returns:
-        Scalar, 0 to 1, the mean over the batch.
+        Scalar, 0 to 1, the mean over the batch and the fused images.
     """
-    strength_f, angle_f = _edges(fused)
-    kept, weight = 0.0, 0.0
-    for source in (fixed, moving_aligned):
-        strength, angle = _edges(source)
-        ratio = torch.minimum(strength, strength_f) / torch.maximum(strength, strength_f)
-        turn = ((angle - angle_f).abs() - math.pi / 2).abs() / (math.pi / 2)
-        quality = 0.9994 * torch.sigmoid(15 * (ratio - 0.5)) * 0.9879 * torch.sigmoid(22 * (turn - 0.8))
-        kept = kept + (quality * strength).sum(dim=(1, 2, 3))
-        weight = weight + strength.sum(dim=(1, 2, 3))
-    return 1 - (kept / weight).mean()
+    sources = [_edges(source) for source in (fixed, moving_aligned)]
+    weight = sum(strength.sum(dim=(1, 2, 3)) for strength, _ in sources)
+    losses = []
+    for strength_f, angle_f in map(_edges, fused):
+        kept = 0.0
+        for strength, angle in sources:
+            ratio = torch.minimum(strength, strength_f) / torch.maximum(strength, strength_f)
+            turn = ((angle - angle_f).abs() - math.pi / 2).abs() / (math.pi / 2)
+            quality = 0.9994 * torch.sigmoid(15 * (ratio - 0.5)) * 0.9879 * torch.sigmoid(22 * (turn - 0.8))
+            kept = kept + (quality * strength).sum(dim=(1, 2, 3))
+        losses.append(1 - (kept / weight).mean())
+    return _mean(losses)
 
 
 def _edges(image: Tensor, floor: float = 1e-3) -> tuple[Tensor, Tensor]:
@@ -67,12 +70,12 @@ def _edges(image: Tensor, floor: float = 1e-3) -> tuple[Tensor, Tensor]:
     return strength + floor, torch.atan(torch.where(flat, 0, y) / torch.where(x.abs() < 1e-5, 1e-5, x))
 
 
-def structure_loss(fixed: Tensor, moving_aligned: Tensor, fused: Tensor) -> Tensor:
+def structure_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
     """One minus SSIM with the image that varies more at each place; all (B, 1, H, W) in [0, 1], result 0 to 2."""
-    local = [ssim(image, fused, 11) for image in (fixed, moving_aligned)]
     spread = [_local_variance(image) for image in (fixed, moving_aligned)]
     share = spread[0] / (spread[0] + spread[1])
-    return 1 - (share * local[0] + (1 - share) * local[1]).mean()
+    likeness = [share * ssim(fixed, f, 11) + (1 - share) * ssim(moving_aligned, f, 11) for f in fused]
+    return 1 - _mean([local.mean() for local in likeness])
 
 
 def _local_variance(image: Tensor) -> Tensor:
@@ -84,7 +87,7 @@ EYE_NOISE = 0.005
 """Variance of the noise that the eye adds, for images in [0, 1] (Han et al. 2013)."""
 
 
-def information_loss(fixed: Tensor, moving_aligned: Tensor, fused: Tensor) -> Tensor:
+def information_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
     """One minus visual information fidelity VIFF (Han et al. 2013), in a form that can be differentiated.
 
     Contrast counts here: an image whose contrast is halved has all its edges in place, yet tells the eye less.
@@ -93,35 +96,48 @@ def information_loss(fixed: Tensor, moving_aligned: Tensor, fused: Tensor) -> Te
         fixed, moving_aligned, fused: (B, 1, H, W) in [0, 1].
 
     Returns:
-        Scalar, at most 1, the mean over the batch; negative where contrast is enhanced.
+        Scalar, at most 1, the mean over the batch and the fused images; negative where contrast is enhanced.
     """
-    images, fidelity = (fixed, moving_aligned, fused), 0.0
+    sources, fused, fidelity = [fixed, moving_aligned], list(fused), 0.0
     for size, weight in ((17, 1.0), (9, 0.0), (5, 0.15), (3, 1.0)):
         if size < 17:
-            images = [_local_mean(image, size)[..., ::2, ::2] for image in images]
+            sources, fused = ([_local_mean(image, size)[..., ::2, ::2] for image in each] for each in (sources, fused))
         if weight:
-            kept, total, gain = zip(*(_information(source, images[2], size) for source in images[:2]), strict=True)
-            # As in the metric, the source of which less is seen speaks for its place.
-            less = gain[0] < gain[1]
-            kept, total = (torch.where(less, *maps).sum(dim=(1, 2, 3)) + 1e-3 for maps in (kept, total))
-            fidelity = fidelity + weight / 2.15 * (kept / total).mean()
+            moments = [_moments(source, size) for source in sources]
+            ratios = [_fidelity(sources, moments, image, size) for image in fused]
+            fidelity = fidelity + weight / 2.15 * _mean(ratios)
     return 1 - fidelity
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    return sum(values) / len(values)
 
 
 def _local_mean(image: Tensor, size: int) -> Tensor:
     return gaussian_blur2d(image, (size, size), (size / 5, size / 5))
 
 
-def _information(source: Tensor, fused: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What the eye draws about the source from the fused image and from the source itself, and the gain between."""
-    products = torch.cat((source, fused, source.square(), fused.square(), source * fused), dim=1)
-    m, m_f, square, square_f, product = _local_mean(products, size).split(1, dim=1)
-    variance, variance_f = (square - m.square()).clamp_min(0), (square_f - m_f.square()).clamp_min(0)
-    covariance = product - m * m_f
-    gain = (covariance / (variance + 1e-6)).clamp_min(0)
-    noise = (variance_f - gain * covariance).clamp_min(0)
-    kept = torch.log1p(gain.square() * variance / (noise + EYE_NOISE))
-    return kept, torch.log1p(variance / EYE_NOISE), gain.detach()
+def _moments(image: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Local mean and variance."""
+    mean, square = (_local_mean(values, size) for values in (image, image.square()))
+    return mean, (square - mean.square()).clamp_min(0)
+
+
+def _fidelity(sources: list[Tensor], moments: list[tuple[Tensor, Tensor]], fused: Tensor, size: int) -> Tensor:
+    """What the eye draws about the sources from the fused image, as a share of what it draws from themselves."""
+    mean_f, variance_f = _moments(fused, size)
+    kept, total, gains = [], [], []
+    for source, (mean, variance) in zip(sources, moments, strict=True):
+        covariance = _local_mean(source * fused, size) - mean * mean_f
+        gain = (covariance / (variance + 1e-6)).clamp_min(0)
+        noise = (variance_f - gain * covariance).clamp_min(0)
+        kept.append(torch.log1p(gain.square() * variance / (noise + EYE_NOISE)))
+        total.append(torch.log1p(variance / EYE_NOISE))
+        gains.append(gain.detach())
+    # As in the metric, the source of which less is seen speaks for its place.
+    less = gains[0] < gains[1]
+    kept, total = (torch.where(less, *maps).sum(dim=(1, 2, 3)) + 1e-3 for maps in (kept, total))
+    return (kept / total).mean()
 
 
 def fusion_loss(
@@ -146,9 +162,7 @@ def fusion_loss(
     Returns:
         `FusionLoss` of scalars.
     """
-    parts = [
-        (loss(fixed, moving_aligned, fused) + loss(fixed, moving_aligned, fused_true)) / 2
-        for loss in (intensity_error, edge_loss, structure_loss, information_loss)
-    ]
+    losses = (intensity_error, edge_loss, structure_loss, information_loss)
+    parts = [loss(fixed, moving_aligned, fused, fused_true) for loss in losses]
     parts.append((fused - fused_true.detach()).abs().mean())
     return FusionLoss(sum(w * part for w, part in zip(weights, parts, strict=True)), *parts)

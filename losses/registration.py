@@ -37,15 +37,19 @@ class RegistrationWeights(NamedTuple):
     inverse: float = 0.1
 
 
+def masked_means(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` (B, C, H, W) weighted by `mask` (B, 1, H, W) for each image: (B,)."""
+    weight = mask.expand_as(values)
+    return (values * weight).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3)).clamp_min(1e-6)
+
+
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `values` (B, C, H, W) weighted by `mask` (B, 1, H, W), image by image, then over the batch.
+    """Mean of `masked_means` over the batch.
 
     Normalising each image by itself makes the mean over two halves of a batch equal the mean over the batch, so that
     distributed training gives the gradients of one process.
     """
-    weight = mask.expand_as(values)
-    each = (values * weight).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3)).clamp_min(1e-6)
-    return each.mean()
+    return masked_means(values, mask).mean()
 
 
 def foreground(image: Tensor, size: tuple[int, int], threshold: float = 0.08) -> Tensor:
@@ -63,12 +67,23 @@ def foreground(image: Tensor, size: tuple[int, int], threshold: float = 0.08) ->
     return F.adaptive_avg_pool2d(F.max_pool2d(tissue, 5, stride=1, padding=2), size)
 
 
-def flow_error(flow: Tensor, true_flow: Tensor, mask: Tensor) -> Tensor:
-    """Mean endpoint error (scalar, px) inside `mask`: flows (B, 2, H, W), mask (B, 1, H, W)."""
-    return masked_mean((flow - true_flow).norm(dim=1, keepdim=True), mask)
+def edge_strength(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Structure tensor of each cell, relative to the image's mean edge strength.
+
+    Args:
+        image: (B, 1, H, W).
+        size: of the grid of cells.
+
+    Returns:
+        (B, 3, *size): products of the gradient's components, xx, xy and yy.
+    """
+    x, y = spatial_gradient(F.avg_pool2d(image, 2))[:, 0].unbind(1)
+    tensor = F.adaptive_avg_pool2d(torch.stack((x * x, x * y, y * y), dim=1), size)
+    strength = (tensor[:, 0] + tensor[:, 2]).sqrt().mean(dim=(1, 2)).clamp_min(1e-6)
+    return tensor / strength.square().view(-1, 1, 1, 1)
 
 
-def edge_error(error: Tensor, image: Tensor) -> Tensor:
+def edge_error(error: Tensor, edges: Tensor) -> Tensor:
     """Mean component of a flow's error across the edges of an image, each cell weighted by the strength of its edges.
 
     To first order this is the intensity error that the wrong flow leaves, relative to the image's edges: an error
@@ -77,15 +92,12 @@ def edge_error(error: Tensor, image: Tensor) -> Tensor:
 
     Args:
         error: (B, 2, h, w), px of the full image.
-        image: (B, 1, H, W) that is warped by the flow, where it belongs.
+        edges: (B, 3, h, w), `edge_strength` of the image that is warped by the flow, where it belongs.
 
     Returns:
         Scalar, px.
     """
-    x, y = spatial_gradient(F.avg_pool2d(image, 2))[:, 0].unbind(1)
-    tensor = F.adaptive_avg_pool2d(torch.stack((x * x, x * y, y * y), dim=1), error.shape[2:])
-    strength = (tensor[:, 0] + tensor[:, 2]).sqrt().mean(dim=(1, 2)).clamp_min(1e-6)
-    xx, xy, yy = (tensor / strength.square().view(-1, 1, 1, 1)).unbind(1)
+    xx, xy, yy = edges.unbind(1)
     e_x, e_y = error.unbind(1)
     # The root has no slope at zero; a hundredth of a px rounds it off.
     return (xx * e_x * e_x + 2 * xy * e_x * e_y + yy * e_y * e_y + 1e-4).sqrt().mean()
@@ -158,8 +170,8 @@ def registration_loss(
     truth = CELL * torch.cat((resize_flow(true_flow, size), resize_flow(true_inverse, size)))
     mask = torch.cat((foreground(moving_aligned, size), foreground(fixed, size))) + BACKGROUND
     flow = sum(masked_mean((step.flow - truth).abs(), mask) for step in registration.steps)
-    where = torch.cat((moving_aligned, moving))
-    edges = sum(edge_error(step.flow - truth, where) for step in registration.steps)
+    strength = edge_strength(torch.cat((moving_aligned, moving)), size)
+    edges = sum(edge_error(step.flow - truth, strength) for step in registration.steps)
     matching = sum(
         matching_error(scores, truth - step.before.detach(), mask, step.radius)
         for step in registration.steps

@@ -62,11 +62,11 @@ class FRGPreReg(nn.Module):
 
     def __init__(self, features: int, reliability: bool = True) -> None:
         super().__init__()
-        self.reliability = reliability
         self.squeeze = ConvBlock(4 * features + 1, 2 * features, kernel=1)
         self.mix = ConvBlock(2 * features, 2 * features)
         self.adapter = conv(2 * features, 8 * features, kernel=1)
-        self.head = conv(2 * features, 2, kernel=1)
+        # Weights that never learn would stop distributed training.
+        self.head = conv(2 * features, 2, kernel=1) if reliability else None
         self.strength = nn.Parameter(torch.tensor([0.6, 0.25]))
 
     def forward(self, fixed: Tensor, moving: Tensor, moving_image: Tensor) -> PreRegistration:
@@ -74,9 +74,10 @@ class FRGPreReg(nn.Module):
         f, m = unit_length(fixed[:, 0].float(), dim=1), unit_length(moving[:, 0].float(), dim=1)
         prior = reliability_prior(f, m, moving_image)
         z = self.mix(self.squeeze(torch.cat((f, m, (f - m).abs(), f * m, prior), dim=1)))
-        r = FLOOR + (1 - FLOOR) * torch.sigmoid(self.head(z).float() + torch.logit(prior.clamp(0.16, 0.95)))
-        if not self.reliability:
-            r = torch.ones_like(r)
+        if self.head:
+            r = FLOOR + (1 - FLOOR) * torch.sigmoid(self.head(z).float() + torch.logit(prior.clamp(0.16, 0.95)))
+        else:
+            r = torch.ones_like(prior).expand(-1, 2, -1, -1)
         r_fixed, r_moving = r.split(1, dim=1)
         d_fixed, d_moving = self.adapter(z).unflatten(1, (2, 4, -1)).unbind(1)
         return PreRegistration(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from data.dataset import VAL_SEED, EndlessSampler, Pair, PairDataset, fit, vary_contrast, vary_shading
+from data.dataset import VAL_SEED, EndlessSampler, Pair, PairDataset, balance, fit, vary_contrast, vary_shading
 from data.make_csv import DataError
 from utils.image_io import ImageError, read_image, write_image
 from utils.warp import compose, resize_flow, warp
@@ -46,6 +46,18 @@ def residual(pair: Pair, flow: Tensor) -> float:
     """Mean grey difference between the moving image warped with `flow` and the truth, away from the border."""
     warped = warp(pair.moving[None], resize_flow(flow[None], tuple(pair.moving.shape[1:])))[0]
     return (warped - pair.moving_aligned)[:, 12:-12, 12:-12].abs().mean().item()
+
+
+def test_balance_shows_all_modalities_equally_often():
+    kinds = ["CT"] * 2 + ["PET"] * 7 + ["SPECT"] * 3
+    table = pd.DataFrame({"fixed": [f"{i}.png" for i in range(12)], "modality": kinds})
+    balanced = balance(table, seed=1)
+    assert balanced["modality"].value_counts().to_dict() == {"CT": 7, "PET": 7, "SPECT": 7}
+    times = balanced.value_counts(["modality", "fixed"])
+    assert all(times[kind].max() - times[kind].min() <= 1 for kind in MODALITIES) and len(times) == 12
+    pd.testing.assert_frame_equal(balance(table, seed=1), balanced)
+    assert not balance(table, seed=2).equals(balanced)
+    pd.testing.assert_frame_equal(balance(table[2:9], seed=1), table[2:9].reset_index(drop=True))
 
 
 @pytest.mark.parametrize("augment", [False, True])

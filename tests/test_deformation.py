@@ -7,7 +7,6 @@ from torch import Tensor
 from data.deformation import (
     BENCHMARK,
     GRID_STRIDE,
-    NONE,
     WIDE,
     DeformationRange,
     affine_flow,
@@ -81,10 +80,6 @@ def test_the_global_generator_is_left_alone():
 def test_grid_has_a_quarter_of_the_resolution(size, grid):
     flow = random_flow(size, WIDE, torch.Generator().manual_seed(0))
     assert flow.shape == (1, 2, *grid) and flow.dtype == torch.float32 and flow.isfinite().all()
-
-
-def test_none_does_not_move():
-    assert not random_flow((64, 80), NONE, torch.Generator().manual_seed(0)).any()
 
 
 def test_lengths_scale_with_the_image():

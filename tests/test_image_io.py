@@ -13,7 +13,6 @@ from utils.image_io import (
     MIN_SIDE,
     ImageError,
     check_same_size,
-    is_color,
     list_images,
     pair_files,
     read_image,
@@ -137,14 +136,6 @@ class TestRead:
         frames = [Image.fromarray(grey), Image.fromarray(255 - grey)]
         frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
         assert np.array_equal(np.rint(read_image(tmp_path / "a.tif") * 255), grey)
-
-    def test_is_color(self, tmp_path, grey, rgb):
-        assert is_color(save(tmp_path / "rgb.png", rgb))
-        assert not is_color(save(tmp_path / "grey.png", grey))
-        grey_as_rgb = np.dstack([grey] * 3)
-        assert not is_color(save(tmp_path / "grey3.png", grey_as_rgb))
-        grey_as_rgb[5, 7, 2] ^= 1
-        assert is_color(save(tmp_path / "one.png", grey_as_rgb))
 
 
 class TestBadFiles:

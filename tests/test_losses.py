@@ -20,10 +20,11 @@ from losses.fusion import (
 from losses.registration import (
     RegistrationWeights,
     edge_error,
-    flow_error,
+    edge_strength,
     foreground,
     inverse_error,
     masked_mean,
+    masked_means,
     matching_error,
     registration_loss,
     smoothness,
@@ -75,25 +76,23 @@ def test_masked_mean_of_an_empty_mask_is_zero():
     assert masked_mean(noise(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)).item() == 0
 
 
-def test_flow_error_by_hand():
-    truth = 5 * noise(1, 2, 8, 8)
-    assert flow_error(truth, truth, ONES).item() == 0
-    assert flow_error(truth + constant_flow(3, -4), truth, ONES).item() == pytest.approx(5, rel=1e-5)
-    mask = ONES.clone()
-    mask[..., 4:] = 0
-    wrong = truth.clone()
-    wrong[..., 4:] += 100
-    assert flow_error(wrong, truth, mask).item() == 0
+def test_masked_means_of_a_length_by_hand():
+    mask = torch.ones(2, 1, 8, 8)
+    mask[1, :, :, 4:] = 0
+    wrong = constant_flow(3, -4).repeat(2, 1, 1, 1)
+    wrong[1, :, :, 4:] += 100
+    assert masked_means(wrong.norm(dim=1, keepdim=True), mask).tolist() == pytest.approx([5, 5])
 
 
 def test_edge_error_counts_across_edges_only():
     stripes = (torch.arange(64) // 8 % 2).float().expand(2, 1, 64, 64)
     across, along = constant_flow(3, 0).expand(2, 2, 8, 8), constant_flow(0, 3).expand(2, 2, 8, 8)
     # Every cell holds the same vertical edges, so the mean is the displacement itself.
-    assert edge_error(across, stripes).item() == pytest.approx(3, rel=0.05)
-    assert edge_error(along, stripes).item() < 0.02
-    assert edge_error(along, stripes.transpose(2, 3)).item() == pytest.approx(3, rel=0.05)
-    assert edge_error(across, 0.1 * stripes).item() == pytest.approx(3, rel=0.05)  # relative to the image's edges
+    assert edge_error(across, edge_strength(stripes, (8, 8))).item() == pytest.approx(3, rel=0.05)
+    assert edge_error(along, edge_strength(stripes, (8, 8))).item() < 0.02
+    assert edge_error(along, edge_strength(stripes.transpose(2, 3), (8, 8))).item() == pytest.approx(3, rel=0.05)
+    # Relative to the image's edges, however weak.
+    assert edge_error(across, edge_strength(0.1 * stripes, (8, 8))).item() == pytest.approx(3, rel=0.05)
 
 
 def test_edge_error_counts_where_the_edges_are():
@@ -101,12 +100,13 @@ def test_edge_error_counts_where_the_edges_are():
     image[..., 16:24, 16:24] = 1
     near, far = torch.zeros(2, 1, 2, 8, 8)
     near[..., 1:4, 1:4], far[..., 6:, 6:] = 2, 2
-    assert edge_error(near, image) > 10 * edge_error(far, image)
+    edges = edge_strength(image, (8, 8))
+    assert edge_error(near, edges) > 10 * edge_error(far, edges)
 
 
 def test_edge_error_of_a_flat_image_is_finite_with_its_gradient():
     error = constant_flow(3, 4).requires_grad_()
-    loss = edge_error(error, torch.full((1, 1, 64, 64), 0.3))
+    loss = edge_error(error, edge_strength(torch.full((1, 1, 64, 64), 0.3), (8, 8)))
     loss.backward()
     assert loss.item() < 0.02 and error.grad.isfinite().all()
 

@@ -162,8 +162,10 @@ def test_constant_images_give_finite_gradients():
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_every_weight_learns():
-    model = build()
+@pytest.mark.parametrize("ablation", [None, "entropy", "reliability", "aggregation"])
+def test_every_weight_learns(ablation):
+    # Distributed training waits for the gradient of every weight.
+    model = build(**({ablation: False} if ablation else {}))
     output = model(*images(2, 64, 64))
     (output.fused.square().sum() + output.flow.square().sum() + output.inverse_flow.square().sum()).backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]

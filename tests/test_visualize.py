@@ -141,18 +141,6 @@ def test_folding_and_missing_values_have_colours_of_their_own(tmp_path):
     np.testing.assert_allclose(colour_at_centre(tmp_path / "missing.png"), [0x8C / 255] * 3, atol=0.01)
 
 
-def test_map_to_color_has_the_colours_of_the_figure():
-    color = visualize.map_to_color(np.array([[-0.1, 0.0, 1.0], [1.5, 9.0, np.nan]]), "jacobian")
-    ramp = colormaps["RdBu_r"]
-    expected = [
-        [[1, 0xE8 / 255, 0], ramp(0.0)[:3], ramp(0.5)[:3]],
-        [ramp(0.75)[:3], ramp(1.0)[:3], [0x8C / 255] * 3],
-    ]
-    np.testing.assert_allclose(color, expected, atol=1e-6)
-    with pytest.raises(ValueError, match="expected a gate map"):
-        visualize.map_to_color(np.zeros(4), "gate")
-
-
 @pytest.mark.parametrize("shape", [(64, 256), (256, 64), (1, 300), (40, 40)])
 def test_save_map_keeps_the_aspect_of_the_map(tmp_path, shape):
     visualize.save_map(tmp_path / "map.png", np.ones(shape), "gate")

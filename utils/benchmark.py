@@ -33,6 +33,7 @@ from utils.checkpoint import load_checkpoint
 from utils.device import choose_device
 from utils.image_io import MIN_SIDE, ImageError, write_bytes, write_image
 from utils.metrics import folding_share, fusion_metrics, positive, registration_metrics
+from utils.optimizer import Muon
 from utils.warp import resize_flow, warp
 
 SIZES = ((256, 256), (512, 512), (1024, 1024), (200, 312))
@@ -168,7 +169,7 @@ def scoring_stages(fixed: Tensor, moving: Tensor, output: Output, folder: Path) 
 
 
 def training_step(model: EDARFusion, size: tuple[int, int], batch: int) -> Callable[[], None]:
-    """One step of the registration's training on a copy of the model: forward, loss, backward, AdamW.
+    """One step of the registration's training on a copy of the model: forward, loss, backward, optimiser.
 
     Args:
         model: on the device to train on.
@@ -181,7 +182,7 @@ def training_step(model: EDARFusion, size: tuple[int, int], batch: int) -> Calla
     applied = torch.cat([random_flow(size, BENCHMARK, generator) for _ in range(batch)])
     true_flow, applied = misalignment(applied).to(device), applied.to(device)
     fixed, moving, aligned = (torch.rand(batch, 1, *size, generator=generator).to(device) for _ in range(3))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer = Muon(model.parameters(), lr=1e-4)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)

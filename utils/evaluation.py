@@ -93,24 +93,6 @@ def evaluate(jobs: Iterable[Job], pool: ProcessPoolExecutor | None) -> Iterator[
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM set the event instead of breaking in anywhere; a second one breaks in."""
-    stop = threading.Event()
-
-    def request(*_: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {kind: signal.signal(kind, request) for kind in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
-
-
-@contextmanager
 def _signals_held() -> Iterator[None]:
     """Processes started here never see Ctrl-C or SIGTERM: they are to finish their pair, and the parent ends them."""
     if not hasattr(signal, "pthread_sigmask"):

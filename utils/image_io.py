@@ -59,16 +59,6 @@ def read_image(path: str | os.PathLike, *, color: bool = False) -> np.ndarray:
     return image if image.ndim == 2 else _luma(image)
 
 
-def is_color(path: str | os.PathLike) -> bool:
-    """True if the file's R, G and B differ in at least one pixel; an RGB file of a grey picture is not colour.
-
-    Raises:
-        ImageError: as :func:`read_image`.
-    """
-    image = _scaled(path, _decode(path))
-    return image.ndim == 3 and not _channels_equal(image)
-
-
 def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
     """Write a PNG with 8 bits a channel; the file appears whole or not at all. Missing parent folders are made.
 

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 
 from data.dataset import PairDataset
 from data.make_csv import MODALITIES
-from losses.registration import foreground
+from losses.registration import foreground, masked_means
 from models.edarfusion import EDARFusion
 from utils.maps import jacobian_determinant
 from utils.metrics import qabf
@@ -63,8 +63,7 @@ def summary(scores: pd.DataFrame) -> dict[str, float]:
 
 
 def _mean_length(flow: Tensor, mask: Tensor) -> Tensor:
-    length = flow.norm(dim=1, keepdim=True)
-    return (length * mask).sum(dim=(1, 2, 3)) / mask.sum(dim=(1, 2, 3)).clamp_min(1)
+    return masked_means(flow.norm(dim=1, keepdim=True), mask)
 
 
 def _rmse(image: Tensor, label: Tensor) -> Tensor:

@@ -290,24 +290,6 @@ def _check_map(array: np.ndarray, name: str, where: str) -> np.ndarray:
     return array
 
 
-def map_to_color(array: np.ndarray, name: str) -> np.ndarray:
-    """One map in the colours of its figure, without frame or bar, for instance as a view of the report.
-
-    Args:
-        array: (H, W) values in the unit of the map.
-        name: a key of `MAPS`.
-
-    Returns:
-        RGB image in [0, 1], float32, (H, W, 3).
-
-    Raises:
-        ValueError: `name` is unknown, or the array is not (H, W).
-    """
-    array = np.ma.masked_invalid(_check_map(array, name, "map"))
-    norm, colormap = _colours(name)
-    return colormap(norm(array))[..., :3].astype(np.float32)
-
-
 def save_map(path: str | os.PathLike, array: np.ndarray, name: str) -> None:
     """Write one map as a PNG figure with its colour bar, pixel scale, and smallest, mean and largest value.
 
