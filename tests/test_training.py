@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from EDARFusion_train import corners
 from tests.kill_training import ENVIRONMENT, ROOT, SHORT, command, kill_and_resume, resume, sample_table
 from utils.checkpoint import load_checkpoint
 
@@ -140,16 +139,3 @@ def test_a_run_folder_is_never_overwritten(table, uninterrupted):
     result = run(command(table, "--output", uninterrupted, *SHORT), expected=2)
     assert "--resume" in result.stderr
     assert (uninterrupted / "last.safetensors").read_bytes() == before
-
-
-def test_fusion_learns_from_each_corner_in_turn():
-    picture = torch.arange(64.0 * 128).view(1, 1, 64, 128).expand(4, 1, 64, 128)
-    top_left, top_right, bottom_left, bottom_right = corners(picture, (8, 16))[:, 0]
-    assert torch.equal(top_left, picture[0, 0, :40, :80]) and torch.equal(top_right, picture[0, 0, :40, 48:])
-    assert torch.equal(bottom_left, picture[0, 0, 24:, :80]) and torch.equal(bottom_right, picture[0, 0, 24:, 48:])
-    # A map of one value a cell is cut at the same places, also where five eighths of the cells are no whole number.
-    for height, width in ((64, 128), (72, 88)):
-        cells = torch.rand(4, 1, height // 8, width // 8)
-        image = cells.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
-        few = corners(cells, cells.shape[2:])
-        assert torch.equal(corners(image, cells.shape[2:]), few.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3))
