@@ -102,9 +102,14 @@ def fit(image: Tensor, size: int) -> Tensor:
     return F.pad(image, (left, size - width - left, top, size - height - top))
 
 
+def _kinds(table: pd.DataFrame) -> pd.Series:
+    """Modality of each row, empty where the table does not say."""
+    return table.get("modality", pd.Series("", index=table.index))
+
+
 def balance(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Repeat rows of the rarer modalities, each about as often as the next, until all modalities have as many."""
-    groups = [rows for _, rows in table.groupby("modality", sort=False)]
+    groups = [rows for _, rows in table.groupby(_kinds(table), sort=False)]
     most = max(map(len, groups))
     parts = []
     for rows in groups:
@@ -146,23 +151,23 @@ class PairDataset(Dataset[Pair]):
             raise DataError.at(root, "at least one pair", "none")
         self.fixed = [Path(root, path) for path in table["fixed"]]
         self.moving = [Path(root, path) for path in table["moving"]]
-        kinds = table.get("modality", pd.Series("", index=table.index))
-        self.modalities = [MODALITIES.index(kind) if kind in MODALITIES else -1 for kind in kinds]
+        self.modalities = [MODALITIES.index(kind) if kind in MODALITIES else -1 for kind in _kinds(table)]
         self.seed, self.augment, self.size, self.wide = seed, augment, size, wide
-        self._cache: dict[int, Tensor] = {}
+        self._cache: dict[tuple[Path, Path], Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.fixed)
 
     def images(self, row: int) -> Tensor:
         """Fixed and aligned moving image of one row, (1, 2, size, size) in [0, 1]; read once, kept as bytes."""
-        if row not in self._cache:
-            paths = {"fixed": self.fixed[row], "moving": self.moving[row]}
+        key = self.fixed[row], self.moving[row]  # rows may repeat
+        if key not in self._cache:
+            paths = dict(zip(("fixed", "moving"), key, strict=True))
             images = {role: read_image(path) for role, path in paths.items()}
             check_same_size(images, paths)
             pair = torch.stack([torch.from_numpy(images[role]) for role in paths])
-            self._cache[row] = (fit(pair, self.size) * 255).round().byte()
-        return self._cache[row][None].float() / 255
+            self._cache[key] = (fit(pair, self.size) * 255).round().byte()
+        return self._cache[key][None].float() / 255
 
     def __getitem__(self, draw: int) -> Pair:
         row = draw % len(self)

@@ -58,6 +58,8 @@ def test_balance_shows_all_modalities_equally_often():
     pd.testing.assert_frame_equal(balance(table, seed=1), balanced)
     assert not balance(table, seed=2).equals(balanced)
     pd.testing.assert_frame_equal(balance(table[2:9], seed=1), table[2:9].reset_index(drop=True))
+    unnamed = table.drop(columns="modality")
+    pd.testing.assert_frame_equal(balance(unnamed), unnamed)
 
 
 @pytest.mark.parametrize("augment", [False, True])

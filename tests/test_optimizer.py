@@ -1,4 +1,4 @@
-"""utils/optimizer.py: steps by hand, and the same end with less effort than AdamW."""
+"""utils/optimizer.py: steps by hand, what is left to AdamW, state put back, and that it learns."""
 
 import copy
 
