@@ -48,7 +48,7 @@ from utils.visualize import MAPS, figure_pair, learning_curve_figure, save_figur
 from utils.warp import warp
 
 STAGES = ("registration", "fusion")
-ABLATIONS = ("entropy", "reliability", "aggregation", "gate", "consistency")
+ABLATIONS = ("entropy", "reliability", "aggregation", "gate", "refinement", "consistency")
 Autocast = torch.autocast | nullcontext
 
 
@@ -133,7 +133,8 @@ class RegistrationStep(nn.Module):
 
     def __init__(self, model: EDARFusion) -> None:
         super().__init__()
-        self.parts = nn.ModuleList([model.encoder_fixed, model.encoder_moving, model.frg_prereg, model.eda_flowreg])
+        parts = [model.encoder_fixed, model.encoder_moving, model.frg_prereg, model.eda_flowreg, model.refinement]
+        self.parts = nn.ModuleList(part for part in parts if part is not None)
         self.register_pair = model.register
 
     def forward(self, pair: Pair, amp: Autocast) -> RegistrationLoss:

@@ -18,6 +18,7 @@ class FusionLoss(NamedTuple):
     gradient: Tensor
     ssim: Tensor
     information: Tensor
+    visibility: Tensor
     consistency: Tensor
 
 
@@ -28,6 +29,7 @@ class FusionWeights(NamedTuple):
     gradient: float = 1.5
     ssim: float = 0.5
     information: float = 0.2
+    visibility: float = 2.0
     consistency: float = 5.0
 
 
@@ -140,6 +142,40 @@ def _fidelity(sources: list[Tensor], moments: list[tuple[Tensor, Tensor]], fused
     return (kept / total).mean()
 
 
+BLOCK = 16  # px
+
+
+def visibility_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
+    """Root of Q_CV (Chen and Varshney 2007): what the eye sees to be wrong where each source is most salient.
+
+    Args:
+        fixed, moving_aligned, fused: (B, 1, H, W) in [0, 1].
+
+    Returns:
+        Scalar, grey value in [0, 1], the mean over the batch and the fused images. The metric is the mean square in
+        grey levels, for images that fill the range 0 to 255.
+    """
+    sources = torch.cat((fixed, moving_aligned), dim=1)
+    # Zeros around the images, as in the metric.
+    slopes = spatial_gradient(F.pad(sources, (1, 1, 1, 1)))[..., 1:-1, 1:-1]
+    saliency = _block_sums(slopes.square().sum(dim=2).sqrt() ** 5) + 1e-12
+    weight = saliency / saliency.sum(dim=(1, 2, 3), keepdim=True)
+    height, width = fixed.shape[2:]
+    rows, columns = (torch.fft.fftfreq(height) * height, torch.fft.rfftfreq(width) * width)
+    frequency = 0.144 / 4 * torch.hypot(rows[:, None], columns).to(fixed)
+    sensitivity = 2.6 * (0.0192 + frequency) * torch.exp(-(frequency**1.1))
+    roots = []
+    for image in fused:
+        seen = torch.fft.irfft2(torch.fft.rfft2(sources - image) * sensitivity, s=(height, width))
+        square = (weight * _block_sums(seen.square())).sum(dim=(1, 2, 3)) / BLOCK**2
+        roots.append((square + 1e-8).sqrt().mean())
+    return _mean(roots)
+
+
+def _block_sums(image: Tensor) -> Tensor:
+    return F.avg_pool2d(image, BLOCK, ceil_mode=True, divisor_override=1)
+
+
 def fusion_loss(
     fixed: Tensor,
     moving_aligned: Tensor,
@@ -162,7 +198,7 @@ def fusion_loss(
     Returns:
         `FusionLoss` of scalars.
     """
-    losses = (intensity_error, edge_loss, structure_loss, information_loss)
+    losses = (intensity_error, edge_loss, structure_loss, information_loss, visibility_loss)
     parts = [loss(fixed, moving_aligned, fused, fused_true) for loss in losses]
     parts.append((fused - fused_true.detach()).abs().mean())
     return FusionLoss(sum(w * part for w, part in zip(weights, parts, strict=True)), *parts)

@@ -20,6 +20,8 @@ class RegistrationLoss(NamedTuple):
     total: Tensor
     flow: Tensor
     edges: Tensor
+    refined_flow: Tensor
+    refined_edges: Tensor
     matching: Tensor
     similarity: Tensor
     smoothness: Tensor
@@ -31,6 +33,8 @@ class RegistrationWeights(NamedTuple):
 
     flow: float = 1.0
     edges: float = 2.0
+    refined_flow: float = 1.0
+    refined_edges: float = 2.0
     matching: float = 0.5
     similarity: float = 30.0
     smoothness: float = 0.5
@@ -162,16 +166,20 @@ def registration_loss(
         weights: of the components.
 
     Returns:
-        `RegistrationLoss` of scalars: flow (px, L1), edges (px), matching (nats), similarity (mean absolute grey
-        difference of the aligned image and the truth), smoothness (px^2), inverse (px).
+        `RegistrationLoss` of scalars: flow (px, L1) and edges (px) of the matched flow in both directions and of the
+        refined one, matching (nats), similarity (mean absolute grey difference of the aligned image and the truth),
+        smoothness (px^2), inverse (px).
     """
-    last = registration.steps[-1]
+    last, refined = registration.steps[-1], registration.refined
     size = last.flow.shape[2:]
     truth = CELL * torch.cat((resize_flow(true_flow, size), resize_flow(true_inverse, size)))
     mask = torch.cat((foreground(moving_aligned, size), foreground(fixed, size))) + BACKGROUND
     flow = sum(masked_mean((step.flow - truth).abs(), mask) for step in registration.steps)
     strength = edge_strength(torch.cat((moving_aligned, moving)), size)
     edges = sum(edge_error(step.flow - truth, strength) for step in registration.steps)
+    there = slice(len(moving))
+    refined_flow = masked_mean((refined - truth[there]).abs(), mask[there])
+    refined_edges = edge_error(refined - truth[there], strength[there])
     matching = sum(
         matching_error(scores, truth - step.before.detach(), mask, step.radius)
         for step in registration.steps
@@ -179,9 +187,9 @@ def registration_loss(
     )
     forward, backward = last.flow.chunk(2)
     half = (moving.shape[2] // 2, moving.shape[3] // 2)
-    aligned = warp(F.avg_pool2d(moving, 2), resize_flow(forward / CELL, half))
+    aligned = warp(F.avg_pool2d(moving, 2), resize_flow(refined / CELL, half))
     similarity = (aligned - F.avg_pool2d(moving_aligned, 2)).abs().mean()
-    smooth = smoothness(last.flow)
-    inverse = CELL * inverse_error(forward / CELL, backward / CELL, mask[: len(forward)])
-    parts = (flow, edges, matching, similarity, smooth, inverse)
+    smooth = smoothness(last.flow) + smoothness(refined)
+    inverse = CELL * inverse_error(forward / CELL, backward / CELL, mask[there])
+    parts = (flow, edges, refined_flow, refined_edges, matching, similarity, smooth, inverse)
     return RegistrationLoss(sum(w * part for w, part in zip(weights, parts, strict=True)), *parts)

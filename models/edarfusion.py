@@ -11,6 +11,7 @@ from models.eda_flowreg import CELL, EDAFlowReg, FlowStep, Scale
 from models.encoder import Encoder, entropy_at_quarter
 from models.frg_prereg import FRGPreReg
 from models.fusion import FlowGuidedFusion, Fusion
+from models.refinement import Refinement
 from utils.maps import entropy_difference, gate, resize
 from utils.padding import Padder
 from utils.warp import compose, invert, resize_flow, warp
@@ -22,18 +23,21 @@ PRESETS = {
         "encoder": (32, 48, 64),
         "features": 16,
         "scales": (Scale(4, (32.0, 12.0), 2, (32, 48)), Scale(2, (8.0,), 1, (24, 32))),
+        "refinement": (32, 48),
         "fusion": 8,
     },
     "small": {
         "encoder": (64, 96, 128),
         "features": 32,
         "scales": (Scale(4, (32.0, 12.0), 2, (64, 96)),),
+        "refinement": (64, 96, 128),
         "fusion": 16,
     },
     "base": {
         "encoder": (96, 128, 192),
         "features": 48,
         "scales": (Scale(4, (32.0, 12.0), 2, (96, 128)), Scale(2, (8.0,), 1, (48, 64))),
+        "refinement": (96, 128, 192),
         "fusion": 32,
     },
 }
@@ -44,8 +48,9 @@ class Registration(NamedTuple):
 
     Attributes:
         flow: (B, 2, H, W), px: `warp(moving, flow)` lies on the fixed image.
-        inverse_flow: (B, 2, H, W), px: `warp(fixed, inverse_flow)` lies on the moving image.
+        inverse_flow: (B, 2, H, W), px: `warp(fixed, inverse_flow)` lies on the moving image; without gradient.
         steps: a `FlowStep` a scale, coarse to fine; batch entries B.., if there are any, are the inverse direction.
+        refined: (B, 2, h, w), px, on the grid of cells: `flow` before it was enlarged.
         reliability: R of FRG-PreReg, in [0, 1].
         gate: W, in [0, 1].
         entropy_fixed, entropy_moving: local entropy, bits.
@@ -53,6 +58,17 @@ class Registration(NamedTuple):
 
     flow: Tensor
     inverse_flow: Tensor
+    steps: list[FlowStep]
+    refined: Tensor
+    reliability: Tensor
+    gate: Tensor
+    entropy_fixed: Tensor
+    entropy_moving: Tensor
+
+
+class _Matched(NamedTuple):
+    """What precedes the refinement; fields as in `Registration`."""
+
     steps: list[FlowStep]
     reliability: Tensor
     gate: Tensor
@@ -96,6 +112,7 @@ class EDARFusion(nn.Module):
         reliability: False sets R to 1 (ablation).
         aggregation: False matches each cell by itself (ablation).
         use_gate: False sets W to 1 (ablation).
+        refinement: False leaves the last increment out (ablation).
 
     Raises:
         ValueError: for an unknown preset.
@@ -108,6 +125,7 @@ class EDARFusion(nn.Module):
         reliability: bool = True,
         aggregation: bool = True,
         use_gate: bool = True,
+        refinement: bool = True,
     ) -> None:
         super().__init__()
         if preset not in PRESETS:
@@ -119,6 +137,7 @@ class EDARFusion(nn.Module):
             "reliability": reliability,
             "aggregation": aggregation,
             "use_gate": use_gate,
+            "refinement": refinement,
         }
         self.stride = CELL * 2 ** (len(size["encoder"]) - 1)
         self.encoder_fixed = Encoder(size["encoder"], size["features"], entropy)
@@ -126,6 +145,7 @@ class EDARFusion(nn.Module):
         self.frg_prereg = FRGPreReg(size["features"], reliability)
         scales = size["scales"] if aggregation else tuple(s._replace(windows=(None,)) for s in size["scales"])
         self.eda_flowreg = EDAFlowReg(size["features"], scales)
+        self.refinement = Refinement(size["refinement"]) if refinement else None
         self.fusion = FlowGuidedFusion(size["fusion"])
         self.to(memory_format=torch.channels_last)
 
@@ -134,9 +154,25 @@ class EDARFusion(nn.Module):
 
         Args:
             fixed, moving: (B, 1, H, W) in [0, 1]; H and W multiples of `stride`.
-            both: estimate the inverse direction by itself, with the same weights, so that training can hold the two
-                against each other; otherwise the inverse is computed from the flow, which takes no time.
+            both: also match in the inverse direction, with the same weights, so that training can hold the two
+                against each other.
         """
+        matched = self._match(fixed, moving, both)
+        return self._finish(self._refine(fixed, moving, matched, matched.steps[-1].flow[: len(fixed)]), matched)
+
+    def register_averaged(self, fixed: Tensor, moving: Tensor) -> Registration:
+        """As `register`, for the mean of four matches: both directions, of the pair and of its mirror image."""
+        count = len(fixed)
+        fixed, moving = torch.cat((fixed, fixed.flip(3))), torch.cat((moving, moving.flip(3)))
+        matched = self._match(fixed, moving, both=True)
+        there, back = (matched.steps[-1].flow / CELL).chunk(2)
+        mean = _straight_mean(CELL * (there + invert(back)) / 2)
+        flow = _straight_mean(self._refine(fixed, moving, matched, torch.cat((mean, _mirrored(mean)))))
+        steps, *maps = matched
+        return self._finish(flow, _Matched(steps, *((map_[:count] + map_[count:].flip(3)) / 2 for map_ in maps)))
+
+    def _match(self, fixed: Tensor, moving: Tensor, both: bool) -> _Matched:
+        """FRG-PreReg and EDA-FlowReg."""
         with torch.no_grad():
             entropy_fixed, entropy_moving = entropy_at_quarter(torch.cat((fixed, moving))).chunk(2)
             w = gate(entropy_fixed, entropy_moving)
@@ -148,34 +184,27 @@ class EDARFusion(nn.Module):
         if both:
             r_both = torch.cat((r, features.reliability_moving))
             steps = self.eda_flowreg(torch.cat((f, m)), torch.cat((m, f)), r_both, torch.cat((w, w)))
-            on_cells, inverse_on_cells = (steps[-1].flow / CELL).chunk(2)
         else:
             steps = self.eda_flowreg(f, m, r, w)
-            on_cells = steps[-1].flow / CELL
-            inverse_on_cells = invert(on_cells)
-        flow, inverse_flow = (resize_flow(field, fixed.shape[2:]) for field in (on_cells, inverse_on_cells))
-        return Registration(flow, inverse_flow, steps, r, w, entropy_fixed, entropy_moving)
+        return _Matched(steps, r, w, entropy_fixed, entropy_moving)
+
+    def _refine(self, fixed: Tensor, moving: Tensor, matched: _Matched, flow: Tensor) -> Tensor:
+        """A flow on the grid of cells, px, with the last increment."""
+        if self.refinement is None:
+            return flow
+        # The matching has losses of its own; what follows it learns from where it stands.
+        return self.refinement(fixed, moving, matched.reliability.detach(), matched.gate, flow.detach())
+
+    def _finish(self, flow: Tensor, matched: _Matched) -> Registration:
+        """A flow on the grid of cells, px, at full size, with its inverse and all that led to it."""
+        size = tuple(CELL * side for side in flow.shape[2:])
+        full, inverse = (resize_flow(field, size) for field in (flow / CELL, invert(flow.detach() / CELL)))
+        steps, *maps = matched
+        return Registration(full, inverse, steps, flow, *maps)
 
     def fuse(self, fixed: Tensor, aligned: Tensor, registration: Registration) -> Fusion:
         """Fuse the fixed image with an aligned one, both (B, 1, H, W), under the maps of `registration`."""
         return self.fusion(fixed, aligned, registration.reliability, registration.gate)
-
-    def register_averaged(self, fixed: Tensor, moving: Tensor) -> Registration:
-        """As `register`, for the mean of four estimates: both directions, of the pair and of its mirror image."""
-        count = len(fixed)
-        r = self.register(torch.cat((fixed, fixed.flip(3))), torch.cat((moving, moving.flip(3))), both=True)
-        there, back = (r.steps[-1].flow / CELL).chunk(2)
-        straight, mirrored = ((there + invert(back)) / 2).chunk(2)
-        # In a mirrored pair x runs the other way.
-        on_cells = (straight + mirrored.flip(3) * straight.new_tensor((-1, 1)).view(1, 2, 1, 1)) / 2
-        return Registration(
-            resize_flow(on_cells, fixed.shape[2:]),
-            resize_flow(invert(on_cells), fixed.shape[2:]),
-            r.steps,
-            *((map_[:count] + map_[count:].flip(3)) / 2 for map_ in (r.reliability, r.gate)),
-            r.entropy_fixed[:count],
-            r.entropy_moving[:count],
-        )
 
     def fit(self, fixed: Tensor, moving: Tensor) -> tuple[Padder, list[Tensor], list[Tensor]]:
         """The padder for a pair of images, the padded images, and what the registration sees of them."""
@@ -225,6 +254,17 @@ class EDARFusion(nn.Module):
             resize(consistency, full),
         )
         return Output(*(padder.unpad(field) for field in fields))
+
+
+def _mirrored(flow: Tensor) -> Tensor:
+    """The flow of the mirrored pair: x runs the other way there."""
+    return flow.flip(3) * flow.new_tensor((-1, 1)).view(1, 2, 1, 1)
+
+
+def _straight_mean(flow: Tensor) -> Tensor:
+    """Mean of the flow of a pair (first half of the batch) and that of its mirror image (second half)."""
+    straight, mirrored = flow.chunk(2)
+    return (straight + _mirrored(mirrored)) / 2
 
 
 def rescale(image: Tensor, power: int) -> Tensor:

@@ -16,6 +16,7 @@ from losses.fusion import (
     information_loss,
     intensity_error,
     structure_loss,
+    visibility_loss,
 )
 from losses.registration import (
     RegistrationWeights,
@@ -33,7 +34,7 @@ from models.eda_flowreg import CELL, FlowStep, candidates
 from models.edarfusion import EDARFusion, Registration
 from tests.tensors import noise
 from utils.image_io import pair_files, read_image
-from utils.metrics import qabf, viff
+from utils.metrics import qabf, qcv, viff
 from utils.warp import resize_flow, warp
 
 SAMPLE = Path(__file__).parents[1] / "data/sample"
@@ -187,14 +188,18 @@ def true_case() -> tuple[Registration, tuple[Tensor, ...]]:
     full = resize_flow(flow / CELL, (128, 128))
     step = FlowStep(flow, torch.zeros_like(flow), [scores], 2)
     maps = [torch.ones(2, 1, 16, 16)] * 4
-    return Registration(full[:2], full[2:], [step], *maps), (moving, moving_aligned, fixed, -deformation, deformation)
+    registration = Registration(full[:2], full[2:], [step], forward, *maps)
+    return registration, (moving, moving_aligned, fixed, -deformation, deformation)
 
 
 def test_registration_loss_of_the_truth_is_near_zero():
     registration, arguments = true_case()
     loss = registration_loss(registration, *arguments)
     assert loss.flow.item() == pytest.approx(0, abs=1e-5)
-    assert loss.edges.item() == pytest.approx(0.01, abs=1e-4)  # its rounding at zero
+    assert loss.refined_flow.item() == pytest.approx(0, abs=1e-5)
+    # Their rounding at zero.
+    assert loss.edges.item() == pytest.approx(0.01, abs=1e-4)
+    assert loss.refined_edges.item() == pytest.approx(0.01, abs=1e-4)
     assert loss.smoothness.item() == pytest.approx(0, abs=1e-8)
     assert loss.matching.item() < 0.1  # the largest displacement is held 0.001 steps inside the candidates
     assert loss.similarity.item() < 0.01 and loss.inverse.item() < 1e-3
@@ -207,10 +212,12 @@ def test_registration_loss_sees_swapped_directions_and_axes():
     (step,) = registration.steps
     backward = registration._replace(steps=[step._replace(flow=-step.flow)])
     transposed = registration._replace(steps=[step._replace(flow=step.flow.flip(1))])
+    misled = registration._replace(refined=-registration.refined)
     # L1: 8 and 4 px off by twice that, and by their difference.
     assert registration_loss(backward, *arguments).flow.item() == pytest.approx((16 + 8) / 2, rel=1e-4)
     assert registration_loss(transposed, *arguments).flow.item() == pytest.approx(4, rel=1e-4)
-    assert registration_loss(backward, *arguments).similarity > 0.05
+    assert registration_loss(misled, *arguments).refined_flow.item() == pytest.approx((16 + 8) / 2, rel=1e-4)
+    assert registration_loss(misled, *arguments).similarity > 0.05
 
 
 def test_registration_loss_is_the_weighted_sum_with_finite_gradients():
@@ -279,6 +286,26 @@ def test_information_loss_agrees_with_the_metric_on_the_sample():
             assert 1 - information_loss(fixed, label, fused).item() == pytest.approx(viff(*images), abs=0.03)
 
 
+@pytest.mark.parametrize("size", [(256, 256), (200, 120)])
+def test_visibility_loss_is_the_root_of_the_metric(size):
+    for fixed, label in sample_pairs():
+        fixed, label = (torch.nn.functional.interpolate(image, size, mode="bilinear") for image in (fixed, label))
+        for fused in (torch.maximum(fixed, label), (fixed + label) / 2, label):
+            # The metric stretches every image to 0..255; here all fill that range by themselves.
+            images = [image.clone() for image in (fixed, label, fused)]
+            for image in images:
+                image[..., 0, :2] = torch.tensor([0.0, 1.0])
+            expected = qcv(*(255 * image[0, 0].double().numpy() for image in images)) ** 0.5 / 255
+            assert visibility_loss(*images).item() == pytest.approx(expected, rel=1e-3, abs=2e-3)
+
+
+def test_visibility_loss_survives_images_without_edges():
+    flat, fused = torch.full((1, 1, 64, 64), 0.5), torch.full((1, 1, 64, 64), 0.75, requires_grad=True)
+    loss = visibility_loss(flat, flat, fused)
+    loss.backward()
+    assert 0 < loss.item() < 0.25 and fused.grad.isfinite().all()
+
+
 def test_information_loss_wants_contrast():
     image = 0.25 + noise(1, 1, 64, 64) / 2
     losses = [information_loss(image, image, 0.5 + gain * (image - 0.5)).item() for gain in (0.0, 0.5, 1.0, 1.5)]
@@ -295,8 +322,8 @@ def test_fusion_loss_is_the_weighted_sum_of_its_parts():
     assert loss.total.item() == pytest.approx(expected, rel=1e-5)
     assert loss.consistency.item() == pytest.approx((fused - fused_true).abs().mean().item())
     # Both the predicted and the true branch are held to the targets, by halves.
-    losses = (intensity_error, edge_loss, structure_loss, information_loss)
-    for part, function in zip(loss[1:5], losses, strict=True):
+    losses = (intensity_error, edge_loss, structure_loss, information_loss, visibility_loss)
+    for part, function in zip(loss[1:6], losses, strict=True):
         both = (function(fixed, label, fused) + function(fixed, label, fused_true)) / 2
         assert part.item() == pytest.approx(both.item(), rel=1e-5)
 
@@ -312,7 +339,7 @@ def test_consistency_does_not_pull_the_true_branch():
     fixed, label = noise(1, 1, 64, 64), noise(1, 1, 64, 64, seed=1)
     fused = noise(1, 1, 64, 64, seed=2).requires_grad_()
     fused_true = noise(1, 1, 64, 64, seed=3).requires_grad_()
-    fusion_loss(fixed, label, fused, fused_true, FusionWeights(0, 0, 0, 0, 1)).total.backward()
+    fusion_loss(fixed, label, fused, fused_true, FusionWeights(0, 0, 0, 0, 0, 1)).total.backward()
     assert fused_true.grad is None or not fused_true.grad.any()
     assert fused.grad.abs().sum() > 0
 

@@ -106,6 +106,16 @@ def test_embedded_sample(sample_run, modality):
     assert all(name in (folder / "report.html").read_text() for name in names)
 
 
+def test_engine_changes_nothing_but_the_time(checkpoint, tmp_path):
+    options = ["--modality", "CT", *folders(tmp_path, pairs=1, label=True)]
+    tables = []
+    for engine in ("torch", "openvino"):
+        assert run(checkpoint, tmp_path / engine, *options, "--engine", engine) == 0
+        assert engine in (tmp_path / engine / "CT/report.html").read_text()
+        tables.append(read_table(tmp_path / engine / "CT/metrics.csv").drop(columns="seconds"))
+    pd.testing.assert_frame_equal(*tables, rtol=1e-3)
+
+
 @pytest.mark.parametrize("modality", ["CT", "PET", "SPECT"])
 def test_saved_flow_makes_the_saved_aligned_image(sample_run, modality):
     for path in (sample_run / modality / "flow").iterdir():
@@ -329,7 +339,7 @@ class TestBadInput:
 
     @pytest.mark.parametrize("case", [
         "missing folder", "missing file", "unpaired", "sizes", "damaged", "label unpaired", "unknown modality",
-        "no modality", "moving missing", "no table", "split without table", "device",
+        "no modality", "moving missing", "no table", "split without table", "device", "engine",
     ])  # fmt: skip
     def test_input(self, checkpoint, tmp_path, output, capsys, case):
         options = ["--modality", "CT", *folders(tmp_path, label=True)]
@@ -373,6 +383,9 @@ class TestBadInput:
                 pytest.skip("the device is here")
             options += ["--device", "mps"]
             words = ["mps"]
+        elif case == "engine":
+            options += ["--engine", "openvino", "--device", "cuda"]
+            words = ["--engine", "cuda", "openvino"]
         self.check(capsys, output, self.run(checkpoint, output, *options), *words)
 
     @pytest.mark.parametrize("case", ["missing", "foreign", "pickled", "of another modality"])

@@ -15,6 +15,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from statistics import median
@@ -33,6 +35,7 @@ from utils.checkpoint import load_checkpoint
 from utils.device import choose_device
 from utils.image_io import MIN_SIDE, ImageError, write_bytes, write_image
 from utils.metrics import folding_share, fusion_metrics, positive, registration_metrics
+from utils.openvino_model import ENGINES, OpenVINOModel
 from utils.optimizer import Muon
 from utils.warp import resize_flow, warp
 
@@ -237,7 +240,9 @@ def measure_ratio(model: EDARFusion, repeats: int) -> dict[str, float]:
     """Registration + fusion of one pair of 256 x 256 against one convolution of 64 to 64 channels, 3 x 3, at that size.
 
     Returns:
-        ``registration``, ``fusion``, ``convolution`` in seconds and ``ratio`` = (registration + fusion) / convolution.
+        ``registration``, ``fusion``, ``convolution`` in seconds and ``ratio`` = (registration + fusion) / convolution;
+        on a CPU also the seconds of the whole network, padding and full-size maps included, by each engine of
+        `utils.openvino_model` that the processor has, under its name.
     """
     device = next(model.parameters()).device
     convolution = nn.Conv2d(64, 64, 3, padding=1).to(device)
@@ -246,7 +251,12 @@ def measure_ratio(model: EDARFusion, repeats: int) -> dict[str, float]:
     with torch.inference_mode():
         stages = network_stages(model, fixed, moving)
         stages = {name: stages[name] for name in ("registration", "fusion")}
-        times = time_stages(stages | {"convolution": lambda: convolution(image)}, device, repeats)
+        stages["convolution"] = lambda: convolution(image)
+        if device.type == "cpu":
+            for engine in ENGINES[1:]:
+                with suppress(ValueError):  # no bfloat16 here
+                    stages[engine] = partial(OpenVINOModel(model, engine), fixed, moving)
+        times = time_stages(stages, device, repeats)
     return times | {"ratio": (times["registration"] + times["fusion"]) / times["convolution"]}
 
 
@@ -271,6 +281,12 @@ def to_markdown(results: dict[str, Any]) -> str:
         "(Registration + fusion) / convolution at 256x256, batch 1: "
         "({registration} + {fusion}) / {convolution} ms".format(**{name: _text(ratio[name], name) for name in ratio})
         + f" = **{ratio['ratio']:.2f}** (one torch.nn.Conv2d, 64 to 64 channels, 3 x 3, default memory format).",
+    ]
+    paragraphs += [
+        f"Whole network by `--engine {engine}`: {_text(ratio[engine], engine)} ms = "
+        f"**{ratio[engine] / ratio['convolution']:.2f}** of that convolution."
+        for engine in ENGINES
+        if engine in ratio
     ]
     return "\n\n".join(paragraphs) + "\n"
 

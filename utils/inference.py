@@ -1,6 +1,7 @@
 """Align and fuse one pair of arrays with a trained network, colour included."""
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -8,7 +9,7 @@ from kornia.color import rgb_to_ycbcr, ycbcr_to_rgb
 from torch import Tensor
 
 from losses.registration import foreground
-from models.edarfusion import EDARFusion
+from models.edarfusion import Output
 from utils.maps import jacobian_determinant
 from utils.metrics import endpoint_error
 from utils.results import FusedPair
@@ -19,13 +20,15 @@ class PairFuser:
     """Aligns and fuses pairs.
 
     Args:
-        model: in evaluation mode.
+        model: `EDARFusion` in evaluation mode, or what stands in for it (`utils.openvino_model`).
         device: where the model is.
         passes: how often the registration is repeated on the image aligned so far.
         average: average the estimates of both directions, of the pair and of its mirror image.
     """
 
-    def __init__(self, model: EDARFusion, device: torch.device, *, passes: int = 1, average: bool = False) -> None:
+    def __init__(
+        self, model: Callable[..., Output], device: torch.device, *, passes: int = 1, average: bool = False
+    ) -> None:
         self.model, self.device, self.passes, self.average = model, device, passes, average
 
     @torch.inference_mode()

@@ -1,0 +1,61 @@
+"""Last increment of the displacement field: what the aligned image itself still shows to be off.
+
+The matching compares features in steps of 4 px under windows wider than that. What remains, a pixel or two across the
+skull, is read directly off the fixed and the aligned image laid on each other at a quarter of the resolution.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.eda_flowreg import CELL, STEP
+from models.layers import ConvBlock, UNet, conv
+from utils.maps import gradient_magnitude, resize
+from utils.warp import compose, resize_flow, warp
+
+
+def pixels_and_edges(image: Tensor) -> Tensor:
+    """Pixels and edge strengths as channels: (B, 1, H, W) -> (B, 20, H / 4, W / 4)."""
+    edges = gradient_magnitude(F.avg_pool2d(image, 2))
+    x = torch.cat((F.pixel_unshuffle(image, 4), F.pixel_unshuffle(edges, 2)), dim=1)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+class Refinement(nn.Module):
+    """Early fusion of both images, then a U-shaped network whose increment the gate W lets pass softly.
+
+    Args:
+        widths: channels at 1/8, 1/16, ... of the resolution; half of the first at 1/4.
+    """
+
+    def __init__(self, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        quarter = widths[0] // 2
+        self.fixed, self.aligned = ConvBlock(20, quarter), ConvBlock(20, quarter)
+        self.mix = ConvBlock(2 * quarter, quarter)
+        self.join = ConvBlock(quarter + 4, widths[0], stride=2)
+        self.unet = UNet(widths)
+        self.head = conv(widths[0], 2)
+        self.alpha = nn.Parameter(torch.tensor(0.0))
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, fixed: Tensor, moving: Tensor, reliability: Tensor, gate: Tensor, flow: Tensor) -> Tensor:
+        """Improve a displacement field.
+
+        Args:
+            fixed, moving: (B, 1, H, W) in [0, 1].
+            reliability, gate: R and W, (B, 1, ...) in [0, 1].
+            flow: (B, 2, H / 8, W / 8), px of the full image.
+
+        Returns:
+            (B, 2, H / 8, W / 8), px of the full image.
+        """
+        aligned = warp(moving, resize_flow(flow / CELL, moving.shape[2:]))
+        seen = torch.cat((self.fixed(pixels_and_edges(fixed)), self.aligned(pixels_and_edges(aligned))), dim=1)
+        x = self.mix(seen)
+        maps = [resize(map_, x.shape[2:]) for map_ in (reliability, gate, flow / CELL)]
+        increment = STEP * self.head(self.unet(self.join(torch.cat((x, *maps), dim=1)))).float()
+        alpha = torch.sigmoid(self.alpha)
+        increment = (alpha + (1 - alpha) * resize(gate, flow.shape[2:])) * increment
+        return CELL * compose(flow / CELL, increment / CELL)

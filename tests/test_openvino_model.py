@@ -1,0 +1,51 @@
+"""utils/openvino_model.py: the engines give what the network gives, size by size."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.edarfusion import EDARFusion
+from utils.checkpoint import load_checkpoint
+from utils.export import sample_pair
+from utils.openvino_model import OpenVINOModel
+
+SIZE = (72, 100)
+"""No multiple of any stride, so that padding is part of the graph."""
+
+
+@pytest.fixture(scope="module")
+def model() -> EDARFusion:
+    return load_checkpoint(Path(__file__).parents[1] / "checkpoints" / "edarfusion.safetensors").model
+
+
+@pytest.mark.parametrize(("engine", "grey", "px"), [("openvino", 4e-3, 0.01), ("openvino-bf16", 0.1, 0.3)])
+def test_engines_give_what_the_network_gives(model, engine, grey, px):
+    try:
+        by_openvino = OpenVINOModel(model, engine)
+    except ValueError as error:
+        pytest.skip(str(error))
+    pair = sample_pair(SIZE)
+    with torch.inference_mode():
+        found, expected = by_openvino(*pair), model(*pair)
+    for name, ours, theirs in zip(expected._fields, found, expected, strict=True):
+        assert (ours - theirs).abs().max() <= (px if "flow" in name else grey), name
+    assert expected.flow.abs().max() > 10 * px
+
+
+def test_results_outlive_the_next_pair_and_a_size_is_compiled_once(model, monkeypatch):
+    by_openvino = OpenVINOModel(EDARFusion("tiny").eval())
+    made = []
+    compile_graph = by_openvino._compile
+    monkeypatch.setattr(by_openvino, "_compile", lambda *call: made.append(call) or compile_graph(*call))
+    fixed, moving = sample_pair((64, 64))
+    first = by_openvino(fixed, moving).aligned
+    kept = first.clone()
+    assert not torch.equal(by_openvino(fixed, 1 - moving).aligned, kept)
+    assert torch.equal(first, kept)
+    assert len(made) == 1
+
+
+def test_unknown_engine_is_named(model):
+    with pytest.raises(ValueError, match="openvino, openvino-bf16, found 'onnx'"):
+        OpenVINOModel(model, "onnx")
