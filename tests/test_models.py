@@ -30,8 +30,9 @@ def build(preset: str = "tiny", **options) -> EDARFusion:
     torch.manual_seed(0)
     model = EDARFusion(preset, **options).eval()
     # The heads start at zero; a test of what they do must not.
-    for head in [scale.head for scale in model.eda_flowreg.scales] + [model.fusion.head]:
-        torch.nn.init.normal_(head.weight, std=0.05)
+    parts = [*model.eda_flowreg.scales, model.fusion, model.refinement]
+    for part in filter(None, parts):
+        torch.nn.init.normal_(part.head.weight, std=0.05)
     return model
 
 
@@ -162,12 +163,15 @@ def test_constant_images_give_finite_gradients():
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("ablation", [None, "entropy", "reliability", "aggregation"])
+@pytest.mark.parametrize("ablation", [None, "entropy", "reliability", "aggregation", "refinement"])
 def test_every_weight_learns(ablation):
     # Distributed training waits for the gradient of every weight.
     model = build(**({ablation: False} if ablation else {}))
-    output = model(*images(2, 64, 64))
-    (output.fused.square().sum() + output.flow.square().sum() + output.inverse_flow.square().sum()).backward()
+    fixed, moving = images(2, 64, 64)
+    registration = model.register(fixed, moving, both=True)
+    fused = model.fuse(fixed, moving, registration).fused
+    results = (fused, registration.flow, registration.steps[-1].flow)
+    sum(result.square().sum() for result in results).backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     # What adds a constant to a feature channel is taken away again by the normalisation behind it.
     assert all(name.endswith("head.bias") and name.startswith("encoder") for name in without), without
@@ -244,18 +248,19 @@ def test_inverse_flow_is_the_flow_of_exchanged_features(tiny):
     assert not torch.allclose(there[:1], there[1:], atol=1e-1)
 
 
-def shift_by(x: float, y: float):
-    """Stands in for EDA-FlowReg: the same displacement everywhere."""
+def estimate_shift(model: EDARFusion, monkeypatch, x: float, y: float) -> None:
+    """Let the registration find the same displacement everywhere, on the grid of cells, px."""
 
-    def forward(fixed: Tensor, *_) -> list[FlowStep]:
+    def match(fixed: Tensor, *_) -> list[FlowStep]:
         flow = torch.tensor([x, y]).view(1, 2, 1, 1).expand(fixed.shape[0], 2, *fixed.shape[3:])
         return [FlowStep(flow, torch.zeros_like(flow), [], 1)]
 
-    return forward
+    monkeypatch.setattr(model.eda_flowreg, "forward", match)
+    monkeypatch.setattr(model.refinement, "forward", lambda *call: call[-1])
 
 
 def test_passes_add_up(tiny, monkeypatch):
-    monkeypatch.setattr(tiny.eda_flowreg, "forward", shift_by(3.0, -2.0))
+    estimate_shift(tiny, monkeypatch, 3.0, -2.0)
     fixed, moving = images(1, 192, 256)
     with torch.inference_mode():
         for passes in (1, 2, 3):
@@ -443,7 +448,7 @@ def test_both_directions_are_estimated_where_asked():
 
 @pytest.mark.parametrize(("size", "scale"), [((192, 256), 1), ((384, 512), 2), ((1024, 800), 4), ((128, 130), 0.5)])
 def test_registration_sees_heads_of_the_size_it_has_learned(tiny, monkeypatch, size, scale):
-    monkeypatch.setattr(tiny.eda_flowreg, "forward", shift_by(3.0, -2.0))
+    estimate_shift(tiny, monkeypatch, 3.0, -2.0)
     fixed, moving = images(1, *size)
     with torch.inference_mode():
         flow = tiny(fixed, moving).flow
