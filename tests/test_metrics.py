@@ -99,7 +99,9 @@ def test_values_of_the_embedded_sample() -> None:
     found = pd.DataFrame(sample_scores())
     assert found[["modality", "name"]].equals(expected[["modality", "name"]])
     for metric in expected.columns.drop(["modality", "name"]):
-        np.testing.assert_allclose(found[metric], expected[metric], rtol=tolerance(metric), err_msg=metric)
+        # Simulated images are smooth: round-off, which differs between processors, turns the angles of faint edges.
+        limit = max(tolerance(metric), 1e-4)
+        np.testing.assert_allclose(found[metric], expected[metric], rtol=limit, err_msg=metric)
 
 
 def test_ssim_is_scikit_images(sources: list[np.ndarray]) -> None:
