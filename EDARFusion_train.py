@@ -157,9 +157,10 @@ class FusionStep(nn.Module):
         with torch.no_grad(), amp:
             registration = self.register_pair(pair.fixed, pair.moving)
             aligned = warp(pair.moving, registration.flow)
-        with amp:
-            fused = self.fuse(pair.fixed, aligned, registration).fused
-            fused_true = self.fuse(pair.fixed, pair.moving_aligned, registration).fused
+        # Grey values want more digits than bfloat16 has.
+        fused, fused_true = (
+            self.fuse(pair.fixed, image, registration).fused for image in (aligned, pair.moving_aligned)
+        )
         return fusion_loss(pair.fixed, pair.moving_aligned, fused, fused_true, self.weights)
 
 
@@ -350,8 +351,11 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
             module = FusionStep(model, weights)
         parameters = list(module.parameters())
         # Steps of one length upset the few small kernels of the fusion, whose head corrects grey values directly.
-        kind = Muon if stage == "registration" else torch.optim.AdamW
-        optimizer = kind(parameters, options.lr, weight_decay=1e-3)
+        if stage == "registration":
+            dtype = torch.bfloat16 if options.amp else torch.float32
+            optimizer = Muon(parameters, options.lr, weight_decay=1e-3, dtype=dtype)
+        else:
+            optimizer = torch.optim.AdamW(parameters, options.lr, weight_decay=1e-3)
         if resumed:
             unpack_state(resumed.state, model, optimizer)
         step_loss = DistributedDataParallel(module) if world > 1 else module

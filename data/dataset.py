@@ -28,6 +28,9 @@ VAL_SEED = 1_000_003
 POSE = DeformationRange(amplitude=(0.0, 2.0), sigma=(24.0, 40.0), translation=8.0, rotation=10.0, scale=0.08)
 """How the pair as a whole is posed and shaped, both images together."""
 
+POSED = 0.4
+"""Share of the training pairs that are posed and shaped anew; most scans show the head as an atlas does."""
+
 
 class Pair(NamedTuple):
     """One pair, or a batch of them with a leading dimension; images are in [0, 1].
@@ -182,7 +185,7 @@ class PairDataset(Dataset[Pair]):
         if self.augment:
             flips = [axis for axis in (2, 3) if torch.rand((), generator=generator) < (0.1, 0.5)[axis - 2]]
             pair = vary_shading(pair.flip(flips), generator)
-            if torch.rand((), generator=generator) < 0.7:
+            if torch.rand((), generator=generator) < POSED:
                 # The misaligned image is sampled once from the original, as a real one would be.
                 pose = resize_flow(random_flow(full, POSE, generator), full)
                 moving, pair = warp(pair[:, 1:], compose(pose, applied)), warp(pair, pose)

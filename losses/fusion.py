@@ -1,13 +1,15 @@
 """Losses that teach fusion: keep both images' structure, as if they had been truly aligned."""
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from kornia.filters import gaussian_blur2d, spatial_gradient
-from kornia.metrics import ssim
 from torch import Tensor
+
+TRUE_SHARE = 0.1  # of the loss that is taken under the true alignment, which no user has
 
 
 class FusionLoss(NamedTuple):
@@ -26,17 +28,17 @@ class FusionWeights(NamedTuple):
     """Weights of the components of `FusionLoss`."""
 
     intensity: float = 2.0
-    gradient: float = 1.5
-    ssim: float = 0.5
-    information: float = 0.2
-    visibility: float = 2.0
-    consistency: float = 5.0
+    gradient: float = 2.6
+    ssim: float = 0.1
+    information: float = 0.52
+    visibility: float = 3.0
+    consistency: float = 1.0
 
 
 def intensity_error(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
-    """Mean absolute difference from the brighter of both images; all (B, 1, H, W) in [0, 1]."""
+    """Mean absolute difference from the brighter of both images; all (B, 1, H, W) in [0, 1]; (n,) for n fused ones."""
     brighter = torch.maximum(fixed, moving_aligned)
-    return _mean([(image - brighter).abs().mean() for image in fused])
+    return torch.stack([(image - brighter).abs().mean() for image in fused])
 
 
 def edge_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
@@ -46,7 +48,7 @@ def edge_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
         fixed, moving_aligned, fused: (B, 1, H, W) in [0, 1].
 
     Returns:
-        Scalar, 0 to 1, the mean over the batch and the fused images.
+        (n,) for n fused images, 0 to 1, means over the batch.
     """
     sources = [_edges(source) for source in (fixed, moving_aligned)]
     weight = sum(strength.sum(dim=(1, 2, 3)) for strength, _ in sources)
@@ -59,7 +61,7 @@ def edge_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
             quality = 0.9994 * torch.sigmoid(15 * (ratio - 0.5)) * 0.9879 * torch.sigmoid(22 * (turn - 0.8))
             kept = kept + (quality * strength).sum(dim=(1, 2, 3))
         losses.append(1 - (kept / weight).mean())
-    return _mean(losses)
+    return torch.stack(losses)
 
 
 def _edges(image: Tensor, floor: float = 1e-3) -> tuple[Tensor, Tensor]:
@@ -73,16 +75,27 @@ def _edges(image: Tensor, floor: float = 1e-3) -> tuple[Tensor, Tensor]:
 
 
 def structure_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
-    """One minus SSIM with the image that varies more at each place; all (B, 1, H, W) in [0, 1], result 0 to 2."""
-    spread = [_local_variance(image) for image in (fixed, moving_aligned)]
-    share = spread[0] / (spread[0] + spread[1])
-    likeness = [share * ssim(fixed, f, 11) + (1 - share) * ssim(moving_aligned, f, 11) for f in fused]
-    return 1 - _mean([local.mean() for local in likeness])
+    """One minus SSIM (Wang et al. 2004) with the image that varies more at each place.
 
+    Args:
+        fixed, moving_aligned, fused: (B, 1, H, W) in [0, 1].
 
-def _local_variance(image: Tensor) -> Tensor:
-    mean, square = (F.avg_pool2d(x, 7, 1, 3, count_include_pad=False) for x in (image, image.square()))
-    return (square - mean.square()).clamp_min(0) + 1e-4
+    Returns:
+        (n,) for n fused images, 0 to 2, means over the batch.
+    """
+    sources = [(source, *_moments(source, 11, 1.5)) for source in (fixed, moving_aligned)]
+    spread = [variance + 1e-4 for _, _, variance in sources]
+    shares = [each / (spread[0] + spread[1]) for each in spread]
+    likeness = []
+    for image in fused:
+        mean_f, variance_f = _moments(image, 11, 1.5)
+        likeness.append(0.0)
+        for share, (source, mean, variance) in zip(shares, sources, strict=True):
+            covariance = _local_mean(source * image, 11, 1.5) - mean * mean_f
+            luminance = (2 * mean * mean_f + 1e-4) / (mean.square() + mean_f.square() + 1e-4)
+            local = luminance * (2 * covariance + 9e-4) / (variance + variance_f + 9e-4)
+            likeness[-1] = likeness[-1] + (share * local).mean()
+    return 1 - torch.stack(likeness)
 
 
 EYE_NOISE = 0.005
@@ -98,39 +111,45 @@ def information_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> T
         fixed, moving_aligned, fused: (B, 1, H, W) in [0, 1].
 
     Returns:
-        Scalar, at most 1, the mean over the batch and the fused images; negative where contrast is enhanced.
+        (n,) for n fused images, at most 1, means over the batch; negative where contrast is enhanced.
     """
     sources, fused, fidelity = [fixed, moving_aligned], list(fused), 0.0
     for size, weight in ((17, 1.0), (9, 0.0), (5, 0.15), (3, 1.0)):
         if size < 17:
-            sources, fused = ([_local_mean(image, size)[..., ::2, ::2] for image in each] for each in (sources, fused))
+            sources, fused = ([_local_mean(image, size, size / 5, 2) for image in each] for each in (sources, fused))
         if weight:
-            moments = [_moments(source, size) for source in sources]
+            moments = [_moments(source, size, size / 5) for source in sources]
             ratios = [_fidelity(sources, moments, image, size) for image in fused]
-            fidelity = fidelity + weight / 2.15 * _mean(ratios)
+            fidelity = fidelity + weight / 2.15 * torch.stack(ratios)
     return 1 - fidelity
 
 
-def _mean(values: list[Tensor]) -> Tensor:
-    return sum(values) / len(values)
+@lru_cache(maxsize=32)
+def _blurring(length: int, size: int, sigma: float, step: int, device: torch.device) -> Tensor:
+    """(length, length / step), columns that blur a row of an image and keep every step-th result.
+
+    As a product with a matrix the wide windows here take a tenth of a convolution's time on a CPU.
+    """
+    return gaussian_blur2d(torch.eye(length, device=device)[None, None], (1, size), (sigma, sigma))[0, 0, :, ::step]
 
 
-def _local_mean(image: Tensor, size: int) -> Tensor:
-    return gaussian_blur2d(image, (size, size), (size / 5, size / 5))
+def _local_mean(image: Tensor, size: int, sigma: float, step: int = 1) -> Tensor:
+    rows, columns = (_blurring(length, size, sigma, step, image.device) for length in image.shape[2:])
+    return rows.T @ image @ columns
 
 
-def _moments(image: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Local mean and variance."""
-    mean, square = (_local_mean(values, size) for values in (image, image.square()))
+def _moments(image: Tensor, size: int, sigma: float) -> tuple[Tensor, Tensor]:
+    """Local mean and variance under a Gaussian window."""
+    mean, square = (_local_mean(values, size, sigma) for values in (image, image.square()))
     return mean, (square - mean.square()).clamp_min(0)
 
 
 def _fidelity(sources: list[Tensor], moments: list[tuple[Tensor, Tensor]], fused: Tensor, size: int) -> Tensor:
     """What the eye draws about the sources from the fused image, as a share of what it draws from themselves."""
-    mean_f, variance_f = _moments(fused, size)
+    mean_f, variance_f = _moments(fused, size, size / 5)
     kept, total, gains = [], [], []
     for source, (mean, variance) in zip(sources, moments, strict=True):
-        covariance = _local_mean(source * fused, size) - mean * mean_f
+        covariance = _local_mean(source * fused, size, size / 5) - mean * mean_f
         gain = (covariance / (variance + 1e-6)).clamp_min(0)
         noise = (variance_f - gain * covariance).clamp_min(0)
         kept.append(torch.log1p(gain.square() * variance / (noise + EYE_NOISE)))
@@ -152,8 +171,8 @@ def visibility_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Te
         fixed, moving_aligned, fused: (B, 1, H, W) in [0, 1].
 
     Returns:
-        Scalar, grey value in [0, 1], the mean over the batch and the fused images. The metric is the mean square in
-        grey levels, for images that fill the range 0 to 255.
+        (n,) for n fused images, grey values in [0, 1], means over the batch. The metric is the mean square in grey
+        levels, for images that fill the range 0 to 255.
     """
     sources = torch.cat((fixed, moving_aligned), dim=1)
     # Zeros around the images, as in the metric.
@@ -169,7 +188,7 @@ def visibility_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Te
         seen = torch.fft.irfft2(torch.fft.rfft2(sources - image) * sensitivity, s=(height, width))
         square = (weight * _block_sums(seen.square())).sum(dim=(1, 2, 3)) / BLOCK**2
         roots.append((square + 1e-8).sqrt().mean())
-    return _mean(roots)
+    return torch.stack(roots)
 
 
 def _block_sums(image: Tensor) -> Tensor:
@@ -199,6 +218,7 @@ def fusion_loss(
         `FusionLoss` of scalars.
     """
     losses = (intensity_error, edge_loss, structure_loss, information_loss, visibility_loss)
-    parts = [loss(fixed, moving_aligned, fused, fused_true) for loss in losses]
+    share = fused.new_tensor((1 - TRUE_SHARE, TRUE_SHARE))
+    parts = [loss(fixed, moving_aligned, fused, fused_true) @ share for loss in losses]
     parts.append((fused - fused_true.detach()).abs().mean())
     return FusionLoss(sum(w * part for w, part in zip(weights, parts, strict=True)), *parts)

@@ -6,11 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import ResidualBlock, conv
+from models.layers import ConvBlock, ResidualBlock, conv
 from utils.maps import gradient_agreement, resize
 
 AT_ONCE = 8 * 256 * 256
 """Pixels that are fused at one time: beyond, a CPU spends its time on fetching memory instead of on convolutions."""
+
+
+REACH = 0.5
+"""Largest correction: without a bound it can run away, as a grey value that is cut to [0, 1] feels no pull back."""
 
 
 class Fusion(NamedTuple):
@@ -40,32 +44,37 @@ class FlowGuidedFusion(nn.Module):
     """Mixes the fixed and the aligned image with a predicted weight and adds a small predicted correction.
 
     Args:
-        channels: width of the network, which runs at half the resolution.
-        blocks: number of residual blocks.
+        channels: width of the network at half the resolution; twice that at a quarter, where it takes in its
+            surroundings and the maps that say how far the alignment may be trusted.
     """
 
-    def __init__(self, channels: int, blocks: int = 2) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.stem = conv(3 * 4 + 1, channels)
-        self.blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(blocks)))
+        self.stem = conv(3, channels, kernel=5, stride=2)
+        self.down = ConvBlock(channels + 3, 2 * channels, stride=2)
+        self.surroundings = nn.Sequential(*(ResidualBlock(2 * channels) for _ in range(2)))
+        self.lateral = conv(2 * channels, channels, kernel=1)
+        self.block = ResidualBlock(channels)
         self.head = conv(channels, 2 * 4)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, fixed: Tensor, aligned: Tensor, reliability: Tensor, gate: Tensor) -> Fusion:
-        """Images (B, 1, H, W) in [0, 1] with even H and W; R and W (B, 1, h, w) -> `Fusion`."""
+        """Images (B, 1, H, W) in [0, 1] with H and W multiples of 4; R and W (B, 1, h, w) -> `Fusion`."""
         if len(fixed) > 1 and fixed.numel() > AT_ONCE:
             most = max(1, AT_ONCE // fixed[0].numel())
             parts = zip(*(x.split(most) for x in (fixed, aligned, reliability, gate)), strict=True)
             return Fusion(*map(torch.cat, zip(*(self(*part) for part in parts), strict=True)))
         consistency = alignment_consistency(F.avg_pool2d(fixed, 2), F.avg_pool2d(aligned, 2), reliability, gate)
         brighter = torch.maximum(fixed, aligned)
-        images = F.pixel_unshuffle(torch.cat((fixed, aligned, brighter), dim=1), 2)
-        x = torch.cat((images, consistency), dim=1).contiguous(memory_format=torch.channels_last)
-        x = self.head(self.blocks(F.leaky_relu(self.stem(x), 0.1))).float()
-        weight, correction = F.pixel_shuffle(x, 2).split(1, dim=1)
+        images = torch.cat((fixed, aligned, brighter), dim=1).contiguous(memory_format=torch.channels_last)
+        x = F.leaky_relu(self.stem(images - 0.25), 0.1)
+        maps = [resize(map_, consistency.shape[2:]) for map_ in (reliability, gate)]
+        around = self.surroundings(self.down(torch.cat((x, consistency, *maps), dim=1)))
+        x = self.block(x + F.interpolate(self.lateral(around), scale_factor=2.0, mode="nearest"))
+        weight, correction = F.pixel_shuffle(self.head(x).float(), 2).split(1, dim=1)
         # Starts near the maximum rule, which at true alignment is a good fusion already; the correction sharpens.
         mixed = brighter - torch.sigmoid(weight - 3) * (fixed - aligned).abs()
-        fused = mixed + correction
+        fused = mixed + REACH * F.softsign(correction / REACH)
         # Cut to [0, 1], yet with a gradient where the cut would leave none.
         return Fusion(fused + (fused.clamp(0, 1) - fused).detach(), consistency)

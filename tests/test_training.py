@@ -29,7 +29,9 @@ def assert_same_weights(a: Path, b: Path, tolerance: float = 0.0) -> None:
     first, second = load_file(a / "last.safetensors"), load_file(b / "last.safetensors")
     assert first.keys() == second.keys()
     for name, value in first.items():
-        torch.testing.assert_close(value, second[name], rtol=0, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}")
+        # The optimiser's running means are gradients, which rounding moves more than the weights they move.
+        atol = 10 * tolerance if name.startswith("optimizer.") else tolerance
+        torch.testing.assert_close(value, second[name], rtol=0, atol=atol, msg=lambda text, n=name: f"{n}: {text}")
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,8 @@ class OpenVINOModel:
     Args:
         model: in evaluation mode, on the CPU.
         engine: ``openvino`` computes in float32 and agrees with PyTorch to rounding; ``openvino-bf16`` computes in
-            bfloat16 and moves the flow by some hundredths of a px, grey values by up to some levels of 255.
+            bfloat16 and moves the flow by some hundredths of a px, grey values by some levels of 255 and by more in
+            single pixels on sharp edges.
 
     Raises:
         ValueError: an engine that is not one of the two, or bfloat16 on a processor that does not compute with it.

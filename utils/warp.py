@@ -35,8 +35,10 @@ def warp(image: Tensor, flow: Tensor) -> Tensor:
     grid = torch.stack((x + flow[:, 0] * (2 / width), y[:, None] + flow[:, 1] * (2 / height)), dim=-1)
     sampled = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
     # Normalised coordinates round to about 1e-5 px; zero flow must still be the identity, gradients included.
-    still = (flow == 0).all(dim=1, keepdim=True)
-    return torch.where(still, image.detach() + (sampled - sampled.detach()), sampled)
+    still = (flow[:, :1] == 0) & (flow[:, 1:] == 0)
+    if torch.is_grad_enabled():
+        image = image.detach() + (sampled - sampled.detach())
+    return torch.where(still, image, sampled)
 
 
 def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
