@@ -72,7 +72,7 @@ def correlate(fixed: Tensor, moving: Tensor, radius: int) -> Tensor:
             strides = (height * tile * span, tile * span, span + 2, 1)
             bands.append(product.as_strided((batch, height, tile, count), strides))
         tiles.append(torch.cat(bands, dim=3))
-    return torch.cat(tiles, dim=2).permute(0, 3, 1, 2)
+    return torch.cat(tiles, dim=2).permute(0, 3, 1, 2).contiguous()
 
 
 def warp_phases(features: Tensor, flow: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ class FlowScale(nn.Module):
         self.alpha = nn.Parameter(torch.tensor(0.0))
         self.register_buffer("candidates", candidates(scale.radius), persistent=False)
         inputs = (1 + len(scale.windows)) * len(self.candidates) + 2 * features + 2 * len(scale.windows) + 4
-        self.squeeze = conv(inputs, scale.widths[0], kernel=1)
+        self.squeeze = nn.Linear(inputs, scale.widths[0])
         self.refine = UNet(scale.widths)
         self.head = conv(scale.widths[0], 2)
         nn.init.zeros_(self.head.weight)
@@ -130,11 +130,14 @@ class FlowScale(nn.Module):
     def forward(self, fixed: Tensor, moving: Tensor, reliability: Tensor, gate: Tensor, flow: Tensor) -> FlowStep:
         """Features (B, 4, C, h, w), R, W (B, 1, h, w) and the flow so far (B, 2, h, w) -> `FlowStep`."""
         raw = correlate(fixed, moving, self.radius)
+        weighted = reliability * raw
         scores = [
-            (blur(reliability * raw) / blur(reliability).clamp_min(1e-4)).float() * temperature
+            blur(weighted).float() * (temperature / blur(reliability).clamp_min(1e-4))
             for blur, temperature in zip(self.blurs, self.log_temperature.exp(), strict=True)
         ]
-        matched = [torch.einsum("bkhw,kc->bchw", torch.softmax(s, dim=1), self.candidates) for s in scores]
+        matched = [
+            (self.candidates.T @ torch.softmax(s, dim=1).flatten(2)).unflatten(2, s.shape[2:]) for s in scores
+        ]
         gate = self.smooth(gate)
         evidence = (
             raw,
@@ -146,8 +149,10 @@ class FlowScale(nn.Module):
             reliability,
             gate,
         )
-        x = F.avg_pool2d(torch.cat(evidence, dim=1), self.stride).contiguous(memory_format=torch.channels_last)
-        residual = STEP * resize(self.head(self.refine(self.squeeze(x))).float(), flow.shape[2:])
+        # A convolution of 1 x 1, whose result lies as the next one wants it, without moving all the evidence first.
+        x = self.squeeze(torch.cat(evidence, dim=1).flatten(2).transpose(1, 2)).transpose(1, 2)
+        x = F.avg_pool2d(x.unflatten(2, flow.shape[2:]), self.stride)
+        residual = STEP * resize(self.head(self.refine(x)).float(), flow.shape[2:])
         alpha = torch.sigmoid(self.alpha)
         increment = (alpha + (1 - alpha) * gate) * matched[-1] + residual
         return FlowStep(CELL * compose(flow / CELL, increment / CELL), flow, scores, self.radius)

@@ -5,12 +5,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import ConvBlock, ResidualBlock, UNet, conv
-from utils.maps import gradient_magnitude, local_entropy
+from utils.maps import gradient_magnitude, halved, local_entropy
 
 
 def entropy_at_quarter(image: Tensor) -> Tensor:
     """Local entropy (B, 1, H/4, W/4) in bits over about 12 x 12 px: a sixteenth of the places at full resolution."""
-    return local_entropy(F.avg_pool2d(image, 2), window=3, stride=2)
+    return local_entropy(halved(image), window=3, stride=2)
 
 
 class Encoder(nn.Module):
@@ -41,7 +41,7 @@ class Encoder(nn.Module):
     def forward(self, image: Tensor, entropy: Tensor) -> Tensor:
         """(B, 1, H, W) in [0, 1] and its entropy (B, 1, H/4, W/4) -> features (B, 4, features, H/8, W/8)."""
         entropy = entropy / 4 if self.entropy else torch.zeros_like(entropy)
-        edges = gradient_magnitude(F.avg_pool2d(image, 2))
+        edges = gradient_magnitude(halved(image))
         x = torch.cat((F.pixel_unshuffle(image, 2), edges), dim=1).contiguous(memory_format=torch.channels_last)
         quarter = self.block(self.stem(x))
         x = self.head(self.unet(self.join(torch.cat((quarter, entropy), dim=1)))).unflatten(1, (4, -1))

@@ -8,11 +8,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from kornia.filters import box_blur
 from torch import Tensor, nn
 
 from models.layers import ConvBlock, conv
-from utils.maps import gradient_magnitude, min_max
+from utils.maps import box_mean, gradient_magnitude, min_max
 
 FLOOR = 0.02
 
@@ -49,7 +48,7 @@ def reliability_prior(fixed: Tensor, moving: Tensor, moving_image: Tensor, tau: 
     distance = (fixed - moving).abs().mean(dim=1, keepdim=True)
     similar = ((1 + cosine) / 2 + torch.exp(-distance / tau)) / 2
     edge = F.adaptive_max_pool2d(min_max(gradient_magnitude(moving_image)), fixed.shape[2:])
-    return 0.15 + 0.85 * box_blur(similar * (1 - edge).clamp_min(0) ** 1.5, (5, 5), border_type="reflect")
+    return 0.15 + 0.85 * box_mean(similar * (1 - edge).clamp_min(0) ** 1.5, 5)
 
 
 class FRGPreReg(nn.Module):
@@ -79,7 +78,7 @@ class FRGPreReg(nn.Module):
         else:
             r = torch.ones_like(prior).expand(-1, 2, -1, -1)
         r_fixed, r_moving = r.split(1, dim=1)
-        d_fixed, d_moving = self.adapter(z).unflatten(1, (2, 4, -1)).unbind(1)
+        d_fixed, d_moving = self.adapter(z).contiguous().unflatten(1, (2, 4, -1)).unbind(1)
         return PreRegistration(
             self.adapt(fixed, d_fixed, r_fixed), self.adapt(moving, d_moving, r_moving), r_fixed, r_moving
         )
@@ -87,5 +86,6 @@ class FRGPreReg(nn.Module):
     def adapt(self, features: Tensor, residual: Tensor, reliability: Tensor) -> Tensor:
         """F + a R D + a_raw (1 - R) F, scaled to unit length: F and D (B, 4, C, h, w), R (B, 1, h, w)."""
         strength, raw = self.strength
-        r = reliability.unsqueeze(1).to(features.dtype)
-        return unit_length((features * (1 + raw * (1 - r)) + strength * r * residual).float(), dim=2)
+        r = reliability.unsqueeze(1)
+        # The length falls out in the end, so F may keep its own.
+        return unit_length(features + strength * r / (1 + raw * (1 - r)) * residual.float(), dim=2)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import ConvBlock, ResidualBlock, conv
-from utils.maps import gradient_agreement, resize
+from utils.maps import gradient_agreement, halved, resize
 
 AT_ONCE = 8 * 256 * 256
 """Pixels that are fused at one time: beyond, a CPU spends its time on fetching memory instead of on convolutions."""
@@ -65,7 +65,7 @@ class FlowGuidedFusion(nn.Module):
             most = max(1, AT_ONCE // fixed[0].numel())
             parts = zip(*(x.split(most) for x in (fixed, aligned, reliability, gate)), strict=True)
             return Fusion(*map(torch.cat, zip(*(self(*part) for part in parts), strict=True)))
-        consistency = alignment_consistency(F.avg_pool2d(fixed, 2), F.avg_pool2d(aligned, 2), reliability, gate)
+        consistency = alignment_consistency(halved(fixed), halved(aligned), reliability, gate)
         brighter = torch.maximum(fixed, aligned)
         images = torch.cat((fixed, aligned, brighter), dim=1).contiguous(memory_format=torch.channels_last)
         x = F.leaky_relu(self.stem(images - 0.25), 0.1)
@@ -76,5 +76,7 @@ class FlowGuidedFusion(nn.Module):
         # Starts near the maximum rule, which at true alignment is a good fusion already; the correction sharpens.
         mixed = brighter - torch.sigmoid(weight - 3) * (fixed - aligned).abs()
         fused = mixed + REACH * F.softsign(correction / REACH)
-        # Cut to [0, 1], yet with a gradient where the cut would leave none.
-        return Fusion(fused + (fused.clamp(0, 1) - fused).detach(), consistency)
+        cut = fused.clamp(0, 1)
+        if torch.is_grad_enabled():
+            cut = fused + (cut - fused).detach()  # with a gradient where the cut would leave none
+        return Fusion(cut, consistency)

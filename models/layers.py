@@ -72,4 +72,6 @@ class GaussianBlur(nn.Module):
         return (matrix / matrix.sum(dim=1).max()).to(like.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._matrix(x.shape[2], x) @ x @ self._matrix(x.shape[3], x)
+        height, width = x.shape[2:]
+        rows = self._matrix(height, x)
+        return rows @ x @ (rows if width == height else self._matrix(width, x))

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from models.eda_flowreg import CELL, STEP
 from models.layers import ConvBlock, UNet, conv
-from utils.maps import gradient_magnitude, resize
+from utils.maps import gradient_magnitude, halved, resize
 from utils.warp import compose, resize_flow, warp
 
 
 def pixels_and_edges(image: Tensor) -> Tensor:
     """Pixels and edge strengths as channels: (B, 1, H, W) -> (B, 20, H / 4, W / 4)."""
-    edges = gradient_magnitude(F.avg_pool2d(image, 2))
+    edges = gradient_magnitude(halved(image))
     x = torch.cat((F.pixel_unshuffle(image, 4), F.pixel_unshuffle(edges, 2)), dim=1)
     return x.contiguous(memory_format=torch.channels_last)
 

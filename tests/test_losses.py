@@ -331,6 +331,17 @@ def test_fusion_loss_is_the_weighted_sum_of_its_parts():
         assert part.item() == pytest.approx(0.9 * predicted + 0.1 * true, rel=1e-5)
 
 
+def test_losses_first_taken_in_inference_mode_still_train():
+    # The windows are kept by size; this size is no other test's.
+    fixed, label, fused = noise(3, 1, 1, 44, 52)
+    with torch.inference_mode():
+        before = structure_loss(fixed, label, fused)
+    fused = fused.clone().requires_grad_()
+    after = structure_loss(fixed, label, fused)
+    after.sum().backward()
+    assert torch.equal(after.detach(), before) and fused.grad.abs().max() > 0
+
+
 def test_perfect_fusion_of_one_image_costs_its_floor():
     image = noise(1, 1, 64, 64)
     loss = fusion_loss(image, image, image, image)

@@ -10,10 +10,12 @@ from torch import Tensor
 from data.deformation import affine_flow
 from tests.tensors import noise
 from utils.maps import (
+    box_mean,
     entropy_difference,
     gate,
     gradient_agreement,
     gradient_magnitude,
+    halved,
     jacobian_determinant,
     local_entropy,
     min_max,
@@ -27,6 +29,19 @@ def halves(height: int = 32, width: int = 40) -> Tensor:
     image = torch.zeros(1, 1, height, width)
     image[..., width // 2 :] = 1
     return image
+
+
+def test_halved_is_the_mean_of_four():
+    image = noise(2, 3, 8, 10)
+    blocks = (image[..., ::2, ::2] + image[..., 1::2, ::2] + image[..., ::2, 1::2] + image[..., 1::2, 1::2]) / 4
+    assert torch.allclose(halved(image), blocks, atol=1e-6)
+
+
+def test_box_mean_reflects_at_the_border():
+    row = torch.tensor([1.0, 2.0, 4.0, 8.0]).expand(1, 1, 4, 4)
+    assert torch.allclose(box_mean(row, 3)[0, 0, 1], torch.tensor([5 / 3, 7 / 3, 14 / 3, 16 / 3]))
+    assert torch.allclose(box_mean(row.mT, 3), box_mean(row, 3).mT)
+    assert torch.equal(box_mean(row, 1), row)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, 1.0, -7.5])

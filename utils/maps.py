@@ -7,7 +7,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from kornia.filters import box_blur, spatial_gradient
+from kornia.filters import spatial_gradient
 from torch import Tensor
 
 EPS = 1e-6
@@ -39,6 +39,22 @@ def gradient_magnitude(image: Tensor) -> Tensor:
     return spatial_gradient(image)[:, 0].square().sum(dim=1, keepdim=True).add(EPS**2).sqrt()
 
 
+def halved(image: Tensor) -> Tensor:
+    """Mean over blocks of 2 x 2 pixels: (B, C, H, W) -> (B, C, H / 2, W / 2).
+
+    Bilinear interpolation at half the scale is just that; on a CPU it takes half the time of pooling.
+    """
+    return F.interpolate(image, scale_factor=0.5, mode="bilinear")
+
+
+def box_mean(image: Tensor, window: int) -> Tensor:
+    """Mean over a window of odd side, reflected at the borders: (B, C, H, W) -> (B, C, H, W).
+
+    On a CPU several times faster than kornia's box_blur, which convolves.
+    """
+    return F.avg_pool2d(F.pad(image, (window // 2,) * 4, mode="reflect"), window, 1)
+
+
 def local_entropy(image: Tensor, window: int = 9, bins: int = 16, sigma: float = 0.08, stride: int = 1) -> Tensor:
     """Shannon entropy of the grey levels around each pixel, from a soft histogram.
 
@@ -55,17 +71,16 @@ def local_entropy(image: Tensor, window: int = 9, bins: int = 16, sigma: float =
     Returns:
         (B, 1, H / stride, W / stride) in [0, log2(bins)] bits.
     """
-    scaled = min_max(image)
-    centres = torch.linspace(0, 1, bins, device=image.device).view(1, bins, 1, 1)
-    log_membership = torch.log_softmax((scaled - centres).square() * (-1 / (2 * sigma**2)), dim=1)
+    scaled = min_max(image)[:, 0, :, :, None]
+    centres = torch.linspace(0, 1, bins, device=image.device)
+    # On a CPU, all this is several times faster with the bins of a pixel side by side in memory.
+    # The pixel's own square is left out of (scaled - centre)^2: it is the same for all bins.
+    exponent = torch.addcmul(centres.square() / (-2 * sigma**2), scaled, centres / sigma**2)
+    log_membership = torch.log_softmax(exponent, dim=-1)
     membership = log_membership.exp()
     # A pixel between two centres belongs to several bins; the entropy of a constant image must still be 0.
-    own = -(membership * log_membership).sum(dim=1, keepdim=True)
-    # On a CPU, pooling and blurring so many channels is several times faster with the channels side by side.
-    counted = torch.cat((membership, own), dim=1).contiguous(memory_format=torch.channels_last)
-    blocks = F.avg_pool2d(counted, stride)
-    blurred = box_blur(blocks, (window, window), border_type="reflect", separable=True)
-    histogram, own = blurred[:, :-1], blurred[:, -1:]
+    own = -(membership * log_membership).sum(dim=-1)[:, None]
+    histogram, own = (box_mean(F.avg_pool2d(x, stride), window) for x in (membership.permute(0, 3, 1, 2), own))
     mixed = -(histogram * histogram.clamp_min(1e-12).log()).sum(dim=1, keepdim=True)
     return (mixed - own).clamp_min(0) / math.log(2)
 
@@ -94,7 +109,7 @@ def gate(
     difference = entropy_difference(entropy_fixed, entropy_moving)
     information = min_max((entropy_fixed + entropy_moving) / 2)
     raw = floor + (1 - floor) * torch.exp(-gamma * difference / tau) * information
-    return box_blur(raw, (3, 3), border_type="reflect")
+    return box_mean(raw, 3)
 
 
 def gradient_agreement(fixed: Tensor, aligned: Tensor, window: int = 5, noise: float = 0.02) -> Tensor:
@@ -114,7 +129,7 @@ def gradient_agreement(fixed: Tensor, aligned: Tensor, window: int = 5, noise: f
     a, b = spatial_gradient(fixed)[:, 0], spatial_gradient(aligned)[:, 0]
     dot = (a * b).sum(dim=1, keepdim=True).square()
     energy = a.square().sum(dim=1, keepdim=True) * b.square().sum(dim=1, keepdim=True)
-    dot, energy = box_blur(torch.cat((dot, energy), dim=1), (window, window)).split(1, dim=1)
+    dot, energy = box_mean(torch.cat((dot, energy), dim=1), window).split(1, dim=1)
     return (dot + noise**4) / (energy + noise**4)
 
 

@@ -1,4 +1,4 @@
-"""Optimiser: Muon for the kernels of convolutions, AdamW for all else."""
+"""Optimiser: Muon for the kernels of convolutions and linear maps, AdamW for all else."""
 
 from collections.abc import Iterable
 
@@ -29,10 +29,11 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.AdamW):
-    """Momentum whose step has all directions equally long, for tensors of four dimensions; AdamW for the others.
+    """Momentum whose step has all directions equally long, for tensors of two or more dimensions; AdamW for the others.
 
-    A kernel (outputs, inputs, h, w) is taken as the matrix (outputs, inputs h w). The step is scaled to the size that
-    AdamW's steps have, so that one learning rate serves both (Liu et al. 2025, "Muon is scalable for LLM training").
+    A kernel (outputs, inputs, h, w) is taken as the matrix (outputs, inputs h w), a linear map as its own. The step is
+    scaled to the size that AdamW's steps have, so that one learning rate serves both (Liu et al. 2025, "Muon is
+    scalable for LLM training").
 
     Args:
         parameters: to optimise.
@@ -57,7 +58,7 @@ class Muon(torch.optim.AdamW):
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
             for kernel in group["params"]:
-                if kernel.ndim == 4 and kernel.grad is not None:
+                if kernel.ndim > 1 and kernel.grad is not None:
                     self._step_kernel(kernel, group["lr"], group["weight_decay"])
                     kernel.grad = None  # AdamW passes over it
         super().step()

@@ -30,8 +30,7 @@ def warp(image: Tensor, flow: Tensor) -> Tensor:
     height, width = image.shape[2:]
     image, flow = image.float(), flow.float()
     # align_corners=False puts pixel centre i at (2 i + 1) / size - 1, for any size down to one pixel.
-    x = (2 * torch.arange(width, device=flow.device) + 1) / width - 1
-    y = (2 * torch.arange(height, device=flow.device) + 1) / height - 1
+    x, y = (torch.linspace(1 / size - 1, 1 - 1 / size, size, device=flow.device) for size in (width, height))
     grid = torch.stack((x + flow[:, 0] * (2 / width), y[:, None] + flow[:, 1] * (2 / height)), dim=-1)
     sampled = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
     # Normalised coordinates round to about 1e-5 px; zero flow must still be the identity, gradients included.
