@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from kornia.filters import gaussian_blur2d, spatial_gradient
+from kornia.metrics import ssim
 from torch import Tensor
 
 TRUE_SHARE = 0.1  # of the loss that is taken under the true alignment, which no user has
@@ -83,18 +84,13 @@ def structure_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Ten
     Returns:
         (n,) for n fused images, 0 to 2, means over the batch.
     """
-    sources = [(source, *_moments(source, 11, 1.5)) for source in (fixed, moving_aligned)]
-    spread = [variance + 1e-4 for _, _, variance in sources]
+    sources = (fixed, moving_aligned)
+    spread = [_moments(source, 11, 1.5)[1] + 1e-4 for source in sources]
     shares = [each / (spread[0] + spread[1]) for each in spread]
-    likeness = []
-    for image in fused:
-        mean_f, variance_f = _moments(image, 11, 1.5)
-        likeness.append(0.0)
-        for share, (source, mean, variance) in zip(shares, sources, strict=True):
-            covariance = _local_mean(source * image, 11, 1.5) - mean * mean_f
-            luminance = (2 * mean * mean_f + 1e-4) / (mean.square() + mean_f.square() + 1e-4)
-            local = luminance * (2 * covariance + 9e-4) / (variance + variance_f + 9e-4)
-            likeness[-1] = likeness[-1] + (share * local).mean()
+    likeness = [
+        sum((share * ssim(source, image, 11)).mean() for share, source in zip(shares, sources, strict=True))
+        for image in fused
+    ]
     return 1 - torch.stack(likeness)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from models.eda_flowreg import CELL, STEP
 from models.edarfusion import Registration
+from utils.maps import halved
 from utils.warp import compose, resize_flow, warp
 
 BACKGROUND = 0.02  # weight of the flow outside the head, where any smooth continuation will do
@@ -81,7 +82,7 @@ def edge_strength(image: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         (B, 3, *size): products of the gradient's components, xx, xy and yy.
     """
-    x, y = spatial_gradient(F.avg_pool2d(image, 2))[:, 0].unbind(1)
+    x, y = spatial_gradient(halved(image))[:, 0].unbind(1)
     tensor = F.adaptive_avg_pool2d(torch.stack((x * x, x * y, y * y), dim=1), size)
     strength = (tensor[:, 0] + tensor[:, 2]).sqrt().mean(dim=(1, 2)).clamp_min(1e-6)
     return tensor / strength.square().view(-1, 1, 1, 1)
@@ -187,8 +188,8 @@ def registration_loss(
     )
     forward, backward = last.flow.chunk(2)
     half = (moving.shape[2] // 2, moving.shape[3] // 2)
-    aligned = warp(F.avg_pool2d(moving, 2), resize_flow(refined / CELL, half))
-    similarity = (aligned - F.avg_pool2d(moving_aligned, 2)).abs().mean()
+    aligned = warp(halved(moving), resize_flow(refined / CELL, half))
+    similarity = (aligned - halved(moving_aligned)).abs().mean()
     smooth = smoothness(last.flow) + smoothness(refined)
     inverse = CELL * inverse_error(forward / CELL, backward / CELL, mask[there])
     parts = (flow, edges, refined_flow, refined_edges, matching, similarity, smooth, inverse)

@@ -72,6 +72,7 @@ def correlate(fixed: Tensor, moving: Tensor, radius: int) -> Tensor:
             strides = (height * tile * span, tile * span, span + 2, 1)
             bands.append(product.as_strided((batch, height, tile, count), strides))
         tiles.append(torch.cat(bands, dim=3))
+    # What follows works on the map of each candidate, as a whole.
     return torch.cat(tiles, dim=2).permute(0, 3, 1, 2).contiguous()
 
 

@@ -78,6 +78,7 @@ class FRGPreReg(nn.Module):
         else:
             r = torch.ones_like(prior).expand(-1, 2, -1, -1)
         r_fixed, r_moving = r.split(1, dim=1)
+        # In the layout of the features: mixed layouts cost the sums below most of their time.
         d_fixed, d_moving = self.adapter(z).contiguous().unflatten(1, (2, 4, -1)).unbind(1)
         return PreRegistration(
             self.adapt(fixed, d_fixed, r_fixed), self.adapt(moving, d_moving, r_moving), r_fixed, r_moving

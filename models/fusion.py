@@ -12,7 +12,6 @@ from utils.maps import gradient_agreement, halved, resize
 AT_ONCE = 8 * 256 * 256
 """Pixels that are fused at one time: beyond, a CPU spends its time on fetching memory instead of on convolutions."""
 
-
 REACH = 0.5
 """Largest correction: without a bound it can run away, as a grey value that is cut to [0, 1] feels no pull back."""
 

