@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from data.dataset import VAL_SEED, EndlessSampler, Pair, PairDataset, balance
 from data.make_csv import MODALITIES, DataError, make_table, read_table
-from losses.fusion import FusionLoss, FusionWeights, fusion_loss
+from losses.fusion import FusionLoss, FusionWeights, for_modalities, fusion_loss
 from losses.registration import RegistrationLoss, registration_loss
 from models.edarfusion import PRESETS, EDARFusion
 from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
@@ -133,7 +133,7 @@ class RegistrationStep(nn.Module):
 
     def __init__(self, model: EDARFusion) -> None:
         super().__init__()
-        parts = [model.encoder_fixed, model.encoder_moving, model.frg_prereg, model.eda_flowreg, model.refinement]
+        parts = [model.encoders, model.frg_prereg, model.eda_flowreg, model.refinement]
         self.parts = nn.ModuleList(part for part in parts if part is not None)
         self.register_pair = model.register
 
@@ -161,7 +161,8 @@ class FusionStep(nn.Module):
         fused, fused_true = (
             self.fuse(pair.fixed, image, registration).fused for image in (aligned, pair.moving_aligned)
         )
-        return fusion_loss(pair.fixed, pair.moving_aligned, fused, fused_true, self.weights)
+        weights = for_modalities(self.weights, pair.modality)
+        return fusion_loss(pair.fixed, pair.moving_aligned, fused, fused_true, weights)
 
 
 def learning_rate(highest: float, step: int, progress: float) -> float:

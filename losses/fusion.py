@@ -10,7 +10,10 @@ from kornia.filters import gaussian_blur2d, spatial_gradient
 from kornia.metrics import ssim
 from torch import Tensor
 
+from data.make_csv import MODALITIES
+
 TRUE_SHARE = 0.1  # of the loss that is taken under the true alignment, which no user has
+SMOOTH = 0.45  # of the weight of visual information is left for SPECT
 
 
 class FusionLoss(NamedTuple):
@@ -26,20 +29,29 @@ class FusionLoss(NamedTuple):
 
 
 class FusionWeights(NamedTuple):
-    """Weights of the components of `FusionLoss`."""
+    """Weights of the components of `FusionLoss`, each one number or one for each pair, (B,)."""
 
-    intensity: float = 2.0
-    gradient: float = 2.9
-    ssim: float = 0.1
-    information: float = 0.65
-    visibility: float = 3.0
-    consistency: float = 1.0
+    intensity: float | Tensor = 2.0
+    gradient: float | Tensor = 2.9
+    ssim: float | Tensor = 0.1
+    information: float | Tensor = 0.65
+    visibility: float | Tensor = 3.0
+    consistency: float | Tensor = 1.0
+
+
+def for_modalities(weights: FusionWeights, modality: Tensor) -> FusionWeights:
+    """Weights for pairs of the modalities (B,), indices in `data.make_csv.MODALITIES`.
+
+    A SPECT image is so smooth that contrast beyond both images' comes cheap there, at the cost of the MRI's edges.
+    """
+    smooth = modality == MODALITIES.index("SPECT")
+    return weights._replace(information=torch.where(smooth, SMOOTH * weights.information, weights.information))
 
 
 def intensity_error(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
-    """Mean absolute difference from the brighter of both images; all (B, 1, H, W) in [0, 1]; (n,) for n fused ones."""
+    """Mean absolute difference from the brighter image; all (B, 1, H, W) in [0, 1]; (n, B) for n fused images."""
     brighter = torch.maximum(fixed, moving_aligned)
-    return torch.stack([(image - brighter).abs().mean() for image in fused])
+    return torch.stack([(image - brighter).abs().mean(dim=(1, 2, 3)) for image in fused])
 
 
 def edge_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
@@ -49,7 +61,7 @@ def edge_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
         fixed, moving_aligned, fused: (B, 1, H, W) in [0, 1].
 
     Returns:
-        (n,) for n fused images, 0 to 1, means over the batch.
+        (n, B) for n fused images, 0 to 1.
     """
     sources = [_edges(source) for source in (fixed, moving_aligned)]
     weight = sum(strength.sum(dim=(1, 2, 3)) for strength, _ in sources)
@@ -61,7 +73,7 @@ def edge_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
             turn = ((angle - angle_f).abs() - math.pi / 2).abs() / (math.pi / 2)
             quality = 0.9994 * torch.sigmoid(15 * (ratio - 0.5)) * 0.9879 * torch.sigmoid(22 * (turn - 0.8))
             kept = kept + (quality * strength).sum(dim=(1, 2, 3))
-        losses.append(1 - (kept / weight).mean())
+        losses.append(1 - kept / weight)
     return torch.stack(losses)
 
 
@@ -82,16 +94,15 @@ def structure_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Ten
         fixed, moving_aligned, fused: (B, 1, H, W) in [0, 1].
 
     Returns:
-        (n,) for n fused images, 0 to 2, means over the batch.
+        (n, B) for n fused images, 0 to 2.
     """
     sources = (fixed, moving_aligned)
     spread = [_moments(source, 11, 1.5)[1] + 1e-4 for source in sources]
     shares = [each / (spread[0] + spread[1]) for each in spread]
     likeness = [
-        sum((share * ssim(source, image, 11)).mean() for share, source in zip(shares, sources, strict=True))
-        for image in fused
+        sum(share * ssim(source, image, 11) for share, source in zip(shares, sources, strict=True)) for image in fused
     ]
-    return 1 - torch.stack(likeness)
+    return 1 - torch.stack(likeness).mean(dim=(2, 3, 4))
 
 
 EYE_NOISE = 0.005
@@ -107,7 +118,7 @@ def information_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> T
         fixed, moving_aligned, fused: (B, 1, H, W) in [0, 1].
 
     Returns:
-        (n,) for n fused images, at most 1, means over the batch; negative where contrast is enhanced.
+        (n, B) for n fused images, at most 1; negative where contrast is enhanced.
     """
     sources, fused, fidelity = [fixed, moving_aligned], list(fused), 0.0
     for size, weight in ((17, 1.0), (9, 0.0), (5, 0.15), (3, 1.0)):
@@ -156,7 +167,7 @@ def _fidelity(sources: list[Tensor], moments: list[tuple[Tensor, Tensor]], fused
     # As in the metric, the source of which less is seen speaks for its place.
     less = gains[0] < gains[1]
     kept, total = (torch.where(less, *maps).sum(dim=(1, 2, 3)) + 1e-3 for maps in (kept, total))
-    return (kept / total).mean()
+    return kept / total
 
 
 BLOCK = 16  # px
@@ -169,8 +180,8 @@ def visibility_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Te
         fixed, moving_aligned, fused: (B, 1, H, W) in [0, 1].
 
     Returns:
-        (n,) for n fused images, grey values in [0, 1], means over the batch. The metric is the mean square in grey
-        levels, for images that fill the range 0 to 255.
+        (n, B) for n fused images, grey values in [0, 1]. The metric is the square in grey levels, for images that fill
+        the range 0 to 255.
     """
     sources = torch.cat((fixed, moving_aligned), dim=1)
     # Zeros around the images, as in the metric.
@@ -185,7 +196,7 @@ def visibility_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Te
     for image in fused:
         seen = torch.fft.irfft2(torch.fft.rfft2(sources - image) * sensitivity, s=(height, width))
         square = (weight * _block_sums(seen.square())).sum(dim=(1, 2, 3)) / BLOCK**2
-        roots.append((square + 1e-8).sqrt().mean())
+        roots.append((square + 1e-8).sqrt())
     return torch.stack(roots)
 
 
@@ -213,10 +224,11 @@ def fusion_loss(
         weights: of the components.
 
     Returns:
-        `FusionLoss` of scalars.
+        `FusionLoss` of scalars, means over the batch.
     """
     losses = (intensity_error, edge_loss, structure_loss, information_loss, visibility_loss)
     share = fused.new_tensor((1 - TRUE_SHARE, TRUE_SHARE))
-    parts = [loss(fixed, moving_aligned, fused, fused_true) @ share for loss in losses]
-    parts.append((fused - fused_true.detach()).abs().mean())
-    return FusionLoss(sum(w * part for w, part in zip(weights, parts, strict=True)), *parts)
+    parts = [share @ loss(fixed, moving_aligned, fused, fused_true) for loss in losses]
+    parts.append((fused - fused_true.detach()).abs().mean(dim=(1, 2, 3)))
+    total = sum(w * part for w, part in zip(weights, parts, strict=True))
+    return FusionLoss(total.mean(), *(part.mean() for part in parts))

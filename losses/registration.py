@@ -4,12 +4,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from kornia.filters import spatial_gradient
 from torch import Tensor
 
 from models.eda_flowreg import CELL, STEP
 from models.edarfusion import Registration
-from utils.maps import halved
+from utils.maps import halved, sobel
 from utils.warp import compose, resize_flow, warp
 
 BACKGROUND = 0.02  # weight of the flow outside the head, where any smooth continuation will do
@@ -82,8 +81,8 @@ def edge_strength(image: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         (B, 3, *size): products of the gradient's components, xx, xy and yy.
     """
-    x, y = spatial_gradient(halved(image))[:, 0].unbind(1)
-    tensor = F.adaptive_avg_pool2d(torch.stack((x * x, x * y, y * y), dim=1), size)
+    x, y = sobel(halved(image))
+    tensor = F.adaptive_avg_pool2d(torch.cat((x * x, x * y, y * y), dim=1), size)
     strength = (tensor[:, 0] + tensor[:, 2]).sqrt().mean(dim=(1, 2)).clamp_min(1e-6)
     return tensor / strength.square().view(-1, 1, 1, 1)
 

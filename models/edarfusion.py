@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.eda_flowreg import CELL, EDAFlowReg, FlowStep, Scale
-from models.encoder import Encoder, entropy_at_quarter
+from models.encoder import Encoders, entropy_at_quarter
 from models.frg_prereg import FRGPreReg
 from models.fusion import FlowGuidedFusion, Fusion
 from models.refinement import Refinement
@@ -20,13 +20,23 @@ TRAINED_SIDE = 256  # px; heads of that scale are what the registration has lear
 
 PRESETS = {
     "tiny": {
+        "depth": 2,
         "encoder": (32, 48, 64),
         "features": 16,
         "scales": (Scale(4, (32.0, 12.0), 2, (32, 48)), Scale(2, (8.0,), 1, (24, 32))),
         "refinement": (32, 48),
         "fusion": 8,
     },
+    "fast": {
+        "depth": 1,
+        "encoder": (32, 64, 96),
+        "features": 24,
+        "scales": (Scale(4, (32.0, 12.0), 2, (32, 48)),),
+        "refinement": (32, 48),
+        "fusion": 8,
+    },
     "small": {
+        "depth": 2,
         "encoder": (64, 96, 128),
         "features": 32,
         "scales": (Scale(4, (32.0, 12.0), 2, (64, 96)),),
@@ -34,6 +44,7 @@ PRESETS = {
         "fusion": 16,
     },
     "base": {
+        "depth": 2,
         "encoder": (96, 128, 192),
         "features": 48,
         "scales": (Scale(4, (32.0, 12.0), 2, (96, 128)), Scale(2, (8.0,), 1, (48, 64))),
@@ -41,6 +52,7 @@ PRESETS = {
         "fusion": 32,
     },
 }
+"""Sizes of the network; `depth` is that of the residual blocks of all but EDA-FlowReg."""
 
 
 class Registration(NamedTuple):
@@ -140,13 +152,12 @@ class EDARFusion(nn.Module):
             "refinement": refinement,
         }
         self.stride = CELL * 2 ** (len(size["encoder"]) - 1)
-        self.encoder_fixed = Encoder(size["encoder"], size["features"], entropy)
-        self.encoder_moving = Encoder(size["encoder"], size["features"], entropy)
+        self.encoders = Encoders(size["encoder"], size["features"], size["depth"], entropy)
         self.frg_prereg = FRGPreReg(size["features"], reliability)
         scales = size["scales"] if aggregation else tuple(s._replace(windows=(None,)) for s in size["scales"])
         self.eda_flowreg = EDAFlowReg(size["features"], scales)
-        self.refinement = Refinement(size["refinement"]) if refinement else None
-        self.fusion = FlowGuidedFusion(size["fusion"])
+        self.refinement = Refinement(size["refinement"], size["depth"]) if refinement else None
+        self.fusion = FlowGuidedFusion(size["fusion"], size["depth"])
         self.to(memory_format=torch.channels_last)
 
     def register(self, fixed: Tensor, moving: Tensor, both: bool = False) -> Registration:
@@ -177,12 +188,11 @@ class EDARFusion(nn.Module):
             entropy_fixed, entropy_moving = entropy_at_quarter(torch.cat((fixed, moving))).chunk(2)
             w = gate(entropy_fixed, entropy_moving)
             w = w if self.arguments["use_gate"] else torch.ones_like(w)
-        features = self.frg_prereg(
-            self.encoder_fixed(fixed, entropy_fixed), self.encoder_moving(moving, entropy_moving), moving
-        )
-        f, m, r = features.fixed, features.moving, features.reliability_fixed
+        features = self.encoders(torch.cat((fixed, moving), dim=1), torch.cat((entropy_fixed, entropy_moving), dim=1))
+        features, reliability = self.frg_prereg(features, moving)
+        (f, m), (r, r_moving) = features.unbind(1), reliability.split(1, dim=1)
         if both:
-            r_both = torch.cat((r, features.reliability_moving))
+            r_both = torch.cat((r, r_moving))
             steps = self.eda_flowreg(torch.cat((f, m)), torch.cat((m, f)), r_both, torch.cat((w, w)))
         else:
             steps = self.eda_flowreg(f, m, r, w)

@@ -17,12 +17,10 @@ FLOOR = 0.02
 
 
 class PreRegistration(NamedTuple):
-    """Adapted features (B, 4, C, h, w) of unit length and reliability (B, 1, h, w) in [0, 1] of both images."""
+    """Adapted features (B, 2, 4, C, h, w) of unit length and reliability (B, 2, h, w) in [0, 1], fixed image first."""
 
-    fixed: Tensor
-    moving: Tensor
-    reliability_fixed: Tensor
-    reliability_moving: Tensor
+    features: Tensor
+    reliability: Tensor
 
 
 def unit_length(vectors: Tensor, dim: int) -> Tensor:
@@ -63,30 +61,27 @@ class FRGPreReg(nn.Module):
         super().__init__()
         self.squeeze = ConvBlock(4 * features + 1, 2 * features, kernel=1)
         self.mix = ConvBlock(2 * features, 2 * features)
-        self.adapter = conv(2 * features, 8 * features, kernel=1)
+        self.adapter = conv(2 * features, 2 * 4 * features, kernel=1)
         # Weights that never learn would stop distributed training.
         self.head = conv(2 * features, 2, kernel=1) if reliability else None
         self.strength = nn.Parameter(torch.tensor([0.6, 0.25]))
 
-    def forward(self, fixed: Tensor, moving: Tensor, moving_image: Tensor) -> PreRegistration:
-        """Features (B, 4, C, h, w) of both images and the moving image (B, 1, H, W) -> `PreRegistration`."""
-        f, m = unit_length(fixed[:, 0].float(), dim=1), unit_length(moving[:, 0].float(), dim=1)
+    def forward(self, features: Tensor, moving_image: Tensor) -> PreRegistration:
+        """Features (B, 2, 4, C, h, w) of both images and the moving image (B, 1, H, W) -> `PreRegistration`."""
+        f, m = unit_length(features[:, :, 0].float(), dim=2).unbind(1)
         prior = reliability_prior(f, m, moving_image)
-        z = self.mix(self.squeeze(torch.cat((f, m, (f - m).abs(), f * m, prior), dim=1)))
+        seen = torch.cat((f, m, (f - m).abs(), f * m, prior), dim=1).contiguous(memory_format=torch.channels_last)
+        z = self.mix(self.squeeze(seen))
         if self.head:
             r = FLOOR + (1 - FLOOR) * torch.sigmoid(self.head(z).float() + torch.logit(prior.clamp(0.16, 0.95)))
         else:
             r = torch.ones_like(prior).expand(-1, 2, -1, -1)
-        r_fixed, r_moving = r.split(1, dim=1)
-        # In the layout of the features: mixed layouts cost the sums below most of their time.
-        d_fixed, d_moving = self.adapter(z).contiguous().unflatten(1, (2, 4, -1)).unbind(1)
-        return PreRegistration(
-            self.adapt(fixed, d_fixed, r_fixed), self.adapt(moving, d_moving, r_moving), r_fixed, r_moving
-        )
+        residual = self.adapter(z).contiguous().unflatten(1, (2, 4, -1))
+        return PreRegistration(self.adapt(features, residual, r), r)
 
     def adapt(self, features: Tensor, residual: Tensor, reliability: Tensor) -> Tensor:
-        """F + a R D + a_raw (1 - R) F, scaled to unit length: F and D (B, 4, C, h, w), R (B, 1, h, w)."""
+        """F + a R D + a_raw (1 - R) F, scaled to unit length: F and D (B, 2, 4, C, h, w), R (B, 2, h, w)."""
         strength, raw = self.strength
-        r = reliability.unsqueeze(1)
+        r = reliability[:, :, None, None]
         # The length falls out in the end, so F may keep its own.
-        return unit_length(features + strength * r / (1 + raw * (1 - r)) * residual.float(), dim=2)
+        return unit_length(features + strength * r / (1 + raw * (1 - r)) * residual.float(), dim=3)

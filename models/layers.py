@@ -9,42 +9,60 @@ from torch import Tensor, nn
 
 def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """Convolution with "same" padding."""
-    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups)
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups)
+    layer.weight.groups = groups  # utils.optimizer.Muon takes each by itself
+    return layer
+
+
+def side_by_side(*maps: Tensor) -> Tensor:
+    """Maps (B, 2 C_i, H, W) of two groups as one of (B, 2 sum(C_i), H, W): first all of the first group, then the rest.
+
+    The result lies in memory as convolutions want it.
+    """
+    maps = [map_.contiguous(memory_format=torch.channels_last) for map_ in maps]
+    halves = zip(*(map_.chunk(2, dim=1) for map_ in maps), strict=True)
+    return torch.cat([part for half in halves for part in half], dim=1)
 
 
 class ConvBlock(nn.Sequential):
-    """Convolution, group normalisation, LeakyReLU: (B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
+    """Convolution, group normalisation, LeakyReLU: (B, inputs, H, W) -> (B, outputs, H / stride, W / stride).
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> None:
+    With `groups`, here and below, that many networks with weights of their own run side by side, each on its share of
+    the channels: on a CPU in less time than one after the other.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> None:
         super().__init__(
-            conv(inputs, outputs, kernel, stride), nn.GroupNorm(8, outputs), nn.LeakyReLU(0.1, inplace=True)
+            conv(inputs, outputs, kernel, stride, groups),
+            nn.GroupNorm(8 * groups, outputs),
+            nn.LeakyReLU(0.1, inplace=True),
         )
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions around an identity path: (B, C, H, W) -> (B, C, H, W)."""
+    """`depth` 3 x 3 convolutions around an identity path: (B, C, H, W) -> (B, C, H, W)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int = 1, depth: int = 2) -> None:
         super().__init__()
-        self.first = ConvBlock(channels, channels)
-        self.second = conv(channels, channels)
+        blocks = (ConvBlock(channels, channels, groups=groups) for _ in range(depth - 1))
+        self.path = nn.Sequential(*blocks, conv(channels, channels, groups=groups))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(x + self.second(self.first(x)), 0.1)
+        return F.leaky_relu(x + self.path(x), 0.1)
 
 
 class UNet(nn.Module):
     """U-shaped network over len(widths) resolutions: (B, widths[0], H, W) -> (B, widths[0], H, W).
 
-    Height and width must be multiples of 2 ** (len(widths) - 1).
+    Height and width must be multiples of 2 ** (len(widths) - 1). `depth` is that of its residual blocks.
     """
 
-    def __init__(self, widths: tuple[int, ...]) -> None:
+    def __init__(self, widths: tuple[int, ...], groups: int = 1, depth: int = 2) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(ResidualBlock(w) for w in widths[1:])
-        self.down = nn.ModuleList(ConvBlock(a, b, stride=2) for a, b in pairwise(widths))
-        self.lateral = nn.ModuleList(conv(b, a, kernel=1) for a, b in pairwise(widths))
-        self.merge = nn.ModuleList(ResidualBlock(a) for a in widths[:-1])
+        self.blocks = nn.ModuleList(ResidualBlock(w, groups, depth) for w in widths[1:])
+        self.down = nn.ModuleList(ConvBlock(a, b, stride=2, groups=groups) for a, b in pairwise(widths))
+        self.lateral = nn.ModuleList(conv(b, a, kernel=1, groups=groups) for a, b in pairwise(widths))
+        self.merge = nn.ModuleList(ResidualBlock(a, groups, depth) for a in widths[:-1])
 
     def forward(self, x: Tensor) -> Tensor:
         skips = []

@@ -9,16 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.eda_flowreg import CELL, STEP
-from models.layers import ConvBlock, UNet, conv
+from models.layers import ConvBlock, UNet, conv, side_by_side
 from utils.maps import gradient_magnitude, halved, resize
 from utils.warp import compose, resize_flow, warp
 
 
-def pixels_and_edges(image: Tensor) -> Tensor:
-    """Pixels and edge strengths as channels: (B, 1, H, W) -> (B, 20, H / 4, W / 4)."""
-    edges = gradient_magnitude(halved(image))
-    x = torch.cat((F.pixel_unshuffle(image, 4), F.pixel_unshuffle(edges, 2)), dim=1)
-    return x.contiguous(memory_format=torch.channels_last)
+def pixels_and_edges(images: Tensor) -> Tensor:
+    """Pixels and edge strengths of two images as channels: (B, 2, H, W) -> (B, 2 * 20, H / 4, W / 4)."""
+    edges = gradient_magnitude(halved(images))
+    return side_by_side(F.pixel_unshuffle(images, 4), F.pixel_unshuffle(edges, 2))
 
 
 class Refinement(nn.Module):
@@ -26,15 +25,16 @@ class Refinement(nn.Module):
 
     Args:
         widths: channels at 1/8, 1/16, ... of the resolution; half of the first at 1/4.
+        depth: convolutions of a residual block.
     """
 
-    def __init__(self, widths: tuple[int, ...]) -> None:
+    def __init__(self, widths: tuple[int, ...], depth: int = 2) -> None:
         super().__init__()
         quarter = widths[0] // 2
-        self.fixed, self.aligned = ConvBlock(20, quarter), ConvBlock(20, quarter)
+        self.stem = ConvBlock(2 * 20, 2 * quarter, groups=2)
         self.mix = ConvBlock(2 * quarter, quarter)
         self.join = ConvBlock(quarter + 4, widths[0], stride=2)
-        self.unet = UNet(widths)
+        self.unet = UNet(widths, depth=depth)
         self.head = conv(widths[0], 2)
         self.alpha = nn.Parameter(torch.tensor(0.0))
         nn.init.zeros_(self.head.weight)
@@ -52,8 +52,7 @@ class Refinement(nn.Module):
             (B, 2, H / 8, W / 8), px of the full image.
         """
         aligned = warp(moving, resize_flow(flow / CELL, moving.shape[2:]))
-        seen = torch.cat((self.fixed(pixels_and_edges(fixed)), self.aligned(pixels_and_edges(aligned))), dim=1)
-        x = self.mix(seen)
+        x = self.mix(self.stem(pixels_and_edges(torch.cat((fixed, aligned), dim=1))))
         maps = [resize(map_, x.shape[2:]) for map_ in (reliability, gate, flow / CELL)]
         increment = STEP * self.head(self.unet(self.join(torch.cat((x, *maps), dim=1)))).float()
         alpha = torch.sigmoid(self.alpha)

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from data.deformation import BENCHMARK, affine_flow, misalignment, random_flow
+from data.make_csv import MODALITIES
 from losses.fusion import (
     FusionWeights,
     edge_loss,
+    for_modalities,
     fusion_loss,
     information_loss,
     intensity_error,
@@ -234,7 +236,7 @@ def test_registration_loss_is_the_weighted_sum_with_finite_gradients():
     loss.total.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if not name.startswith("fusion.")}
     assert all(g is not None and g.isfinite().all() for g in gradients.values())
-    assert any(g.abs().max() > 0 for name, g in gradients.items() if name.startswith("encoder_moving"))
+    assert any(g.abs().max() > 0 for name, g in gradients.items() if name.startswith("encoders"))
 
 
 # --- fusion ---------------------------------------------------------------------------------------------------
@@ -248,7 +250,7 @@ def test_intensity_error_asks_for_the_brighter_image():
 
 def test_edge_loss_of_identical_images_is_its_floor():
     image = noise(2, 1, 64, 64)
-    assert edge_loss(image, image, image).item() == pytest.approx(EDGE_FLOOR, abs=1e-4)
+    assert edge_loss(image, image, image).tolist() == [pytest.approx([EDGE_FLOOR] * 2, abs=1e-4)]
 
 
 def test_edge_loss_is_high_for_lost_and_turned_edges():
@@ -324,11 +326,24 @@ def test_fusion_loss_is_the_weighted_sum_of_its_parts():
     # Both the predicted and the true branch are held to the targets, the predicted one above all.
     losses = (intensity_error, edge_loss, structure_loss, information_loss, visibility_loss)
     for part, function in zip(loss[1:6], losses, strict=True):
-        predicted, true = function(fixed, label, fused, fused_true).tolist()
+        predicted, true = function(fixed, label, fused, fused_true).mean(dim=1).tolist()
         assert [predicted, true] == pytest.approx(
-            [function(fixed, label, image).item() for image in (fused, fused_true)], rel=1e-5
+            [function(fixed, label, image).mean().item() for image in (fused, fused_true)], rel=1e-5
         )
         assert part.item() == pytest.approx(0.9 * predicted + 0.1 * true, rel=1e-5)
+
+
+def test_each_pair_may_have_weights_of_its_own():
+    fixed, label, fused, fused_true = (noise(3, 1, 64, 64, seed=s) for s in range(4))
+    ct, spect = (MODALITIES.index(kind) for kind in ("CT", "SPECT"))
+    weights = for_modalities(FusionWeights(), torch.tensor([ct, spect, -1]))
+    assert weights.information.tolist() == pytest.approx([0.65, 0.45 * 0.65, 0.65])
+    whole = fusion_loss(fixed, label, fused, fused_true, weights)
+    singly = [
+        fusion_loss(*(image[i : i + 1] for image in (fixed, label, fused, fused_true)), weights=each).total.item()
+        for i, each in enumerate((FusionWeights(), FusionWeights(information=0.45 * 0.65), FusionWeights()))
+    ]
+    assert whole.total.item() == pytest.approx(sum(singly) / 3, rel=1e-5)
 
 
 def test_losses_first_taken_in_inference_mode_still_train():

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from kornia.filters import spatial_gradient
 from torch import Tensor
 
 from data.deformation import affine_flow
@@ -20,6 +21,7 @@ from utils.maps import (
     local_entropy,
     min_max,
     resize,
+    sobel,
 )
 from utils.metrics import folding_share
 
@@ -198,6 +200,11 @@ def test_min_max_scales_each_image_by_itself():
 @pytest.mark.parametrize("value", [0.0, 0.7, 1e6])
 def test_min_max_of_a_constant_is_zero(value):
     assert torch.equal(min_max(torch.full((1, 1, 5, 6), value)), torch.zeros(1, 1, 5, 6))
+
+
+def test_sobel_is_kornias():
+    image = noise(2, 3, 9, 14)
+    assert torch.allclose(torch.stack(sobel(image), dim=2), spatial_gradient(image), atol=1e-6)
 
 
 def test_gradient_magnitude_of_a_ramp():

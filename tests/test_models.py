@@ -9,10 +9,10 @@ from torch import Tensor
 
 from models.eda_flowreg import CELL, STEP, EDAFlowReg, FlowStep, Scale, candidates, correlate, warp_phases
 from models.edarfusion import PRESETS, EDARFusion, Output
-from models.encoder import Encoder, entropy_at_quarter
+from models.encoder import Encoders, entropy_at_quarter
 from models.frg_prereg import FRGPreReg, reliability_prior
 from models.fusion import FlowGuidedFusion, alignment_consistency
-from models.layers import GaussianBlur, UNet
+from models.layers import GaussianBlur, UNet, side_by_side
 from tests.tensors import noise
 from utils.checkpoint import load_checkpoint
 from utils.warp import compose
@@ -213,7 +213,7 @@ def test_wrong_shapes_are_refused(tiny, fixed, moving):
 
 
 def test_unknown_preset_is_refused():
-    with pytest.raises(ValueError, match="preset: expected one of tiny, small, base, found 'huge'"):
+    with pytest.raises(ValueError, match="preset: expected one of tiny, fast, small, base, found 'huge'"):
         EDARFusion("huge")
 
 
@@ -354,12 +354,32 @@ def test_without_entropy_the_features_do_not_see_it():
     image = images(1, 64, 64)[0]
     entropy = entropy_at_quarter(image)
     assert entropy.shape == (1, 1, 16, 16)
+    pair, entropies = image.expand(-1, 2, -1, -1), entropy.expand(-1, 2, -1, -1)
     for used in (True, False):
         torch.manual_seed(0)
-        encoder = Encoder((32, 48, 64), 16, entropy=used).eval()
+        encoders = Encoders((32, 48, 64), 16, entropy=used).eval()
         with torch.inference_mode():
-            same = torch.equal(encoder(image, entropy), encoder(image, 4 - entropy))
+            same = torch.equal(encoders(pair, entropies), encoders(pair, 4 - entropies))
         assert same is not used
+
+
+def test_encoders_see_one_image_each():
+    torch.manual_seed(0)
+    encoders = Encoders((32, 48, 64), 16).eval()
+    pair = torch.cat(images(1, 64, 80), dim=1)
+    entropy = torch.cat([entropy_at_quarter(image) for image in pair.split(1, dim=1)], dim=1)
+    with torch.inference_mode():
+        before = encoders(pair, entropy)
+        assert before.shape == (1, 2, 4, 16, 8, 10)
+        for other in (0, 1):
+            changed = pair.clone()
+            changed[:, other] = 1 - changed[:, other]
+            after = encoders(changed, entropy)
+            assert torch.equal(after[:, 1 - other], before[:, 1 - other])
+            assert not torch.allclose(after[:, other], before[:, other], atol=0.1)
+        # Weights of their own: the same image gives other features as fixed than as moving image.
+        twice = encoders(pair[:, :1].expand(-1, 2, -1, -1), entropy[:, :1].expand(-1, 2, -1, -1))
+    assert not torch.allclose(twice[:, 0], twice[:, 1], atol=0.1)
 
 
 # --- parts ----------------------------------------------------------------------------------------------------
@@ -372,11 +392,22 @@ def test_reliability_lies_between_zero_and_one(seed):
     torch.nn.init.normal_(prereg.head.weight, std=5)
     image = images(2, 64, 80, seed=seed)[0]
     with torch.inference_mode():
-        found = prereg(20 * features(seed=seed), 0.1 * features(seed=seed + 9), image)
-    for r in (found.reliability_fixed, found.reliability_moving):
-        assert r.shape == (2, 1, 8, 10) and r.min() >= 0 and r.max() <= 1 and r.std() > 0.01
-    for values in (found.fixed, found.moving):
-        assert torch.allclose(values.norm(dim=2), torch.ones(2, 4, 8, 10), atol=1e-4)
+        pair = torch.stack((20 * features(seed=seed), 0.1 * features(seed=seed + 9)), dim=1)
+        found, reliability = prereg(pair, image)
+    assert reliability.shape == (2, 2, 8, 10) and reliability.min() >= 0 and reliability.max() <= 1
+    assert (reliability.std(dim=(0, 2, 3)) > 0.01).all()
+    assert found.shape == pair.shape and torch.allclose(found.norm(dim=3), torch.ones(2, 2, 4, 8, 10), atol=1e-4)
+
+
+def test_adapter_by_hand():
+    prereg = FRGPreReg(1)
+    pair = torch.full((1, 2, 4, 1, 1, 1), 2.0).expand(-1, -1, -1, 2, -1, -1)
+    residual = torch.tensor([1.0, -1.0]).view(1, 1, 1, 2, 1, 1).expand_as(pair)
+    found = prereg.adapt(pair, residual, torch.tensor([0.5, 0.0]).view(1, 2, 1, 1))
+    # F (1 + a_raw (1 - R)) + a R D with a = 0.6, a_raw = 0.25: 2.25 + 0.3 and 2.25 - 0.3; F itself where R is 0.
+    expected = torch.tensor([[2.55, 1.95], [1.0, 1.0]])
+    expected = expected / expected.norm(dim=1, keepdim=True)
+    assert torch.allclose(found[0, :, 0, :, 0, 0], expected, atol=1e-5)
 
 
 def test_reliability_prior_by_hand():
@@ -432,8 +463,28 @@ def test_blur_keeps_a_constant_inside_and_spreads_a_point():
     assert (spread[20, 23] / spread[20, 20]).item() == pytest.approx(math.exp(-9 / (2 * 1.5**2)), rel=1e-4)
 
 
-def test_unet_keeps_the_shape():
-    assert UNet((16, 24, 32))(torch.zeros(1, 16, 8, 12)).shape == (1, 16, 8, 12)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_unet_keeps_the_shape(depth):
+    assert UNet((16, 24, 32), depth=depth)(torch.zeros(1, 16, 8, 12)).shape == (1, 16, 8, 12)
+
+
+def test_side_by_side_sorts_by_group():
+    first, second = (torch.tensor(values).view(1, -1, 1, 1) for values in ([1, 2, 11, 12], [3, 13]))
+    joined = side_by_side(first.expand(-1, -1, 2, 3), second.expand(-1, -1, 2, 3))
+    assert joined.is_contiguous(memory_format=torch.channels_last)
+    assert joined[0, :, 1, 2].tolist() == [1, 2, 3, 11, 12, 13]
+
+
+def test_networks_side_by_side_do_not_mix():
+    torch.manual_seed(0)
+    network = UNet((16, 16), groups=2)
+    image = noise(1, 16, 4, 4)
+    other = image.clone()
+    other[:, :8] = 1 - other[:, :8]
+    with torch.inference_mode():
+        before, after = network(image), network(other)
+    assert torch.allclose(before[:, 8:], after[:, 8:], atol=1e-6)
+    assert not torch.allclose(before[:, :8], after[:, :8], atol=0.01)
 
 
 def test_both_directions_are_estimated_where_asked():

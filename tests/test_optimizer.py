@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.layers import conv
 from tests.tensors import noise
 from utils.optimizer import Muon, orthogonalise
 
@@ -69,6 +70,22 @@ def test_state_is_put_back():
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     advance(one, optimizer), advance(two, resumed)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_networks_side_by_side_step_as_each_would_by_itself():
+    whole = conv(4, 6, groups=2)
+    parts = [conv(2, 3), conv(2, 3)]
+    for part, values in zip(parts, whole.weight.detach().chunk(2), strict=True):
+        part.weight.data.copy_(values)
+    for seed in range(2):
+        whole.weight.grad = noise(6, 2, 3, 3, seed=seed) - 0.5
+        for part, gradient in zip(parts, whole.weight.grad.chunk(2), strict=True):
+            part.weight.grad = gradient.clone()
+        if not seed:
+            optimizers = [Muon([layer.weight], lr=0.1) for layer in (whole, *parts)]
+        for optimizer in optimizers:
+            optimizer.step()
+    assert torch.allclose(whole.weight, torch.cat([part.weight for part in parts]), atol=1e-5)
 
 
 def test_a_small_network_learns_a_filter():

@@ -86,7 +86,7 @@ def test_two_processes_give_the_weights_of_one(table, tmp_path):
     run(command(table, "--output", tmp_path / "two", *options, "--batch-size", "2", processes=2))
     assert_same_weights(tmp_path / "one", tmp_path / "two", tolerance=1e-5)
     before, after = load_file(start), load_file(tmp_path / "two" / "last.safetensors")
-    name = "raw.encoder_fixed.head.weight"
+    name = "raw.encoders.head.weight"
     assert (after[name] - before[name.replace("raw.", "model.")]).abs().max() > 5e-5
 
 

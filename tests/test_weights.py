@@ -15,13 +15,13 @@ from utils.metrics import folding_share, rmse
 from utils.pairs import folder_pairs, read_pair, sample_pairs
 
 ROOT = Path(__file__).parents[1]
-CHECKPOINT = ROOT / "checkpoints" / "edarfusion.safetensors"
+CHECKPOINTS = sorted((ROOT / "checkpoints").glob("*.safetensors"))
 BENCHMARK = ROOT.parent / "shared" / "data" / "unaligned"
 
 
-@pytest.fixture(scope="module")
-def fuse() -> PairFuser:
-    checkpoint = load_checkpoint(CHECKPOINT)
+@pytest.fixture(scope="module", params=CHECKPOINTS, ids=lambda path: path.stem)
+def fuse(request: pytest.FixtureRequest) -> PairFuser:
+    checkpoint = load_checkpoint(request.param)
     return PairFuser(checkpoint.model, torch.device("cpu"), **checkpoint.training.get("inference", {}))
 
 
@@ -30,9 +30,14 @@ def grey(image: np.ndarray) -> np.ndarray:
     return 255 * (image if image.ndim == 2 else image @ np.array(LUMA))
 
 
-def test_the_file_is_small_and_says_what_it_is():
-    checkpoint = load_checkpoint(CHECKPOINT)
-    assert CHECKPOINT.stat().st_size <= 10e6
+def test_both_are_there():
+    assert [path.stem for path in CHECKPOINTS] == ["edarfusion", "edarfusion_fast"]
+
+
+@pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: path.stem)
+def test_the_file_is_small_and_says_what_it_is(path):
+    checkpoint = load_checkpoint(path)
+    assert path.stat().st_size <= 10e6
     assert checkpoint.modality == "all"
     assert {f"epe_{m}" for m in MODALITIES} <= checkpoint.metrics.keys()
     assert {"seconds", "step", "options"} <= checkpoint.training.keys()

