@@ -73,7 +73,9 @@ class FRGPreReg(nn.Module):
         seen = torch.cat((f, m, (f - m).abs(), f * m, prior), dim=1).contiguous(memory_format=torch.channels_last)
         z = self.mix(self.squeeze(seen))
         if self.head:
-            r = FLOOR + (1 - FLOOR) * torch.sigmoid(self.head(z).float() + torch.logit(prior.clamp(0.16, 0.95)))
+            start = torch.logit(prior.clamp(0.16, 0.95))
+            # For both images; left to the sum, OpenVINO stumbles over it.
+            r = FLOOR + (1 - FLOOR) * torch.sigmoid(self.head(z).float() + torch.cat((start, start), dim=1))
         else:
             r = torch.ones_like(prior).expand(-1, 2, -1, -1)
         residual = self.adapter(z).contiguous().unflatten(1, (2, 4, -1))

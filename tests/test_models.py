@@ -366,11 +366,11 @@ def test_without_entropy_the_features_do_not_see_it():
 def test_encoders_see_one_image_each():
     torch.manual_seed(0)
     encoders = Encoders((32, 48, 64), 16).eval()
-    pair = torch.cat(images(1, 64, 80), dim=1)
+    pair = torch.cat(images(1, 64, 96), dim=1)
     entropy = torch.cat([entropy_at_quarter(image) for image in pair.split(1, dim=1)], dim=1)
     with torch.inference_mode():
         before = encoders(pair, entropy)
-        assert before.shape == (1, 2, 4, 16, 8, 10)
+        assert before.shape == (1, 2, 4, 16, 8, 12)
         for other in (0, 1):
             changed = pair.clone()
             changed[:, other] = 1 - changed[:, other]
@@ -400,7 +400,7 @@ def test_reliability_lies_between_zero_and_one(seed):
 
 
 def test_adapter_by_hand():
-    prereg = FRGPreReg(1)
+    prereg = FRGPreReg(4)
     pair = torch.full((1, 2, 4, 1, 1, 1), 2.0).expand(-1, -1, -1, 2, -1, -1)
     residual = torch.tensor([1.0, -1.0]).view(1, 1, 1, 2, 1, 1).expand_as(pair)
     found = prereg.adapt(pair, residual, torch.tensor([0.5, 0.0]).view(1, 2, 1, 1))

@@ -136,15 +136,10 @@ def network_stages(model: EDARFusion, fixed: Tensor, moving: Tensor) -> dict[str
     """
     _, (inside, outside), seen = model.fit(fixed, moving)
     calls = []
-    hooks = [
-        child.register_forward_pre_hook(lambda *call: calls.append(call), with_kwargs=True)
-        for name, child in model.named_children()
-        if name.startswith("encoder")
-    ]
+    hook = model.encoders.register_forward_pre_hook(lambda *call: calls.append(call), with_kwargs=True)
     registration = model.register(*seen)
     flow = resize_flow(registration.flow, inside.shape[2:])
-    for hook in hooks:
-        hook.remove()
+    hook.remove()
     return {
         "features": lambda: [module(*args, **kwargs) for module, args, kwargs in calls],
         "registration": lambda: model.register(*seen),
