@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from kornia.filters import gaussian_blur2d, spatial_gradient
+from kornia.filters import gaussian_blur2d
 from kornia.metrics import ssim
 from torch import Tensor
 
 from data.make_csv import MODALITIES
+from utils.maps import sobel
 
 TRUE_SHARE = 0.1  # of the loss that is taken under the true alignment, which no user has
 SMOOTH = 0.45  # of the weight of visual information is left for SPECT
@@ -79,7 +80,7 @@ def edge_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
 
 def _edges(image: Tensor, floor: float = 1e-3) -> tuple[Tensor, Tensor]:
     """Strength and orientation (-pi/2 to pi/2) of the edges; strength is at least `floor`, so that ratios exist."""
-    x, y = spatial_gradient(image)[:, 0].split(1, dim=1)
+    x, y = sobel(image)
     # Where an image is flat the angle has no meaning and its derivative no bound.
     flat = x.abs() + y.abs() < 1e-5
     x = torch.where(flat, torch.ones_like(x), x)
@@ -185,8 +186,8 @@ def visibility_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Te
     """
     sources = torch.cat((fixed, moving_aligned), dim=1)
     # Zeros around the images, as in the metric.
-    slopes = spatial_gradient(F.pad(sources, (1, 1, 1, 1)))[..., 1:-1, 1:-1]
-    saliency = _block_sums(slopes.square().sum(dim=2).sqrt() ** 5) + 1e-12
+    x, y = (slopes[..., 1:-1, 1:-1] for slopes in sobel(F.pad(sources, (1, 1, 1, 1))))
+    saliency = _block_sums((x * x + y * y).sqrt() ** 5) + 1e-12
     weight = saliency / saliency.sum(dim=(1, 2, 3), keepdim=True)
     height, width = fixed.shape[2:]
     rows, columns = (torch.fft.fftfreq(height) * height, torch.fft.rfftfreq(width) * width)

@@ -50,6 +50,7 @@ class Encoders(nn.Module):
         quarter = self.block(self.stem(side_by_side(F.pixel_unshuffle(images, 2), edges)))
         x = self.head(self.unet(self.join(side_by_side(quarter, entropy)))).contiguous().unflatten(1, (2, 4, -1))
         detail = F.pixel_unshuffle(self.detail(quarter).contiguous(), 2).unflatten(1, (2, -1, 4)).transpose(2, 3)
-        # What all places of an image share says nothing about which place is which.
+        # What all places of an image share says nothing about which place is which. With a group a channel this is
+        # instance normalisation, in a fifth of instance_norm's time on a CPU.
         x = (x + detail).float().flatten(1, 3)
         return F.group_norm(x, x.shape[1]).unflatten(1, (2, 4, -1))

@@ -81,7 +81,7 @@ def test_stages_are_parts_of_the_network(model: EDARFusion) -> None:
     torch.testing.assert_close(registration.flow[..., :200, :264], expected.flow)
     torch.testing.assert_close(fusion.fused[..., :200, :264], expected.fused)
     # Both encoders were run, and timing leaves no hook behind.
-    assert len(encoded) == 1 and encoded[0].shape[:3] == (1, 2, 4)
+    assert encoded.shape[:3] == (1, 2, 4)
     assert not any(child._forward_pre_hooks for child in model.children())
     with torch.no_grad():
         counts = {name: multiply_adds(run) for name, run in network_stages(model, fixed, moving).items()}

@@ -131,17 +131,17 @@ def network_stages(model: EDARFusion, fixed: Tensor, moving: Tensor) -> dict[str
         fixed, moving: (B, 1, H, W) in [0, 1], on the model's device.
 
     Returns:
-        ``features`` (all encoders), ``registration`` (`EDARFusion.register`, features included), ``fusion`` (warp and
+        ``features`` (both encoders), ``registration`` (`EDARFusion.register`, features included), ``fusion`` (warp and
         `EDARFusion.fuse`) and ``forward`` (the whole network with padding and full-size maps).
     """
     _, (inside, outside), seen = model.fit(fixed, moving)
-    calls = []
-    hook = model.encoders.register_forward_pre_hook(lambda *call: calls.append(call), with_kwargs=True)
+    inputs = []
+    hook = model.encoders.register_forward_pre_hook(lambda _, arguments: inputs.extend(arguments))
     registration = model.register(*seen)
     flow = resize_flow(registration.flow, inside.shape[2:])
     hook.remove()
     return {
-        "features": lambda: [module(*args, **kwargs) for module, args, kwargs in calls],
+        "features": lambda: model.encoders(*inputs),
         "registration": lambda: model.register(*seen),
         "fusion": lambda: model.fuse(inside, warp(outside, flow), registration),
         "forward": lambda: model(fixed, moving),
