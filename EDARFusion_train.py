@@ -33,7 +33,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from data.dataset import VAL_SEED, EndlessSampler, Pair, PairDataset, balance
-from data.make_csv import MODALITIES, DataError, make_table, read_table
+from data.make_csv import MODALITIES, DataError, find_table
 from losses.fusion import FusionLoss, FusionWeights, for_modalities, fusion_loss
 from losses.registration import RegistrationLoss, registration_loss
 from models.edarfusion import PRESETS, EDARFusion
@@ -101,11 +101,7 @@ def load_table(options: argparse.Namespace) -> pd.DataFrame:
     """The pairs of all roots, paths included."""
     tables = []
     for root in options.root:
-        if options.csv:
-            table = read_table(options.csv, root, modality=options.modality)
-        else:
-            given = next(Path(root).glob("*-MRI/split.csv"), None)
-            table = make_table(root, options.modality, seed=options.seed, split_csv=given and given.name)
+        table = find_table(root, options.modality, csv=options.csv, seed=options.seed)
         for role in ("fixed", "moving"):
             table[role] = [str(Path(root, path)) for path in table[role]]
         tables.append(table)
@@ -354,7 +350,7 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
         # Steps of one length upset the few small kernels of the fusion, whose head corrects grey values directly.
         if stage == "registration":
             dtype = torch.bfloat16 if options.amp else torch.float32
-            optimizer = Muon(parameters, options.lr, weight_decay=1e-3, dtype=dtype)
+            optimizer = Muon(module, options.lr, weight_decay=1e-3, dtype=dtype)
         else:
             optimizer = torch.optim.AdamW(parameters, options.lr, weight_decay=1e-3)
         if resumed:

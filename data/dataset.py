@@ -4,8 +4,9 @@ Every draw is seeded by (seed, number of the draw), whichever process makes it, 
 number of workers, and a resumed run goes on with the pairs that the broken-off one would have seen next.
 """
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,12 @@ POSE = DeformationRange(amplitude=(0.0, 2.0), sigma=(24.0, 40.0), translation=8.
 
 POSED = 0.4
 """Share of the training pairs that are posed and shaped anew; most scans show the head as an atlas does."""
+
+ONE_SIDED = 0.3
+"""Share of the training images, fixed and moving each, with structures that the other one of the pair does not show."""
+
+NOISY = 0.3
+"""Share of the training images, fixed and moving each, with more than faint noise."""
 
 
 class Pair(NamedTuple):
@@ -94,6 +101,57 @@ def vary_shading(images: Tensor, generator: torch.Generator) -> Tensor:
     return (images * 2 ** (depth * resize(field, (height, width)))).clamp(0, 1)
 
 
+def add_one_sided(image: Tensor, generator: torch.Generator) -> Tensor:
+    """Blend one to three soft-edged ellipses into the tissue: what one modality alone shows, or fails to show.
+
+    Args:
+        image: (1, 1, H, W) in [0, 1].
+        generator: the only source of randomness; it gives semi-axes of 4 to 28 px of 256, a grey value anywhere in the
+            range, so bright lesions as well as blank places, and an opacity above one half.
+
+    Returns:
+        (1, 1, H, W) in [0, 1].
+    """
+    height, width = image.shape[2:]
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    tissue = (image[0, 0] > 0.05).nonzero()
+    places = tissue if len(tissue) else torch.stack((y, x), dim=-1).flatten(0, 1)
+    for _ in range(int(torch.randint(1, 4, (), generator=generator))):
+        top, left = places[torch.randint(len(places), (), generator=generator)]
+        a, b, softness, turn, grey, opacity = torch.rand(6, generator=generator)
+        axes = (4 + 24 * torch.stack((a, b)) ** 2) * width / 256
+        cosine, sine = (math.pi * turn).cos(), (math.pi * turn).sin()
+        across = ((x - left) * cosine + (y - top) * sine) / axes[0]
+        along = ((y - top) * cosine - (x - left) * sine) / axes[1]
+        inside = torch.sigmoid((1 - (across**2 + along**2).sqrt()) * axes.min() / (0.5 + 2 * softness))
+        image = image + (1 + opacity) / 2 * inside * (grey - image)
+    return image
+
+
+def add_noise(image: Tensor, generator: torch.Generator) -> Tensor:
+    """Gaussian noise with a standard deviation up to 0.12, in grains of 1, 2 or 4 px.
+
+    Args:
+        image: (1, 1, H, W) in [0, 1].
+        generator: the only source of randomness.
+
+    Returns:
+        (1, 1, H, W) in [0, 1].
+    """
+    grain = 2 ** int(torch.randint(3, (), generator=generator))
+    sigma = 0.12 * torch.rand((), generator=generator) ** 2
+    size = image.shape[2:]
+    noise = torch.randn(1, 1, *(-(-side // grain) for side in size), generator=generator)
+    return (image + sigma * resize(noise, size)).clamp(0, 1)
+
+
+def sometimes(
+    change: Callable[[Tensor, torch.Generator], Tensor], share: float, image: Tensor, generator: torch.Generator
+) -> Tensor:
+    """The image changed in that share of the draws, else as it is."""
+    return change(image, generator) if torch.rand((), generator=generator) < share else image
+
+
 def fit(image: Tensor, size: int) -> Tensor:
     """Scale (C, H, W) so that the longer side is `size`, then pad with zeros around it to (C, size, size)."""
     height, width = image.shape[1:]
@@ -130,8 +188,9 @@ class PairDataset(Dataset[Pair]):
         table: rows of `data.make_csv.read_table` or `make_table`: columns fixed, moving, and modality if there is one.
         root: folder that the paths start from.
         seed: of everything that is drawn.
-        augment: training pairs vary in pose, shape, contrast, shading and size of deformation; otherwise the images
-            stay as they are and each has one deformation of the benchmark's kind, the same each time.
+        augment: training pairs vary in pose, shape, contrast, shading, noise and size of deformation, and some show
+            structures in one image only; otherwise the images stay as they are and each has one deformation of the
+            benchmark's kind, the same each time.
         size: side of the square that pairs of other sizes are scaled and padded to, so that they batch.
         wide: share of the training pairs that are drawn from `WIDE` instead of `BENCHMARK`.
 
@@ -185,6 +244,7 @@ class PairDataset(Dataset[Pair]):
         if self.augment:
             flips = [axis for axis in (2, 3) if torch.rand((), generator=generator) < (0.1, 0.5)[axis - 2]]
             pair = vary_shading(pair.flip(flips), generator)
+            pair = torch.cat([sometimes(add_one_sided, ONE_SIDED, x, generator) for x in pair.split(1, dim=1)], dim=1)
             if torch.rand((), generator=generator) < POSED:
                 # The misaligned image is sampled once from the original, as a real one would be.
                 pose = resize_flow(random_flow(full, POSE, generator), full)
@@ -193,6 +253,7 @@ class PairDataset(Dataset[Pair]):
                 moving = warp(pair[:, 1:], applied)
             (fixed,) = vary_contrast([pair[:, :1]], generator)
             aligned, moving = vary_contrast([pair[:, 1:], moving], generator)
+            fixed, moving = (sometimes(add_noise, NOISY, x, generator) for x in (fixed, moving))
         else:
             fixed, aligned = pair.split(1, dim=1)
             moving = warp(pair[:, 1:], applied)

@@ -150,6 +150,33 @@ def read_table(
     return table.reset_index(drop=True)
 
 
+def find_table(
+    root: str | os.PathLike, modality: str = "all", *, csv: str | os.PathLike | None = None, seed: int = 0
+) -> pd.DataFrame:
+    """The pairs below a folder, with a split: what training and validation on known deformations start from.
+
+    Args:
+        root: folder of aligned pairs, see the module's description.
+        modality: CT, PET, SPECT or all.
+        csv: table to take them from; by default they are listed and split as the folder's own ``*-MRI/split.csv``
+            says, or else by patient.
+        seed: of that split.
+
+    Returns:
+        As `read_table` or `make_table`, with the column ``split``.
+
+    Raises:
+        DataError: as those, and for a table without that column.
+    """
+    if csv is None:
+        given = next(Path(root).glob("*-MRI/split.csv"), None)
+        return make_table(root, modality, seed=seed, split_csv=given and given.name)
+    table = read_table(csv, root, modality=modality)
+    if "split" not in table:
+        raise DataError.at(csv, "a column split", f"columns {', '.join(table.columns)}")
+    return table
+
+
 def _draw_split(table: pd.DataFrame, ratio: float, seed: int) -> list[str]:
     """Train or val for each row: patients in random order go to val as long as that brings it nearer its share."""
     split: dict[str, str] = {}

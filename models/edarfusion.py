@@ -12,7 +12,7 @@ from models.encoder import Encoders, entropy_at_quarter
 from models.frg_prereg import FRGPreReg
 from models.fusion import FlowGuidedFusion, Fusion
 from models.refinement import Refinement
-from utils.maps import entropy_difference, gate, resize
+from utils.maps import entropy_difference, gate, gradient_magnitude, halved, resize
 from utils.padding import Padder
 from utils.warp import compose, invert, resize_flow, warp
 
@@ -33,7 +33,7 @@ PRESETS = {
         "features": 24,
         "scales": (Scale(4, (32.0, 12.0), 2, (32, 48)),),
         "refinement": (32, 48),
-        "fusion": 8,
+        "fusion": 16,
     },
     "small": {
         "depth": 2,
@@ -52,7 +52,7 @@ PRESETS = {
         "fusion": 32,
     },
 }
-"""Sizes of the network; `depth` is that of the residual blocks of all but EDA-FlowReg."""
+"""Sizes of the network; `depth` is that of the residual blocks of encoders and refinement."""
 
 
 class Registration(NamedTuple):
@@ -79,8 +79,9 @@ class Registration(NamedTuple):
 
 
 class _Matched(NamedTuple):
-    """What precedes the refinement; fields as in `Registration`."""
+    """What precedes the refinement: the fixed image's edges at half the resolution; the rest as in `Registration`."""
 
+    fixed_edges: Tensor
     steps: list[FlowStep]
     reliability: Tensor
     gate: Tensor
@@ -157,7 +158,7 @@ class EDARFusion(nn.Module):
         scales = size["scales"] if aggregation else tuple(s._replace(windows=(None,)) for s in size["scales"])
         self.eda_flowreg = EDAFlowReg(size["features"], scales)
         self.refinement = Refinement(size["refinement"], size["depth"]) if refinement else None
-        self.fusion = FlowGuidedFusion(size["fusion"], size["depth"])
+        self.fusion = FlowGuidedFusion(size["fusion"])
         self.to(memory_format=torch.channels_last)
 
     def register(self, fixed: Tensor, moving: Tensor, both: bool = False) -> Registration:
@@ -179,8 +180,8 @@ class EDARFusion(nn.Module):
         there, back = (matched.steps[-1].flow / CELL).chunk(2)
         mean = _straight_mean(CELL * (there + invert(back)) / 2)
         flow = _straight_mean(self._refine(fixed, moving, matched, torch.cat((mean, _mirrored(mean)))))
-        steps, *maps = matched
-        return self._finish(flow, _Matched(steps, *((map_[:count] + map_[count:].flip(3)) / 2 for map_ in maps)))
+        edges, steps, *maps = matched
+        return self._finish(flow, _Matched(edges, steps, *((map_[:count] + map_[count:].flip(3)) / 2 for map_ in maps)))
 
     def _match(self, fixed: Tensor, moving: Tensor, both: bool) -> _Matched:
         """FRG-PreReg and EDA-FlowReg."""
@@ -188,28 +189,32 @@ class EDARFusion(nn.Module):
             entropy_fixed, entropy_moving = entropy_at_quarter(torch.cat((fixed, moving))).chunk(2)
             w = gate(entropy_fixed, entropy_moving)
             w = w if self.arguments["use_gate"] else torch.ones_like(w)
-        features = self.encoders(torch.cat((fixed, moving), dim=1), torch.cat((entropy_fixed, entropy_moving), dim=1))
-        features, reliability = self.frg_prereg(features, moving)
+        images = torch.cat((fixed, moving), dim=1)
+        edges = gradient_magnitude(halved(images))
+        features = self.encoders(images, edges, torch.cat((entropy_fixed, entropy_moving), dim=1))
+        features, reliability = self.frg_prereg(features, edges[:, 1:])
         (f, m), (r, r_moving) = features.unbind(1), reliability.split(1, dim=1)
         if both:
             r_both = torch.cat((r, r_moving))
             steps = self.eda_flowreg(torch.cat((f, m)), torch.cat((m, f)), r_both, torch.cat((w, w)))
         else:
             steps = self.eda_flowreg(f, m, r, w)
-        return _Matched(steps, r, w, entropy_fixed, entropy_moving)
+        return _Matched(edges[:, :1], steps, r, w, entropy_fixed, entropy_moving)
 
     def _refine(self, fixed: Tensor, moving: Tensor, matched: _Matched, flow: Tensor) -> Tensor:
         """A flow on the grid of cells, px, with the last increment."""
         if self.refinement is None:
             return flow
         # The matching has losses of its own; what follows it learns from where it stands.
-        return self.refinement(fixed, moving, matched.reliability.detach(), matched.gate, flow.detach())
+        return self.refinement(
+            fixed, moving, matched.fixed_edges, matched.reliability.detach(), matched.gate, flow.detach()
+        )
 
     def _finish(self, flow: Tensor, matched: _Matched) -> Registration:
         """A flow on the grid of cells, px, at full size, with its inverse and all that led to it."""
         size = tuple(CELL * side for side in flow.shape[2:])
         full, inverse = (resize_flow(field, size) for field in (flow / CELL, invert(flow.detach() / CELL)))
-        steps, *maps = matched
+        _, steps, *maps = matched
         return Registration(full, inverse, steps, flow, *maps)
 
     def fuse(self, fixed: Tensor, aligned: Tensor, registration: Registration) -> Fusion:

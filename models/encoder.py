@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import ConvBlock, ResidualBlock, UNet, conv, side_by_side
-from utils.maps import gradient_magnitude, halved, local_entropy
+from utils.maps import halved, local_entropy
 
 
 def entropy_at_quarter(image: Tensor) -> Tensor:
@@ -43,10 +43,18 @@ class Encoders(nn.Module):
         self.unet = UNet(tuple(2 * width for width in widths), groups=2, depth=depth)
         self.head = conv(2 * widths[0], 2 * 4 * features, kernel=1, groups=2)
 
-    def forward(self, images: Tensor, entropy: Tensor) -> Tensor:
-        """Fixed and moving image (B, 2, H, W) in [0, 1], their entropy (B, 2, H/4, W/4), bits -> (B, 2, 4, C, h, w)."""
+    def forward(self, images: Tensor, edges: Tensor, entropy: Tensor) -> Tensor:
+        """Features of both images.
+
+        Args:
+            images: fixed and moving image, (B, 2, H, W) in [0, 1].
+            edges: their gradient magnitude at half the resolution, (B, 2, H/2, W/2).
+            entropy: their local entropy, (B, 2, H/4, W/4), bits.
+
+        Returns:
+            (B, 2, 4, C, H/8, W/8), fixed image first.
+        """
         entropy = entropy / 4 if self.entropy else torch.zeros_like(entropy)
-        edges = gradient_magnitude(halved(images))
         quarter = self.block(self.stem(side_by_side(F.pixel_unshuffle(images, 2), edges)))
         x = self.head(self.unet(self.join(side_by_side(quarter, entropy)))).contiguous().unflatten(1, (2, 4, -1))
         detail = F.pixel_unshuffle(self.detail(quarter).contiguous(), 2).unflatten(1, (2, -1, 4)).transpose(2, 3)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import ConvBlock, conv
-from utils.maps import box_mean, gradient_magnitude, min_max
+from utils.maps import box_mean, min_max
 
 FLOOR = 0.02
 
@@ -28,7 +28,7 @@ def unit_length(vectors: Tensor, dim: int) -> Tensor:
     return vectors * (vectors.square().sum(dim=dim, keepdim=True) + 1e-12).rsqrt()
 
 
-def reliability_prior(fixed: Tensor, moving: Tensor, moving_image: Tensor, tau: float = 0.35) -> Tensor:
+def reliability_prior(fixed: Tensor, moving: Tensor, moving_edges: Tensor, tau: float = 0.35) -> Tensor:
     """Reliability before anything is learned: similar features, away from edges that only the moving image has.
 
     R0 = (cos01(f, m) + exp(-|f - m|_1 / tau)) / 2 and R = 0.15 + 0.85 mean5x5(R0 (1 - edge)^1.5), with `edge` the
@@ -36,7 +36,7 @@ def reliability_prior(fixed: Tensor, moving: Tensor, moving_image: Tensor, tau: 
 
     Args:
         fixed, moving: (B, C, h, w), features of unit length.
-        moving_image: (B, 1, H, W) in [0, 1].
+        moving_edges: (B, 1, H, W), gradient magnitude of the moving image at any resolution.
         tau: mean absolute feature difference that counts as large.
 
     Returns:
@@ -45,7 +45,7 @@ def reliability_prior(fixed: Tensor, moving: Tensor, moving_image: Tensor, tau: 
     cosine = (fixed * moving).sum(dim=1, keepdim=True)
     distance = (fixed - moving).abs().mean(dim=1, keepdim=True)
     similar = ((1 + cosine) / 2 + torch.exp(-distance / tau)) / 2
-    edge = F.adaptive_max_pool2d(min_max(gradient_magnitude(moving_image)), fixed.shape[2:])
+    edge = F.adaptive_max_pool2d(min_max(moving_edges), fixed.shape[2:])
     return 0.15 + 0.85 * box_mean(similar * (1 - edge).clamp_min(0) ** 1.5, 5)
 
 
@@ -66,10 +66,10 @@ class FRGPreReg(nn.Module):
         self.head = conv(2 * features, 2, kernel=1) if reliability else None
         self.strength = nn.Parameter(torch.tensor([0.6, 0.25]))
 
-    def forward(self, features: Tensor, moving_image: Tensor) -> PreRegistration:
-        """Features (B, 2, 4, C, h, w) of both images and the moving image (B, 1, H, W) -> `PreRegistration`."""
+    def forward(self, features: Tensor, moving_edges: Tensor) -> PreRegistration:
+        """Features (B, 2, 4, C, h, w) and gradient magnitude of the moving image (B, 1, H, W) -> `PreRegistration`."""
         f, m = unit_length(features[:, :, 0].float(), dim=2).unbind(1)
-        prior = reliability_prior(f, m, moving_image)
+        prior = reliability_prior(f, m, moving_edges)
         seen = torch.cat((f, m, (f - m).abs(), f * m, prior), dim=1).contiguous(memory_format=torch.channels_last)
         z = self.mix(self.squeeze(seen))
         if self.head:

@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """Convolution with "same" padding."""
-    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups)
-    layer.weight.groups = groups  # utils.optimizer.Muon takes each by itself
-    return layer
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups)
 
 
 def side_by_side(*maps: Tensor) -> Tensor:

@@ -14,12 +14,6 @@ from utils.maps import gradient_magnitude, halved, resize
 from utils.warp import compose, resize_flow, warp
 
 
-def pixels_and_edges(images: Tensor) -> Tensor:
-    """Pixels and edge strengths of two images as channels: (B, 2, H, W) -> (B, 2 * 20, H / 4, W / 4)."""
-    edges = gradient_magnitude(halved(images))
-    return side_by_side(F.pixel_unshuffle(images, 4), F.pixel_unshuffle(edges, 2))
-
-
 class Refinement(nn.Module):
     """Early fusion of both images, then a U-shaped network whose increment the gate W lets pass softly.
 
@@ -40,11 +34,14 @@ class Refinement(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, fixed: Tensor, moving: Tensor, reliability: Tensor, gate: Tensor, flow: Tensor) -> Tensor:
+    def forward(
+        self, fixed: Tensor, moving: Tensor, fixed_edges: Tensor, reliability: Tensor, gate: Tensor, flow: Tensor
+    ) -> Tensor:
         """Improve a displacement field.
 
         Args:
             fixed, moving: (B, 1, H, W) in [0, 1].
+            fixed_edges: (B, 1, H / 2, W / 2), gradient magnitude of the fixed image at half the resolution.
             reliability, gate: R and W, (B, 1, ...) in [0, 1].
             flow: (B, 2, H / 8, W / 8), px of the full image.
 
@@ -52,7 +49,9 @@ class Refinement(nn.Module):
             (B, 2, H / 8, W / 8), px of the full image.
         """
         aligned = warp(moving, resize_flow(flow / CELL, moving.shape[2:]))
-        x = self.mix(self.stem(pixels_and_edges(torch.cat((fixed, aligned), dim=1))))
+        images = torch.cat((fixed, aligned), dim=1)
+        edges = torch.cat((fixed_edges, gradient_magnitude(halved(aligned))), dim=1)
+        x = self.mix(self.stem(side_by_side(F.pixel_unshuffle(images, 4), F.pixel_unshuffle(edges, 2))))
         maps = [resize(map_, x.shape[2:]) for map_ in (reliability, gate, flow / CELL)]
         increment = STEP * self.head(self.unet(self.join(torch.cat((x, *maps), dim=1)))).float()
         alpha = torch.sigmoid(self.alpha)

@@ -10,7 +10,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from data.dataset import VAL_SEED, EndlessSampler, Pair, PairDataset, balance, fit, vary_contrast, vary_shading
+from data.dataset import (
+    VAL_SEED,
+    EndlessSampler,
+    Pair,
+    PairDataset,
+    add_noise,
+    add_one_sided,
+    balance,
+    fit,
+    seeded,
+    vary_contrast,
+    vary_shading,
+)
 from data.make_csv import DataError
 from utils.image_io import ImageError, read_image, write_image
 from utils.warp import compose, resize_flow, warp
@@ -128,7 +140,14 @@ def test_inverse_flow_is_what_was_applied():
     assert compose(pair.inverse_flow[None], pair.flow[None])[..., 4:-4, 4:-4].abs().max() < 0.02
 
 
-def test_augmentation_moves_both_images_of_the_pair_alike():
+@pytest.fixture
+def two_sided(monkeypatch):
+    """Nothing in one image only."""
+    monkeypatch.setattr("data.dataset.ONE_SIDED", 0.0)
+    monkeypatch.setattr("data.dataset.NOISY", 0.0)
+
+
+def test_augmentation_moves_both_images_of_the_pair_alike(two_sided):
     # The same file on both sides: whatever the pose, fixed and truly aligned image show the same, but for contrast and
     # shading.
     pairs = sample(same=True, augment=True, size=128)
@@ -145,6 +164,40 @@ def test_augmentation_gives_both_images_of_a_kind_one_contrast():
     for draw in range(6):
         pair = sample(augment=True)[draw]
         assert pair.moving.mean().item() == pytest.approx(pair.moving_aligned.mean().item(), rel=0.15)
+
+
+def test_one_sided_structures_belong_to_one_image_and_move_with_it(monkeypatch, two_sided):
+    monkeypatch.setattr("data.dataset.ONE_SIDED", 1.0)
+    pairs = [sample(augment=True, size=256)[draw] for draw in range(12)]
+    after = [residual(pair, pair.flow) for pair in pairs]
+    before = [residual(pair, torch.zeros_like(pair.flow)) for pair in pairs]
+    assert np.mean(after) < 0.5 * np.mean(before)
+    assert all((pair.fixed - pair.moving_aligned).abs().max() > 0.3 for pair in pairs)
+
+
+def test_one_sided_structures_are_local_and_in_the_tissue():
+    y, x = torch.meshgrid(torch.arange(256), torch.arange(256), indexing="ij")
+    head = (0.6 * ((y - 128) ** 2 + (x - 128) ** 2 < 90**2)).float()[None, None]
+    changes = torch.cat([add_one_sided(head, seeded(0, n)) - head for n in range(40)])
+    changed = changes.abs() > 0.02
+    share = changed.float().mean(dim=(1, 2, 3))
+    assert share.max() < 0.15 and (share > 0).float().mean() > 0.9
+    assert (changes > 0.2).any() and (changes < -0.3).any(), "bright ones and dark ones"
+    # They stand in the tissue, so they hardly reach its frame.
+    assert not changed[..., :5, :].any() and not changed[..., :5].any()
+    empty = add_one_sided(torch.zeros(1, 1, 64, 80), seeded(0, 1))
+    assert empty.isfinite().all() and empty.min() >= 0 and empty.max() <= 1
+
+
+def test_noise_is_bounded_and_not_in_the_truth(monkeypatch, two_sided):
+    plain = sample(augment=True)[7]
+    monkeypatch.setattr("data.dataset.NOISY", 1.0)
+    noisy = sample(augment=True)[7]
+    assert torch.equal(noisy.moving_aligned, plain.moving_aligned) and torch.equal(noisy.flow, plain.flow)
+    assert not torch.equal(noisy.moving, plain.moving) and not torch.equal(noisy.fixed, plain.fixed)
+    grey = torch.full((1, 1, 65, 66), 0.5)
+    deviations = torch.stack([(add_noise(grey, seeded(0, n)) - grey).std() for n in range(60)])
+    assert 0.06 < deviations.max() < 0.13 and deviations.min() < 0.01
 
 
 def test_wide_deformations_are_larger():

@@ -15,6 +15,7 @@ from models.fusion import FlowGuidedFusion, alignment_consistency
 from models.layers import GaussianBlur, UNet, side_by_side
 from tests.tensors import noise
 from utils.checkpoint import load_checkpoint
+from utils.maps import gradient_magnitude, halved
 from utils.warp import compose
 
 
@@ -39,6 +40,11 @@ def build(preset: str = "tiny", **options) -> EDARFusion:
 @pytest.fixture(scope="module")
 def tiny() -> EDARFusion:
     return build()
+
+
+def edges(images: Tensor) -> Tensor:
+    """As the network sees them."""
+    return gradient_magnitude(halved(images))
 
 
 def features(batch: int = 2, channels: int = 16, height: int = 8, width: int = 10, seed: int = 0) -> Tensor:
@@ -359,7 +365,7 @@ def test_without_entropy_the_features_do_not_see_it():
         torch.manual_seed(0)
         encoders = Encoders((32, 48, 64), 16, entropy=used).eval()
         with torch.inference_mode():
-            same = torch.equal(encoders(pair, entropies), encoders(pair, 4 - entropies))
+            same = torch.equal(encoders(pair, edges(pair), entropies), encoders(pair, edges(pair), 4 - entropies))
         assert same is not used
 
 
@@ -369,16 +375,17 @@ def test_encoders_see_one_image_each():
     pair = torch.cat(images(1, 64, 96), dim=1)
     entropy = torch.cat([entropy_at_quarter(image) for image in pair.split(1, dim=1)], dim=1)
     with torch.inference_mode():
-        before = encoders(pair, entropy)
+        before = encoders(pair, edges(pair), entropy)
         assert before.shape == (1, 2, 4, 16, 8, 12)
         for other in (0, 1):
             changed = pair.clone()
             changed[:, other] = 1 - changed[:, other]
-            after = encoders(changed, entropy)
+            after = encoders(changed, edges(changed), entropy)
             assert torch.equal(after[:, 1 - other], before[:, 1 - other])
             assert not torch.allclose(after[:, other], before[:, other], atol=0.1)
         # Weights of their own: the same image gives other features as fixed than as moving image.
-        twice = encoders(pair[:, :1].expand(-1, 2, -1, -1), entropy[:, :1].expand(-1, 2, -1, -1))
+        pair, entropy = (maps[:, :1].expand(-1, 2, -1, -1) for maps in (pair, entropy))
+        twice = encoders(pair, edges(pair), entropy)
     assert not torch.allclose(twice[:, 0], twice[:, 1], atol=0.1)
 
 
@@ -393,7 +400,7 @@ def test_reliability_lies_between_zero_and_one(seed):
     image = images(2, 64, 80, seed=seed)[0]
     with torch.inference_mode():
         pair = torch.stack((20 * features(seed=seed), 0.1 * features(seed=seed + 9)), dim=1)
-        found, reliability = prereg(pair, image)
+        found, reliability = prereg(pair, edges(image))
     assert reliability.shape == (2, 2, 8, 10) and reliability.min() >= 0 and reliability.max() <= 1
     assert (reliability.std(dim=(0, 2, 3)) > 0.01).all()
     assert found.shape == pair.shape and torch.allclose(found.norm(dim=3), torch.ones(2, 2, 4, 8, 10), atol=1e-4)
@@ -412,7 +419,7 @@ def test_adapter_by_hand():
 
 def test_reliability_prior_by_hand():
     f = features()[:, 0]
-    flat = torch.full((2, 1, 64, 80), 0.5)
+    flat = torch.zeros(2, 1, 32, 40)
     # Equal features, no edges: R0 = 1. Opposite features: cos01 = 0 and a distance of 2 |f|.
     assert torch.allclose(reliability_prior(f, f, flat), torch.ones(2, 1, 8, 10), atol=1e-5)
     opposite = reliability_prior(f, -f, flat)
@@ -425,7 +432,7 @@ def test_reliability_prior_falls_beside_an_edge_of_the_moving_image(column):
     f = features()[:, 0]
     image = torch.full((2, 1, 64, 80), 0.5)
     image[..., column:] = 1
-    prior = reliability_prior(f, f, image)
+    prior = reliability_prior(f, f, edges(image))
     assert prior[..., 4:6].max() < 0.95
     assert torch.allclose(prior[..., :2], torch.ones(2, 1, 8, 2), atol=1e-4)
 

@@ -26,13 +26,13 @@ def test_first_step_of_a_kernel_by_hand():
     kernel = nn.Parameter(torch.full((1, 1, 2, 2), 2.0))
     kernel.grad = torch.tensor([[[[3.0, 0.0], [0.0, -4.0]]]])
     expected = 2.0 * (1 - 0.1 * 0.5) - 0.1 * 0.2 * 4**0.5 * orthogonalise(torch.tensor([[0.6, 0, 0, -0.8]]))
-    Muon([kernel], lr=0.1, weight_decay=0.5).step()
+    Muon(nn.ParameterList([kernel]), lr=0.1, weight_decay=0.5).step()
     assert torch.allclose(kernel.detach().flatten(), expected.flatten(), atol=1e-6)
 
 
 def test_momentum_goes_on_and_no_gradient_means_no_step():
     kernel = nn.Parameter(noise(4, 3, 3, 3))
-    optimizer = Muon([kernel], lr=0.1)
+    optimizer = Muon(nn.ParameterList([kernel]), lr=0.1)
     kernel.grad = noise(4, 3, 3, 3, seed=1)
     optimizer.step()
     before = kernel.detach().clone()
@@ -46,7 +46,7 @@ def test_momentum_goes_on_and_no_gradient_means_no_step():
 def test_everything_else_is_left_to_adamw():
     vector = nn.Parameter(noise(5))
     twin = nn.Parameter(vector.detach().clone())
-    muon, adamw = Muon([vector], lr=0.1), torch.optim.AdamW([twin], lr=0.1, weight_decay=1e-3)
+    muon, adamw = Muon(nn.ParameterList([vector]), lr=0.1), torch.optim.AdamW([twin], lr=0.1, weight_decay=1e-3)
     for seed in range(3):
         vector.grad, twin.grad = noise(5, seed=seed), noise(5, seed=seed)
         muon.step(), adamw.step()
@@ -63,17 +63,18 @@ def test_state_is_put_back():
         model(x).square().mean().backward()
         optimizer.step()
 
-    optimizer = Muon(one.parameters(), lr=0.01)
+    optimizer = Muon(one, lr=0.01)
     advance(one, optimizer)
     two = copy.deepcopy(one)
-    resumed = Muon(two.parameters(), lr=0.01)
+    resumed = Muon(two, lr=0.01)
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     advance(one, optimizer), advance(two, resumed)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
 
 def test_networks_side_by_side_step_as_each_would_by_itself():
-    whole = conv(4, 6, groups=2)
+    # A copy, as training works on one.
+    whole = copy.deepcopy(conv(4, 6, groups=2))
     parts = [conv(2, 3), conv(2, 3)]
     for part, values in zip(parts, whole.weight.detach().chunk(2), strict=True):
         part.weight.data.copy_(values)
@@ -82,7 +83,7 @@ def test_networks_side_by_side_step_as_each_would_by_itself():
         for part, gradient in zip(parts, whole.weight.grad.chunk(2), strict=True):
             part.weight.grad = gradient.clone()
         if not seed:
-            optimizers = [Muon([layer.weight], lr=0.1) for layer in (whole, *parts)]
+            optimizers = [Muon(layer, lr=0.1) for layer in (whole, *parts)]
         for optimizer in optimizers:
             optimizer.step()
     assert torch.allclose(whole.weight, torch.cat([part.weight for part in parts]), atol=1e-5)
@@ -93,7 +94,7 @@ def test_a_small_network_learns_a_filter():
     network = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.LeakyReLU(0.1), nn.Conv2d(8, 1, 3, padding=1))
     x = noise(4, 1, 16, 16)
     truth = x.roll(1, dims=3) - x.roll(1, dims=2)
-    optimizer = Muon(network.parameters(), lr=0.02)
+    optimizer = Muon(network, lr=0.02)
     losses = []
     for step in range(150):
         for group in optimizer.param_groups:

@@ -180,7 +180,7 @@ def training_step(model: EDARFusion, size: tuple[int, int], batch: int) -> Calla
     applied = torch.cat([random_flow(size, BENCHMARK, generator) for _ in range(batch)])
     true_flow, applied = misalignment(applied).to(device), applied.to(device)
     fixed, moving, aligned = (torch.rand(batch, 1, *size, generator=generator).to(device) for _ in range(3))
-    optimizer = Muon(model.parameters(), lr=1e-4)
+    optimizer = Muon(model, lr=1e-4)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)

@@ -1,7 +1,5 @@
 """Optimiser: Muon for the kernels of convolutions and linear maps, AdamW for all else."""
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 
@@ -31,12 +29,12 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.AdamW):
     """Momentum whose step has all directions equally long, for tensors of two or more dimensions; AdamW for the others.
 
-    A kernel (outputs, inputs, h, w) is taken as the matrix (outputs, inputs h w), a linear map as its own. The step is
-    scaled to the size that AdamW's steps have, so that one learning rate serves both (Liu et al. 2025, "Muon is
-    scalable for LLM training").
+    A kernel (outputs, inputs, h, w) is taken as the matrix (outputs, inputs h w), that of a convolution in groups as
+    one such matrix a group; a linear map as its own. The step is scaled to the size that AdamW's steps have, so that
+    one learning rate serves both (Liu et al. 2025, "Muon is scalable for LLM training").
 
     Args:
-        parameters: to optimise.
+        module: whose parameters to optimise.
         lr: learning rate.
         weight_decay: decoupled, as in AdamW.
         momentum: decay of the mean gradient.
@@ -45,13 +43,14 @@ class Muon(torch.optim.AdamW):
 
     def __init__(
         self,
-        parameters: Iterable[nn.Parameter],
+        module: nn.Module,
         lr: float,
         weight_decay: float = 1e-3,
         momentum: float = 0.95,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__(parameters, lr, weight_decay=weight_decay)
+        super().__init__(module.parameters(), lr, weight_decay=weight_decay)
+        self.groups = {layer.weight: layer.groups for layer in module.modules() if isinstance(layer, nn.Conv2d)}
         self.momentum, self.dtype = momentum, dtype
 
     @torch.no_grad()
@@ -73,6 +72,6 @@ class Muon(torch.optim.AdamW):
         mean.lerp_(kernel.grad, 1 - self.momentum)
         # Nesterov: the mean as it will be if the gradient stays.
         step = kernel.grad.lerp(mean, self.momentum).flatten(1).to(self.dtype)
-        direction = orthogonalise(step.unflatten(0, (getattr(kernel, "groups", 1), -1)))
+        direction = orthogonalise(step.unflatten(0, (self.groups.get(kernel, 1), -1)))
         scale = 0.2 * max(direction.shape[1:]) ** 0.5
         kernel.mul_(1 - lr * weight_decay).add_(direction.view_as(kernel).to(kernel.dtype), alpha=-lr * scale)

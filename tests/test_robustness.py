@@ -1,0 +1,88 @@
+"""utils/robustness.py: each disturbance does what it says, the same every time, and the command prints the table."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from data.dataset import VAL_SEED, PairDataset, seeded
+from data.make_csv import find_table
+from models.edarfusion import EDARFusion
+from tests.kill_training import SAMPLE, sample_table
+from utils.robustness import CONDITIONS, NOISE, DisturbedPairs, main, robustness
+
+
+@pytest.fixture
+def table(tmp_path) -> Path:
+    return sample_table(tmp_path / "pairs.csv")
+
+
+@pytest.fixture
+def pairs(table) -> PairDataset:
+    found = find_table(SAMPLE, csv=table)
+    return PairDataset(found[found["split"] == "val"], SAMPLE, seed=VAL_SEED, size=128)
+
+
+def test_disturbances_change_the_images_they_name_and_never_the_truth(pairs):
+    changed = {
+        "as they are": (),
+        "structures in the fixed image only": ("fixed",),
+        "structures in the moving image only": ("moving",),
+        "noise in both": ("fixed", "moving"),
+    }
+    assert changed.keys() == CONDITIONS.keys()
+    for name, disturb in CONDITIONS.items():
+        before, after = pairs[0], disturb(pairs[0], seeded(0, 1))
+        for field in before._fields[:-1]:
+            same = torch.equal(getattr(before, field), getattr(after, field))
+            assert same is (field not in changed[name]), (name, field)
+        for field in ("fixed", "moving"):
+            assert getattr(after, field).min() >= 0 and getattr(after, field).max() <= 1
+
+
+def test_noise_has_the_strength_it_says(pairs):
+    pair = pairs[0]
+    grey = pair._replace(fixed=torch.full_like(pair.fixed, 0.5), moving=torch.full_like(pair.fixed, 0.5))
+    noisy = CONDITIONS["noise in both"](grey, seeded(0, 1))
+    for image in (noisy.fixed, noisy.moving):
+        assert image.std().item() == pytest.approx(NOISE, rel=0.05)
+    assert not torch.equal(noisy.fixed, noisy.moving)
+
+
+def test_disturbed_pairs_repeat_and_differ(pairs):
+    once, again = (DisturbedPairs(pairs, CONDITIONS["noise in both"]) for _ in range(2))
+    assert len(once) == len(pairs) and torch.equal(once[0].fixed, again[0].fixed)
+    assert not torch.equal(once[0].fixed - pairs[0].fixed, once[1].fixed - pairs[1].fixed)
+
+
+def test_table_by_hand(pairs):
+    class Still(EDARFusion):
+        """Finds no displacement, so its error is zero flow's."""
+
+        def forward(self, fixed, moving, passes=1, average=False):
+            output = super().forward(fixed, moving)
+            return output._replace(flow=torch.zeros_like(output.flow), aligned=moving)
+
+    table = robustness(Still("tiny").eval(), pairs, torch.device("cpu"))
+    assert list(table["condition"].unique()) == list(CONDITIONS) and len(table) == 3 * len(CONDITIONS)
+    assert (table["epe"] == table["zero"]).all() and (table["better"] == 0).all()
+    assert (table.groupby("condition")["pairs"].sum() == len(pairs)).all()
+    # The truth is the same under every condition, and is what the pairs say.
+    assert (table.groupby("modality")["zero"].nunique() == 1).all() and table["zero"].between(0.5, 10).all()
+
+
+def test_command_prints_a_line_a_condition(table, capsys):
+    assert main(["--root", str(SAMPLE), "--csv", str(table), "--modality", "PET"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == list(CONDITIONS)
+    assert all(re.fullmatch(r"\| [a-z ]+ \| \d+\.\d\d of \d+\.\d\d \(\d+%\) \|", line) for line in lines[2:])
+
+
+def test_command_names_what_is_missing(table, tmp_path, capsys):
+    assert main(["--root", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    pd.read_csv(table).drop(columns="split").to_csv(table, index=False)
+    assert main(["--root", str(SAMPLE), "--csv", str(table)]) == 2
+    assert re.fullmatch(r".*pairs\.csv: expected a column split, found columns .*\n", capsys.readouterr().err)
