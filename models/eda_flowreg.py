@@ -150,9 +150,9 @@ class FlowScale(nn.Module):
             reliability,
             gate,
         )
+        x = F.avg_pool2d(torch.cat(evidence, dim=1), self.stride)
         # A convolution of 1 x 1, whose result lies as the next one wants it, without moving all the evidence first.
-        x = self.squeeze(torch.cat(evidence, dim=1).flatten(2).transpose(1, 2)).transpose(1, 2)
-        x = F.avg_pool2d(x.unflatten(2, flow.shape[2:]), self.stride)
+        x = self.squeeze(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, x.shape[2:])
         residual = STEP * resize(self.head(self.refine(x)).float(), flow.shape[2:])
         alpha = torch.sigmoid(self.alpha)
         increment = (alpha + (1 - alpha) * gate) * matched[-1] + residual

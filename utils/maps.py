@@ -82,7 +82,7 @@ def local_entropy(image: Tensor, window: int = 9, bins: int = 16, sigma: float =
         image: (B, 1, H, W); scaled to [0, 1] per image first.
         window: odd side of the neighbourhood, in steps of `stride`.
         bins: number of bin centres.
-        sigma: width of the membership, in units of the grey range.
+        sigma: width of the membership, in units of the grey range; from 0.076 up, below which exponents overflow.
         stride: px between the places where entropy is wanted; memberships are averaged over blocks of that side.
 
     Returns:
@@ -93,10 +93,11 @@ def local_entropy(image: Tensor, window: int = 9, bins: int = 16, sigma: float =
     # The bins of a pixel lie side by side in memory, as a CPU pools them fastest. The pixel's own square is left out of
     # (scaled - centre)^2: it is the same for all bins.
     exponent = torch.addcmul(centres.square() / (-2 * sigma**2), scaled, centres / sigma**2)
-    log_membership = torch.log_softmax(exponent, dim=-1)
-    membership = log_membership.exp()
+    membership = exponent.exp()
+    total = membership.sum(dim=-1, keepdim=True)
+    membership = membership / total
     # A pixel between two centres belongs to several bins; the entropy of a constant image must still be 0.
-    own = -(membership * log_membership).sum(dim=-1)[:, None]
+    own = (total.squeeze(-1).log() - (membership * exponent).sum(dim=-1))[:, None]
     histogram, own = (box_mean(F.avg_pool2d(x, stride), window) for x in (membership.permute(0, 3, 1, 2), own))
     mixed = -(histogram * histogram.clamp_min(1e-12).log()).sum(dim=1, keepdim=True)
     return (mixed - own).clamp_min(0) / math.log(2)
