@@ -3,7 +3,7 @@
     python EDARFusion_test_val.py                                  # the embedded sample, all modalities
     python EDARFusion_test_val.py --modality CT --fixed MRI --moving CT [--label CT_label]
     python EDARFusion_test_val.py --modality PET --csv PAIRS.csv --root DATA --split val
-    python EDARFusion_test_val.py --modality CT --fixed MRI.nii.gz --moving CT.nii.gz [--window 40 80]
+    python EDARFusion_test_val.py --modality CT --fixed MRI.nii.gz --moving CT.nii.gz [--window 40 80] [--resample]
     torchrun --nproc_per_node=2 EDARFusion_test_val.py ...         # several processes share the pairs
 
 Results go to OUTPUT/MODALITY: fused/ and aligned/ images, metrics.csv, report.html and, if asked for, flow/, maps/ and
@@ -65,6 +65,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--split", choices=SPLITS, help="which of its rows (default: all)")
     data.add_argument("--window", type=float, nargs=2, metavar=("CENTER", "WIDTH"),
                       help="grey levels of the moving volume (default: 40 80 for CT in Hounsfield units)")
+    data.add_argument("--resample", action="store_true",
+                      help="bring moving volume and label onto the grid of the fixed one, as their headers say")
     model = parser.add_argument_group("model")
     model.add_argument("--checkpoint", metavar="FILE", default=CHECKPOINT, help="default: %(default)s")
     model.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
@@ -96,8 +98,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--modality: expected one of {', '.join(MODALITIES)} with --fixed and --moving, found all")
     if options.engine != "torch" and options.device not in ("auto", "cpu"):
         parser.error(f"--engine: expected torch on {options.device}, found {options.engine}")
-    if options.window and not (options.fixed and is_volume(options.fixed)):
-        parser.error("--window: expected volumes as --fixed and --moving, found images")
+    for name in ("window", "resample"):
+        if getattr(options, name) and not (options.fixed and is_volume(options.fixed)):
+            parser.error(f"--{name}: expected volumes as --fixed and --moving, found images")
     if options.window and options.window[1] <= 0:
         parser.error(f"--window: expected a width above 0, found {options.window[1]:g}")
     if (options.root or options.split) and not options.csv:
@@ -149,7 +152,7 @@ def run(options: argparse.Namespace) -> int:
     """Align, fuse and score what the options name; returns the exit status."""
     if not (options.fixed and is_volume(options.fixed)):
         return fuse_and_score(options, find_pairs(options))
-    volumes = read_volumes(options.fixed, options.moving, options.label, options.window)
+    volumes = read_volumes(options.fixed, options.moving, options.label, options.window, resample=options.resample)
     # The aligned volume is made from the moving one's own values with the flow.
     options.save_flow = True
     with tempfile.TemporaryDirectory() as slices:

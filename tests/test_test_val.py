@@ -295,14 +295,35 @@ class TestVolumes:
         fixed = read_volumes(options[3], options[5]).levels["fixed"]
         assert fixed.min() == 0 and fixed.max() == 1 and 0.2 < fixed.mean() < 0.8
 
-    @pytest.mark.parametrize("case", ["grids differ", "damaged", "window without volumes"])
+    def test_resample_brings_the_moving_volume_onto_the_fixed_grid(self, checkpoint, tmp_path, options):
+        # The same voxels but one slice higher up, and one slice more: only the header says so.
+        values = nib.load(options[5]).get_fdata()
+        affine = self.AFFINE.copy()
+        affine[2, 3] -= 4
+        higher = np.concatenate((values[..., :1], values), axis=2)
+        nib.save(nib.Nifti1Image(higher.astype(np.float32), affine), options[5])
+        levels = read_volumes(options[3], options[5], resample=True).levels["moving"]
+        np.testing.assert_allclose(levels, np.clip(values.transpose(2, 1, 0) / 80, 0, 1), atol=1e-4)
+        assert run(checkpoint, tmp_path / "out", *options, "--resample") == 0
+        aligned = nib.load(tmp_path / "out/CT/aligned.nii.gz")
+        assert aligned.shape == (80, 64, 3) and np.allclose(aligned.affine, self.AFFINE)
+
+    @pytest.mark.parametrize(
+        "case", ["grids differ", "damaged", "apart", "window without volumes", "resample without volumes"]
+    )
     def test_bad_volumes(self, checkpoint, tmp_path, options, capsys, case):
         if case == "grids differ":
             self.save(tmp_path / "ct.nii.gz", np.stack([picture(1)] * 2))
         elif case == "damaged":
             (tmp_path / "ct.nii.gz").write_bytes((tmp_path / "ct.nii.gz").read_bytes()[:-1000])
+        elif case == "apart":
+            apart = self.AFFINE.copy()
+            apart[0, 3] = 1000
+            nib.save(nib.Nifti1Image(nib.load(options[5]).get_fdata(), apart), options[5])
+            options.append("--resample")
         else:
-            options = ["--modality", "CT", *folders(tmp_path, pairs=1), "--window", "40", "80"]
+            options = ["--modality", "CT", *folders(tmp_path, pairs=1)]
+            options += ["--window", "40", "80"] if "window" in case else ["--resample"]
         try:
             code = run(checkpoint, tmp_path / "out", *options)
         except SystemExit as exit_:

@@ -13,7 +13,16 @@ from pydicom.sequence import Sequence
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from utils.image_io import ImageError
-from utils.volume_io import Volume, is_volume, looks_like_hu, read_volume, robust_scale, window, write_volume
+from utils.volume_io import (
+    Volume,
+    is_volume,
+    looks_like_hu,
+    read_volume,
+    resample_volume,
+    robust_scale,
+    window,
+    write_volume,
+)
 
 X, Y, Z = 72, 66, 68
 """Sizes of the test volumes along left-right, front-back and foot-head: all differ, all are large enough to be seen
@@ -182,6 +191,47 @@ def test_scale_factors_of_the_file_are_applied(tmp_path: Path) -> None:
     path = nifti(tmp_path / "volume.nii", np.full((X, Y, 3), 7, np.int16))
     slope_and_intercept = 112
     assert (read_volume(patch(path, slope_and_intercept, 2, -1024)).slices == 7 * 2 - 1024).all()
+
+
+# --- resampling ---------------------------------------------------------------------------------------------
+
+
+def ramp(path: Path, affine: np.ndarray, shape: tuple[int, int, int]) -> Volume:
+    """Values that grow by 1, 2 and 3 a mm to the right, to the front and to the head, whatever the grid."""
+    voxels = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
+    millimetres = voxels @ affine[:3, :3].T + affine[:3, 3]
+    return read_volume(nifti(path, (millimetres @ [1, 2, 3]).astype(np.float32), affine))
+
+
+@pytest.mark.parametrize("turn", [np.eye(3), np.diag([-1, -1, 1]), np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0]])])
+def test_resampling_goes_by_the_place_in_space(tmp_path: Path, turn: np.ndarray) -> None:
+    fixed, moving = np.eye(4), np.eye(4)
+    fixed[:3, :3], moving[:3, :3] = turn * 0.7, np.diag([1.1, 0.9, 1.3])
+    # Both are centred on the origin, the fixed one within the moving one.
+    fixed[:3, 3] = -fixed[:3, :3] @ [35, 35, 35]
+    moving[:3, 3] = -moving[:3, :3] @ [40, 45, 35]
+    like = ramp(tmp_path / "fixed.nii", fixed, (71, 71, 71))
+    found = resample_volume(ramp(tmp_path / "moving.nii", moving, (81, 91, 71)), like)
+    assert np.array_equal(found.affine, like.affine)
+    np.testing.assert_allclose(found.slices, like.slices, atol=1e-3)
+
+
+def test_resampling_fills_with_the_lowest_value_and_keeps_what_is_on_the_grid(tmp_path: Path) -> None:
+    affine = np.diag([1.0, 1.0, 2.0, 1.0])
+    like = read_volume(nifti(tmp_path / "fixed.nii", np.zeros((X, Y, 6), np.float32), affine))
+    moving = patient()[..., :4] - 1000
+    affine[2, 3] = 4.0
+    found = resample_volume(read_volume(nifti(tmp_path / "moving.nii", moving, affine)), like)
+    assert (found.slices[:2] == moving.min()).all()
+    np.testing.assert_allclose(found.slices[2:], read_volume(tmp_path / "moving.nii").slices, atol=1e-2)
+
+
+def test_volumes_apart_are_not_resampled(tmp_path: Path) -> None:
+    affine = np.eye(4)
+    like = read_volume(nifti(tmp_path / "fixed.nii", patient(), affine.copy()))
+    affine[0, 3] = 500
+    with pytest.raises(ValueError, match="expected volumes that overlap in space"):
+        resample_volume(read_volume(nifti(tmp_path / "moving.nii", patient(), affine)), like)
 
 
 # --- DICOM --------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+from nibabel.processing import resample_from_to
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_modality_lut
@@ -129,12 +130,36 @@ def write_volume(path: str | os.PathLike, slices: np.ndarray, like: Volume) -> N
         slices = np.ascontiguousarray(slices).view([(channel, np.uint8) for channel in "RGB"])[..., 0]
     else:
         slices = slices.astype(np.float32)
-    own, view = _orientations(like.affine, single=len(slices) == 1)
-    array = apply_orientation(slices.transpose(2, 1, 0), ornt_transform(view, own))
-    image = nib.Nifti1Image(array, like.affine)
+    image = _to_nifti(slices, like.affine)
     image.header.set_xyzt_units("mm")
     data = image.to_bytes()
     write_bytes(path, gzip.compress(data, mtime=0) if path.name.lower().endswith(".gz") else data)
+
+
+def resample_volume(volume: Volume, like: Volume) -> Volume:
+    """Bring a volume onto the grid of another one by both affines, linearly.
+
+    Args:
+        volume: whose values are wanted.
+        like: on whose grid.
+
+    Returns:
+        Slices of the shape of `like` and its affine, in the volume's own units; its lowest value where it does not
+        reach.
+
+    Raises:
+        ValueError: the volumes do not overlap.
+    """
+    target = _to_nifti(like.slices, like.affine)
+    source = _to_nifti(volume.slices, volume.affine)
+    low = float(volume.slices.min())
+    reached = resample_from_to(nib.Nifti1Image(np.ones(source.shape, np.float32), source.affine), target, order=0)
+    if not reached.get_fdata(dtype=np.float32).any():
+        raise ValueError("expected volumes that overlap in space, found one beside the other")
+    array = resample_from_to(source, target, order=1, cval=low).get_fdata(dtype=np.float32)
+    own, view = _orientations(like.affine, single=len(like.slices) == 1)
+    slices = np.ascontiguousarray(apply_orientation(array, ornt_transform(own, view)).transpose(2, 1, 0))
+    return Volume(slices, like.affine, volume.modality, volume.units)
 
 
 def window(slices: np.ndarray, center: float, width: float) -> np.ndarray:
@@ -191,6 +216,12 @@ def _orientations(affine: np.ndarray, single: bool) -> tuple[np.ndarray, np.ndar
     own = io_orientation(affine)
     normal = int(own[2, 0]) if single else 2
     return own, axcodes2ornt(_VIEWS[normal])
+
+
+def _to_nifti(slices: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
+    """Slices (S, H, W) as the file's own array (i, j, k) under its affine."""
+    own, view = _orientations(affine, single=len(slices) == 1)
+    return nib.Nifti1Image(apply_orientation(slices.transpose(2, 1, 0), ornt_transform(view, own)), affine)
 
 
 def _check_voxels(path: Path, shape: tuple[int, ...]) -> None:

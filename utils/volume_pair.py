@@ -9,7 +9,16 @@ import numpy as np
 from utils.flow_io import load_flow
 from utils.image_io import ImageError, read_image, write_image
 from utils.results import ResultFolder
-from utils.volume_io import NIFTI_SUFFIXES, Volume, looks_like_hu, read_volume, robust_scale, window, write_volume
+from utils.volume_io import (
+    NIFTI_SUFFIXES,
+    Volume,
+    looks_like_hu,
+    read_volume,
+    resample_volume,
+    robust_scale,
+    window,
+    write_volume,
+)
 
 BRAIN_WINDOW = (40.0, 80.0)
 """Center and width in Hounsfield units that show brain tissue in CT."""
@@ -70,23 +79,32 @@ def read_volumes(
     moving: str | os.PathLike,
     label: str | os.PathLike | None = None,
     center_width: tuple[float, float] | None = None,
+    *,
+    resample: bool = False,
 ) -> VolumePair:
-    """Read volumes that lie on one grid and bring them to [0, 1].
+    """Read volumes that lie on one grid, or are brought there, and scale them to [0, 1].
 
     Args:
         fixed, moving, label: NIfTI files, DICOM files or folders of them.
         center_width: window of moving and label in their own units. By default `BRAIN_WINDOW` for Hounsfield units;
             other values are scaled by their percentiles.
+        resample: bring moving and label onto the grid of the fixed volume first, by their affines.
 
     Raises:
-        ImageError: a file cannot be used, or the grids differ.
+        ImageError: a file cannot be used, or the grids differ, or with `resample` the volumes do not overlap.
     """
     paths = {"fixed": fixed, "moving": moving} | ({} if label is None else {"label": label})
     volumes = {role: read_volume(path) for role, path in paths.items()}
+    for role in volumes.keys() - {"fixed"} if resample else ():
+        try:
+            volumes[role] = resample_volume(volumes[role], volumes["fixed"])
+        except ValueError as error:
+            expected = f"a volume that overlaps {os.fspath(fixed)} in space"
+            raise ImageError.at(paths[role], expected, "one beside it") from error
     shape = volumes["fixed"].slices.shape
     for role, volume in volumes.items():
         if volume.slices.shape != shape:
-            expected = f"the grid of {os.fspath(fixed)}, {_text(shape)}; resample it"
+            expected = f"the grid of {os.fspath(fixed)}, {_text(shape)} (--resample brings it there)"
             raise ImageError.at(paths[role], expected, _text(volume.slices.shape))
     if center_width is None and (volumes["moving"].units == "HU" or looks_like_hu(volumes["moving"].slices)):
         center_width = BRAIN_WINDOW
