@@ -6,13 +6,15 @@
     python EDARFusion_test_val.py --modality CT --fixed MRI.nii.gz --moving CT.nii.gz [--window 40 80] [--resample]
     torchrun --nproc_per_node=2 EDARFusion_test_val.py ...         # several processes share the pairs
 
-Results go to OUTPUT/MODALITY: fused/ and aligned/ images, metrics.csv, report.html and, if asked for, flow/, maps/ and
-figures/. Of NIfTI files and DICOM folders each axial slice is a pair, and aligned.nii.gz and fused.nii.gz lie on the
-grid of the fixed volume. Ctrl-C and SIGTERM end after the pair at hand; --resume goes on from there.
+Results go to OUTPUT/MODALITY: fused/ and aligned/ images, metrics.csv, settings.json, report.html and, if asked for,
+flow/, maps/ and figures/. Of NIfTI files and DICOM folders each axial slice is a pair, and aligned.nii.gz and
+fused.nii.gz lie on the grid of the fixed volume. Ctrl-C and SIGTERM end after the pair at hand; --resume goes on from
+there, with the same checkpoint.
 """
 
 # The processes that score import this file again, so what needs torch is imported where the work begins.
 import argparse
+import hashlib
 import os
 import sys
 import tempfile
@@ -172,8 +174,6 @@ def fuse_and_score(
     for modality, pairs in chosen.items():
         chosen[modality], unreadable = check_pairs(pairs, modality, options.keep_going)
         bad += unreadable
-    extras = {"flow": options.save_flow, "maps": options.save_maps, "figures": options.save_figures}
-    folders = {modality: ResultFolder(options.output / modality, modality, **extras) for modality in chosen}
 
     import torch
     import torch.distributed as dist
@@ -200,6 +200,16 @@ def fuse_and_score(
     settings = {"passes": 1, "average": False} | checkpoint.training.get("inference", {})
     settings |= {name: value for name in settings if (value := getattr(options, name)) is not None}
     fuse = PairFuser(model, device, **settings)
+    made_with = {
+        "checkpoint": Path(options.checkpoint).name,
+        "sha256": hashlib.sha256(Path(options.checkpoint).read_bytes()).hexdigest(),
+        **settings,
+        "engine": options.engine,
+        "window": options.window,
+        "resample": options.resample,
+    }
+    extras = {"flow": options.save_flow, "maps": options.save_maps, "figures": options.save_figures}
+    folders = {kind: ResultFolder(options.output / kind, kind, made_with, **extras) for kind in chosen}
     notes = {
         "checkpoint": f"{Path(options.checkpoint).name}, trained for {checkpoint.modality}",
         "passes": settings["passes"],

@@ -1,6 +1,7 @@
 """The test command keeps its contract: files, columns, colour, bad input, interruption, resumption."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,7 +101,9 @@ def test_embedded_sample(sample_run, modality):
     assert table.drop(columns="reference").notna().all(axis=None)
     assert table["rmse"].iloc[-1] == pytest.approx(table["rmse"].iloc[:-1].mean())
     assert table["epe_before"].between(2, 6).all()
-    assert sorted(p.name for p in folder.iterdir()) == ["aligned", "flow", "fused", "metrics.csv", "report.html"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "aligned", "flow", "fused", "metrics.csv", "report.html", "settings.json",
+    ]  # fmt: skip
     for kind in ("fused", "aligned"):
         assert [p.stem for p in sorted((folder / kind).iterdir())] == list(names)
     assert all(name in (folder / "report.html").read_text() for name in names)
@@ -479,6 +482,30 @@ def test_resume_computes_what_is_missing_only(checkpoint, tmp_path):
     # A wanted file that the earlier run did not save makes a pair unfinished.
     assert run(checkpoint, tmp_path / "out", *options, "--resume", "--save-flow") == 0
     assert len(list((folder / "flow").iterdir())) == 3
+
+
+@pytest.mark.parametrize("changed", ["checkpoint", "passes", "unreadable"])
+def test_resume_does_not_mix_results(checkpoint, model, tmp_path, capsys, changed):
+    options = ["--modality", "CT", *folders(tmp_path, pairs=2)]
+    assert run(checkpoint, tmp_path / "out", *options) == 0
+    other, settings = tmp_path / "other.safetensors", tmp_path / "out/CT/settings.json"
+    shutil.copy(checkpoint, other)
+    if changed == "checkpoint":
+        save_checkpoint(other, model, modality="CT", training={"note": "another"}, metrics={})
+    elif changed == "passes":
+        options += ["--passes", "2"]
+    else:
+        settings.write_text("[1")
+    before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    capsys.readouterr()
+    assert run(other if changed == "checkpoint" else checkpoint, tmp_path / "out", *options, "--resume") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"{settings}: expected" in line and "found" in line
+    assert {"checkpoint": "sha256", "passes": "passes 2", "unreadable": "settings"}[changed] in line
+    assert before == {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    # Without --resume they are results of a new run.
+    assert run(checkpoint, tmp_path / "out", *options) == 0
+    assert run(checkpoint, tmp_path / "out", *options, "--resume") == 0
 
 
 def test_resume_scores_again_when_labels_are_given(checkpoint, tmp_path):

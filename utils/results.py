@@ -1,5 +1,6 @@
 """The results of one modality on disk: where each file lies, the table of metrics, what is finished, the report."""
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -46,14 +47,24 @@ class ResultFolder:
     Args:
         path: the folder.
         modality: what the pairs in it are.
+        settings: what the results depend on beside the pairs, as JSON: the checkpoint and how it is used.
         flow, maps, figures: what is saved beside the fused and aligned images.
     """
 
     def __init__(
-        self, path: str | os.PathLike, modality: str, *, flow: bool = False, maps: bool = False, figures: bool = False
+        self,
+        path: str | os.PathLike,
+        modality: str,
+        settings: Mapping | None = None,
+        *,
+        flow: bool = False,
+        maps: bool = False,
+        figures: bool = False,
     ) -> None:
-        self.path, self.modality = Path(path), modality
+        self.path, self.modality, self.settings = Path(path), modality, settings or {}
         self.table_path, self.report_path = self.path / "metrics.csv", self.path / "report.html"
+        self.settings_path = self.path / "settings.json"
+        self._said = False
         self.flow, self.maps, self.figures = flow, maps, figures
 
     def files(self, name: str) -> dict[str, Path]:
@@ -101,12 +112,27 @@ class ResultFolder:
         Parts that several processes left when they broke off are newer than metrics.csv and stand in its place.
 
         Raises:
-            ImageError: a table that is not one of ours.
+            ImageError: a table that is not one of ours, or was made with other settings.
         """
         rows = {}
         for path in sorted(self.path.glob(".metrics-*.csv")) or [self.table_path]:
             rows |= _read_rows(path) if path.exists() else {}
+        if rows:
+            self._check_settings()
         return rows
+
+    def _check_settings(self) -> None:
+        """One table must not mix the results of two checkpoints."""
+        try:
+            earlier = dict(json.loads(self.settings_path.read_text()))
+        except FileNotFoundError:
+            return  # of a version that did not write them
+        except (OSError, ValueError, TypeError) as error:
+            raise ImageError.at(self.settings_path, "the settings of an earlier run", str(error)) from error
+        other = [name for name in self.settings if earlier.get(name) != self.settings[name]]
+        if other:
+            expected, found = (", ".join(f"{n} {x.get(n)}" for n in other) for x in (self.settings, earlier))
+            raise ImageError.at(self.settings_path, f"results with {expected} to resume", f"some with {found}")
 
     def is_finished(self, pair: Mapping, rows: Mapping[str, Mapping]) -> bool:
         """Whether a pair has a row, scored against what is now the reference, and all files that are wanted."""
@@ -129,6 +155,9 @@ class ResultFolder:
         truth = TRUTH_COLUMNS if any("epe" in row for row in rows) else ()
         table = with_mean(pd.DataFrame(rows, columns=[*COLUMNS, *truth]))
         path = self.table_path if part is None else self.path / f".metrics-{part}.csv"
+        if not self._said:
+            write_bytes(self.settings_path, json.dumps(self.settings, indent=2).encode())
+            self._said = True
         write_bytes(path, table.to_csv(index=False, lineterminator="\n", float_format="%.10g").encode())
 
     def remove_parts(self) -> None:
