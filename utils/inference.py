@@ -50,7 +50,10 @@ class PairFuser:
         aligned, fused = output.aligned, output.fused
         if color:
             aligned = warp(moving, output.flow)
-            fused = ycbcr_to_rgb(torch.cat((fused, warp(chroma, output.flow)), dim=1))
+            if (moving == moving[:, :1]).all():
+                fused = fused.expand(-1, 3, -1, -1)  # by way of YCbCr rounding would tint it
+            else:
+                fused = ycbcr_to_rgb(torch.cat((fused, warp(chroma, output.flow)), dim=1))
         fused, aligned = (image[0].permute(1, 2, 0).squeeze(2).cpu().numpy() for image in (fused, aligned))
         flow = output.flow[0].cpu().numpy()
         seconds = time.perf_counter() - start
