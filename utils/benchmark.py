@@ -34,6 +34,7 @@ from models.edarfusion import PRESETS, EDARFusion, Output
 from utils.checkpoint import load_checkpoint
 from utils.device import choose_device
 from utils.image_io import MIN_SIDE, ImageError, write_bytes, write_image
+from utils.markdown import markdown_table
 from utils.metrics import folding_share, fusion_metrics, positive, registration_metrics
 from utils.openvino_model import ENGINES, OpenVINOModel
 from utils.optimizer import Muon
@@ -258,15 +259,12 @@ def measure_ratio(model: EDARFusion, repeats: int) -> dict[str, float]:
 def to_markdown(results: dict[str, Any]) -> str:
     """The report of `main`'s results."""
     model, machine, ratio, training = (results[name] for name in ("model", "machine", "ratio", "training"))
-    table = [["size", "batch", *COLUMNS.values()], ["---"] + ["---:"] * (len(COLUMNS) + 1)]
-    table += [
-        [row["size"], str(row["batch"]), *(_text(row[name], name) for name in COLUMNS)] for row in results["rows"]
-    ]
+    table = [[row["size"], str(row["batch"]), *(_text(row[name], name) for name in COLUMNS)] for row in results["rows"]]
     paragraphs = [
         f"# Benchmark of {model['name']}",
         f"{model['parameters']:,} parameters. {machine['device']}, {machine['threads']} threads, "
         f"torch {machine['torch']}. Medians of up to {results['repeats']} repeats.",
-        "\n".join("| " + " | ".join(line) + " |" for line in table),
+        markdown_table(["size", "batch", *COLUMNS.values()], table),
         "Times are of the whole batch, in ms; metrics and writing are of one pair. Registration includes the features; "
         "the whole network includes registration and fusion, padding and full-size maps. Peak memory is what tensors "
         "of the whole network take beside its weights and inputs.",

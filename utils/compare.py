@@ -14,6 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from utils.image_io import ImageError, write_bytes
+from utils.markdown import markdown_table
 from utils.metrics import LOWER_IS_BETTER, positive, score_folders
 
 BEFORE = "before alignment"
@@ -104,14 +105,14 @@ def to_markdown(summary: pd.DataFrame, ours: str, title: str) -> str:
         f"# {title}",
         f"{summary['pairs'].max()} pairs, mean ± standard deviation over pairs, best mean in bold. "
         "↑ higher is better, ↓ lower is better.",
-        _table(["metric", *systems], means),
+        markdown_table(["metric", *systems], means),
     ]
     if tests:
         parts += [
             f"## {ours} against the others",
             "p of the two-sided paired Wilcoxon signed-rank test, and the share of pairs in which "
             f"{ours} is better.",
-            _table(["metric", *others], tests),
+            markdown_table(["metric", *others], tests),
         ]
     return "\n\n".join([*parts, _LEGEND]) + "\n"
 
@@ -130,11 +131,6 @@ def _test_cell(rows: pd.DataFrame, system: str) -> str:
         return "–"
     p = rows.loc[system, "p"]
     return f"{'p < 0.001' if p < 0.001 else f'p = {p:.3f}'}, {rows.loc[system, 'ours_better']:.0%}"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def compare_folders(

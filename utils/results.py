@@ -64,7 +64,7 @@ class ResultFolder:
         self.path, self.modality, self.settings = Path(path), modality, settings or {}
         self.table_path, self.report_path = self.path / "metrics.csv", self.path / "report.html"
         self.settings_path = self.path / "settings.json"
-        self._said = False
+        self._settings_written = False
         self.flow, self.maps, self.figures = flow, maps, figures
 
     def files(self, name: str) -> dict[str, Path]:
@@ -155,9 +155,9 @@ class ResultFolder:
         truth = TRUTH_COLUMNS if any("epe" in row for row in rows) else ()
         table = with_mean(pd.DataFrame(rows, columns=[*COLUMNS, *truth]))
         path = self.table_path if part is None else self.path / f".metrics-{part}.csv"
-        if not self._said:
+        if not self._settings_written:
             write_bytes(self.settings_path, json.dumps(self.settings, indent=2).encode())
-            self._said = True
+            self._settings_written = True
         write_bytes(path, table.to_csv(index=False, lineterminator="\n", float_format="%.10g").encode())
 
     def remove_parts(self) -> None:

@@ -21,7 +21,8 @@ from models.edarfusion import EDARFusion
 from utils.checkpoint import load_checkpoint
 from utils.device import choose_device
 from utils.image_io import ImageError
-from utils.validation import validate
+from utils.markdown import markdown_table
+from utils.validation import by_modality, validate
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "edarfusion.safetensors"
 NOISE = 0.1
@@ -89,21 +90,19 @@ def robustness(model: EDARFusion, pairs: PairDataset, device: torch.device) -> p
     rows = []
     for condition, disturb in tqdm(CONDITIONS.items(), desc="conditions", leave=False):
         scores = validate(model, DisturbedPairs(pairs, disturb), device)
-        for modality, group in scores.groupby("modality", sort=False):
-            means = group[["epe", "zero"]].mean().to_dict()
-            better = (group["epe"] < group["zero"]).mean()
-            rows.append({"condition": condition, "modality": modality, "pairs": len(group), **means, "better": better})
-    return pd.DataFrame(rows)
+        means = by_modality(scores)[["epe", "zero", "better"]]
+        rows.append(means.assign(condition=condition, pairs=scores["modality"].value_counts()).reset_index())
+    return pd.concat(rows, ignore_index=True)
 
 
 def to_markdown(table: pd.DataFrame) -> str:
     """A line a condition, a column a modality: endpoint error of zero flow's, and the share of pairs improved."""
     kinds = list(table["modality"].unique())
-    lines = [["endpoint error of zero flow's, px (pairs improved)", *kinds], ["---"] * (1 + len(kinds))]
+    lines = []
     for condition, rows in table.groupby("condition", sort=False):
         cells = [f"{row.epe:.2f} of {row.zero:.2f} ({row.better:.0%})" for row in rows.itertuples()]
         lines.append([condition, *cells])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(["endpoint error of zero flow's, px (pairs improved)", *kinds], lines)
 
 
 def main(arguments: list[str] | None = None) -> int:

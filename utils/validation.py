@@ -56,9 +56,14 @@ def validate(
     return pd.concat(rows, ignore_index=True)
 
 
+def by_modality(scores: pd.DataFrame) -> pd.DataFrame:
+    """Means of what `validate` returns, a row a modality, with the share of pairs improved as `better`."""
+    return scores.assign(better=(scores["epe"] < scores["zero"]).astype(float)).groupby("modality").mean()
+
+
 def summary(scores: pd.DataFrame) -> dict[str, float]:
     """Means by modality of what `validate` returns, such as `epe_CT`; `better_CT` is the share of pairs improved."""
-    means = scores.assign(better=(scores["epe"] < scores["zero"]).astype(float)).groupby("modality").mean()
+    means = by_modality(scores)
     return {f"{column}_{modality}": float(means.at[modality, column]) for column in means for modality in means.index}
 
 

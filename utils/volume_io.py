@@ -94,8 +94,7 @@ def read_volume(path: str | os.PathLike) -> Volume:
         raise ImageError.at(path, "an affine that can be inverted", f"{np.array2string(affine, precision=3)}")
     if not np.isfinite(array).all():
         raise ImageError.at(path, "finite values", f"NaN or infinity in {int((~np.isfinite(array)).sum())} voxels")
-    own, view = _orientations(affine, single=array.shape[2] == 1)
-    slices = np.ascontiguousarray(apply_orientation(array, ornt_transform(own, view)).transpose(2, 1, 0))
+    slices = _to_slices(array, affine)
     count, height, width = slices.shape
     if min(height, width) < MIN_SIDE or count == 1 < array.shape[2]:
         expected = f"axial slices of at least {MIN_SIDE} x {MIN_SIDE} pixels, or one slice along the third axis"
@@ -150,16 +149,13 @@ def resample_volume(volume: Volume, like: Volume) -> Volume:
     Raises:
         ValueError: the volumes do not overlap.
     """
-    target = _to_nifti(like.slices, like.affine)
-    source = _to_nifti(volume.slices, volume.affine)
-    low = float(volume.slices.min())
-    reached = resample_from_to(nib.Nifti1Image(np.ones(source.shape, np.float32), source.affine), target, order=0)
-    if not reached.get_fdata(dtype=np.float32).any():
+    source, target = (_to_nifti(x.slices, x.affine) for x in (volume, like))
+    array = resample_from_to(source, target, order=1, cval=np.nan).get_fdata(dtype=np.float32)
+    beyond = np.isnan(array)
+    if beyond.all():
         raise ValueError("expected volumes that overlap in space, found one beside the other")
-    array = resample_from_to(source, target, order=1, cval=low).get_fdata(dtype=np.float32)
-    own, view = _orientations(like.affine, single=len(like.slices) == 1)
-    slices = np.ascontiguousarray(apply_orientation(array, ornt_transform(own, view)).transpose(2, 1, 0))
-    return Volume(slices, like.affine, volume.modality, volume.units)
+    array[beyond] = volume.slices.min()
+    return Volume(_to_slices(array, like.affine), like.affine, volume.modality, volume.units)
 
 
 def window(slices: np.ndarray, center: float, width: float) -> np.ndarray:
@@ -218,8 +214,14 @@ def _orientations(affine: np.ndarray, single: bool) -> tuple[np.ndarray, np.ndar
     return own, axcodes2ornt(_VIEWS[normal])
 
 
+def _to_slices(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """The file's own array (i, j, k) under its affine as slices (S, H, W)."""
+    own, view = _orientations(affine, single=array.shape[2] == 1)
+    return np.ascontiguousarray(apply_orientation(array, ornt_transform(own, view)).transpose(2, 1, 0))
+
+
 def _to_nifti(slices: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
-    """Slices (S, H, W) as the file's own array (i, j, k) under its affine."""
+    """The way back from `_to_slices`."""
     own, view = _orientations(affine, single=len(slices) == 1)
     return nib.Nifti1Image(apply_orientation(slices.transpose(2, 1, 0), ornt_transform(view, own)), affine)
 

@@ -95,7 +95,7 @@ def read_volumes(
     """
     paths = {"fixed": fixed, "moving": moving} | ({} if label is None else {"label": label})
     volumes = {role: read_volume(path) for role, path in paths.items()}
-    for role in volumes.keys() - {"fixed"} if resample else ():
+    for role in ("moving", "label")[: len(paths) - 1] if resample else ():
         try:
             volumes[role] = resample_volume(volumes[role], volumes["fixed"])
         except ValueError as error:
