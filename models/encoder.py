@@ -5,12 +5,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import ConvBlock, ResidualBlock, UNet, conv, side_by_side
-from utils.maps import halved, local_entropy
+from utils.maps import local_entropy
 
 
-def entropy_at_quarter(image: Tensor) -> Tensor:
-    """Local entropy (B, 1, H/4, W/4) in bits over about 12 x 12 px: a sixteenth of the places at full resolution."""
-    return local_entropy(halved(image), window=3, stride=2)
+def entropy_at_quarter(half: Tensor) -> Tensor:
+    """Local entropy over about 12 x 12 px, at a sixteenth of the full resolution's places.
+
+    Args:
+        half: images at half the resolution, (B, N, H/2, W/2), each channel one image.
+
+    Returns:
+        (B, N, H/4, W/4), bits.
+    """
+    entropy = local_entropy(half.flatten(0, 1)[:, None], window=3, stride=2)
+    return entropy.view(*half.shape[:2], *entropy.shape[2:])
 
 
 class Encoders(nn.Module):

@@ -46,7 +46,7 @@ class ResidualBlock(nn.Module):
         self.path = nn.Sequential(*blocks, conv(channels, channels, groups=groups))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(x + self.path(x), 0.1)
+        return F.leaky_relu(x + self.path(x), 0.1, inplace=True)
 
 
 class UNet(nn.Module):

@@ -169,10 +169,13 @@ def test_constant_images_give_finite_gradients():
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("ablation", [None, "entropy", "reliability", "aggregation", "refinement"])
-def test_every_weight_learns(ablation):
+@pytest.mark.parametrize(
+    ("preset", "ablation"),
+    [("fast", None), *(("tiny", part) for part in (None, "entropy", "reliability", "aggregation", "refinement"))],
+)
+def test_every_weight_learns(preset, ablation):
     # Distributed training waits for the gradient of every weight.
-    model = build(**({ablation: False} if ablation else {}))
+    model = build(preset, **({ablation: False} if ablation else {}))
     fixed, moving = images(2, 64, 64)
     registration = model.register(fixed, moving, both=True)
     fused = model.fuse(fixed, moving, registration).fused
@@ -358,7 +361,7 @@ def test_reliability_weighs_the_matching(tiny):
 
 def test_without_entropy_the_features_do_not_see_it():
     image = images(1, 64, 64)[0]
-    entropy = entropy_at_quarter(image)
+    entropy = entropy_at_quarter(halved(image))
     assert entropy.shape == (1, 1, 16, 16)
     pair, entropies = image.expand(-1, 2, -1, -1), entropy.expand(-1, 2, -1, -1)
     for used in (True, False):
@@ -373,7 +376,7 @@ def test_encoders_see_one_image_each():
     torch.manual_seed(0)
     encoders = Encoders((32, 48, 64), 16).eval()
     pair = torch.cat(images(1, 64, 96), dim=1)
-    entropy = torch.cat([entropy_at_quarter(image) for image in pair.split(1, dim=1)], dim=1)
+    entropy = entropy_at_quarter(halved(pair))
     with torch.inference_mode():
         before = encoders(pair, edges(pair), entropy)
         assert before.shape == (1, 2, 4, 16, 8, 12)
@@ -383,6 +386,7 @@ def test_encoders_see_one_image_each():
             after = encoders(changed, edges(changed), entropy)
             assert torch.equal(after[:, 1 - other], before[:, 1 - other])
             assert not torch.allclose(after[:, other], before[:, other], atol=0.1)
+        assert torch.equal(entropy[:, 1:], entropy_at_quarter(halved(pair[:, 1:])))
         # Weights of their own: the same image gives other features as fixed than as moving image.
         pair, entropy = (maps[:, :1].expand(-1, 2, -1, -1) for maps in (pair, entropy))
         twice = encoders(pair, edges(pair), entropy)
@@ -514,6 +518,17 @@ def test_registration_sees_heads_of_the_size_it_has_learned(tiny, monkeypatch, s
         flow = tiny(fixed, moving).flow
     expected = torch.tensor([3.0 * scale, -2.0 * scale]).view(1, 2, 1, 1).expand(1, 2, *size)
     assert torch.allclose(flow, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(("preset", "stride"), [("tiny", 1)])
+def test_refinement_reads_the_images_at_its_stride(preset, stride):
+    model, seen = build(preset), []
+    model.refinement.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[:3]))
+    pair = images(1, 64, 96)
+    with torch.inference_mode():
+        model.register(*pair)
+    expected = [*(pair if stride == 1 else map(halved, pair)), edges(pair[0])]
+    assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
 
 
 def test_average_of_a_mirrored_pair_is_the_mirrored_average(tiny):

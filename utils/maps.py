@@ -4,6 +4,7 @@ Every function is a pure function of tensors (B, 1, H, W) and can be differentia
 """
 
 import math
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -67,9 +68,12 @@ def halved(image: Tensor) -> Tensor:
 def box_mean(image: Tensor, window: int) -> Tensor:
     """Mean over a window of odd side, reflected at the borders: (B, C, H, W) -> (B, C, H, W).
 
-    Pooling in place of the convolutions of kornia's box_blur: all such means of a pair on a CPU in 0.6 of the time.
+    Sums of shifted images: on a CPU the larger windows take a third of the time of pooling, and less of convolutions.
     """
-    return F.avg_pool2d(F.pad(image, (window // 2,) * 4, mode="reflect"), window, 1)
+    height, width = image.shape[2:]
+    padded = F.pad(image, (window // 2,) * 4, mode="reflect")
+    columns = reduce(torch.add, (padded[..., i : i + height, :] for i in range(window)))
+    return reduce(torch.add, (columns[..., i : i + width] for i in range(window))) / window**2
 
 
 def local_entropy(image: Tensor, window: int = 9, bins: int = 16, sigma: float = 0.08, stride: int = 1) -> Tensor:

@@ -9,6 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def _centres(grid: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns (W,) and rows (H,) of a grid (..., H, W) for `_sample`: pixel i at (2 i + 1) / size - 1."""
+    height, width = grid.shape[-2:]
+    x, y = (torch.linspace(1 / size - 1, 1 - 1 / size, size, device=grid.device) for size in (width, height))
+    return x, y
+
+
+def _sample(image: Tensor, places: Tensor) -> Tensor:
+    return F.grid_sample(image, places, mode="bilinear", padding_mode="border", align_corners=False)
+
+
 def warp(image: Tensor, flow: Tensor) -> Tensor:
     """Sample `image` at `p + flow(p)`, bilinear, with border padding.
 
@@ -29,10 +40,9 @@ def warp(image: Tensor, flow: Tensor) -> Tensor:
         )
     height, width = image.shape[2:]
     image, flow = image.float(), flow.float()
-    # align_corners=False puts pixel centre i at (2 i + 1) / size - 1, for any size down to one pixel.
-    x, y = (torch.linspace(1 / size - 1, 1 - 1 / size, size, device=flow.device) for size in (width, height))
+    x, y = _centres(flow)
     grid = torch.stack((x + flow[:, 0] * (2 / width), y[:, None] + flow[:, 1] * (2 / height)), dim=-1)
-    sampled = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    sampled = _sample(image, grid)
     # Normalised coordinates round to about 1e-5 px; zero flow must still be the identity, gradients included.
     still = (flow[:, :1] == 0) & (flow[:, 1:] == 0)
     if torch.is_grad_enabled():
@@ -81,7 +91,12 @@ def invert(flow: Tensor, iterations: int = 8) -> Tensor:
     Returns:
         (B, 2, H, W), pixels: `compose(flow, invert(flow))` is near zero away from the border.
     """
+    # All in the units of the sampling: every pair comes here, with a grid so small that each operation counts.
+    height, width = flow.shape[2:]
+    pixel = flow.new_tensor([2 / width, 2 / height], dtype=torch.float32).view(1, 2, 1, 1)
+    places = torch.stack(torch.meshgrid(*_centres(flow), indexing="xy"), dim=-1)
+    flow = flow * pixel
     inverse = -flow
     for _ in range(iterations):
-        inverse = -warp(flow, inverse)
-    return inverse
+        inverse = -_sample(flow, places + inverse.permute(0, 2, 3, 1))
+    return inverse / pixel
