@@ -155,6 +155,12 @@ def run(options: argparse.Namespace) -> int:
     if not (options.fixed and is_volume(options.fixed)):
         return fuse_and_score(options, find_pairs(options))
     volumes = read_volumes(options.fixed, options.moving, options.label, options.window, resample=options.resample)
+    for role, distance in volumes.off_grid().items() if RANK == 0 else ():
+        print(
+            f"EDARFusion_test_val: {getattr(options, role)}: expected the place in space of {options.fixed}, found one "
+            f"up to {distance:.1f} mm off; taken voxel by voxel as it lies (--resample goes by the place)",
+            file=sys.stderr,
+        )
     # The aligned volume is made from the moving one's own values with the flow.
     options.save_flow = True
     with tempfile.TemporaryDirectory() as slices:

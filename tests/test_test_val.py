@@ -298,7 +298,7 @@ class TestVolumes:
         fixed = read_volumes(options[3], options[5]).levels["fixed"]
         assert fixed.min() == 0 and fixed.max() == 1 and 0.2 < fixed.mean() < 0.8
 
-    def test_resample_brings_the_moving_volume_onto_the_fixed_grid(self, checkpoint, tmp_path, options):
+    def test_resample_brings_the_moving_volume_onto_the_fixed_grid(self, checkpoint, tmp_path, options, capsys):
         # The same voxels but one slice higher up, and one slice more: only the header says so.
         values = nib.load(options[5]).get_fdata()
         affine = self.AFFINE.copy()
@@ -308,8 +308,17 @@ class TestVolumes:
         levels = read_volumes(options[3], options[5], resample=True).levels["moving"]
         np.testing.assert_allclose(levels, np.clip(values.transpose(2, 1, 0) / 80, 0, 1), atol=1e-4)
         assert run(checkpoint, tmp_path / "out", *options, "--resample") == 0
+        assert "mm off" not in capsys.readouterr().err
         aligned = nib.load(tmp_path / "out/CT/aligned.nii.gz")
         assert aligned.shape == (80, 64, 3) and np.allclose(aligned.affine, self.AFFINE)
+
+    def test_volumes_at_other_places_are_taken_as_they_lie_with_a_warning(self, checkpoint, tmp_path, options, capsys):
+        affine = self.AFFINE.copy()
+        affine[2, 3] -= 4
+        nib.save(nib.Nifti1Image(nib.load(options[5]).get_fdata(), affine), options[5])
+        assert run(checkpoint, tmp_path / "out", *options) == 0
+        (line,) = (line for line in capsys.readouterr().err.splitlines() if "mm off" in line)
+        assert options[5] in line and "4.0 mm off" in line and "--resample" in line
 
     @pytest.mark.parametrize(
         "case", ["grids differ", "damaged", "apart", "window without volumes", "resample without volumes"]

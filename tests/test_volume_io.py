@@ -15,6 +15,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from utils.image_io import ImageError
 from utils.volume_io import (
     Volume,
+    distance_between,
     is_volume,
     looks_like_hu,
     read_volume,
@@ -214,6 +215,21 @@ def test_resampling_goes_by_the_place_in_space(tmp_path: Path, turn: np.ndarray)
     found = resample_volume(ramp(tmp_path / "moving.nii", moving, (81, 91, 71)), like)
     assert np.array_equal(found.affine, like.affine)
     np.testing.assert_allclose(found.slices, like.slices, atol=1e-3)
+
+
+@pytest.mark.parametrize("order", [np.eye(3), np.diag([-1, 1, -1]), np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0]])])
+def test_distance_between_volumes_goes_by_the_place_in_space(tmp_path: Path, order: np.ndarray) -> None:
+    affine, stored = np.diag([1.0, 1.0, 2.0, 1.0]), np.eye(4)
+    like = ramp(tmp_path / "fixed.nii", affine, (70, 80, 65))
+    # The same grid, with its axes stored in another order and from the other end.
+    shape = np.abs(order).T @ [70, 80, 65]
+    stored[:3, :3] = affine[:3, :3] @ order
+    stored[:3, 3] = -stored[:3, :3] @ ((order.T.sum(axis=1) < 0) * (shape - 1))
+    assert distance_between(ramp(tmp_path / "moving.nii", stored, shape), like) == pytest.approx(0, abs=1e-4)
+    stored[:3, 3] += [3, 0, 4]
+    assert distance_between(ramp(tmp_path / "moving.nii", stored, shape), like) == pytest.approx(5, abs=1e-4)
+    stored[:3, :3] *= 1.1
+    assert distance_between(ramp(tmp_path / "moving.nii", stored, shape), like) > 7
 
 
 def test_resampling_fills_with_the_lowest_value_and_keeps_what_is_on_the_grid(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 import pydicom
+from nibabel.affines import apply_affine
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from nibabel.processing import resample_from_to
 from pydicom.dataset import Dataset
@@ -135,6 +136,14 @@ def write_volume(path: str | os.PathLike, slices: np.ndarray, like: Volume) -> N
     write_bytes(path, gzip.compress(data, mtime=0) if path.name.lower().endswith(".gz") else data)
 
 
+def distance_between(volume: Volume, like: Volume) -> float:
+    """Largest distance, in mm, between the same corner voxel of two volumes of one shape, by their affines."""
+    last = np.array(like.slices.shape) - 1
+    corners = np.array(list(np.ndindex(2, 2, 2))) * last  # slices, rows, columns
+    places = [apply_affine(_slices_affine(x), corners[:, ::-1]) for x in (volume, like)]
+    return float(np.linalg.norm(places[0] - places[1], axis=1).max())
+
+
 def resample_volume(volume: Volume, like: Volume) -> Volume:
     """Bring a volume onto the grid of another one by both affines, linearly.
 
@@ -224,6 +233,12 @@ def _to_nifti(slices: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
     """The way back from `_to_slices`."""
     own, view = _orientations(affine, single=len(slices) == 1)
     return nib.Nifti1Image(apply_orientation(slices.transpose(2, 1, 0), ornt_transform(view, own)), affine)
+
+
+def _slices_affine(volume: Volume) -> np.ndarray:
+    """(column, row, slice) of `Volume.slices` to RAS mm."""
+    own, view = _orientations(volume.affine, single=len(volume.slices) == 1)
+    return _to_nifti(volume.slices, volume.affine).as_reoriented(ornt_transform(own, view)).affine
 
 
 def _check_voxels(path: Path, shape: tuple[int, ...]) -> None:

@@ -12,6 +12,7 @@ from utils.results import ResultFolder
 from utils.volume_io import (
     NIFTI_SUFFIXES,
     Volume,
+    distance_between,
     looks_like_hu,
     read_volume,
     resample_volume,
@@ -22,6 +23,10 @@ from utils.volume_io import (
 
 BRAIN_WINDOW = (40.0, 80.0)
 """Center and width in Hounsfield units that show brain tissue in CT."""
+
+
+NEAR = 0.5
+"""Millimetres between volumes that still count as lying on one grid."""
 
 
 class VolumePair(NamedTuple):
@@ -36,6 +41,12 @@ class VolumePair(NamedTuple):
     name: str
     volumes: dict[str, Volume]
     levels: dict[str, np.ndarray]
+
+    def off_grid(self) -> dict[str, float]:
+        """How far, in mm, moving and label lie from the fixed volume by their affines, where it is over `NEAR`."""
+        fixed = self.volumes["fixed"]
+        apart = {role: distance_between(volume, fixed) for role, volume in self.volumes.items()}
+        return {role: distance for role, distance in apart.items() if distance > NEAR}
 
     def write_slices(self, folder: str | os.PathLike) -> list[dict]:
         """Write the slices as images and return the pairs they make, as `utils.pairs` does.
