@@ -1,0 +1,73 @@
+"""utils/publish.py: a small file that aligns like the run's own and does not name its machine."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.edarfusion import EDARFusion
+from tests.tensors import noise
+from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.publish import main
+
+PRIVATE = "/home/somebody"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    model = EDARFusion("tiny")
+    torch.nn.init.normal_(model.refinement.head.weight, std=0.05)
+    options = {"root": [f"{PRIVATE}/data"], "output": PRIVATE, "lr": 2e-3, "seed": 3}
+    training = {"options": options, "step": 7, "seconds": 60.0, "history": [{"epoch": 1}], "sums": {"total": 1.0}}
+    state = {f"optimizer.{name}": value.clone() for name, value in model.state_dict().items()}
+    path = tmp_path / "last.safetensors"
+    save_checkpoint(path, model, modality="PET", training=training, metrics={"epe_PET": 1.5}, state=state)
+    return path
+
+
+def test_the_file_is_small_and_aligns_alike(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "mine.safetensors"
+    assert main([str(source), str(target)]) == 0
+    before, after = load_checkpoint(source), load_checkpoint(target)
+    assert target.stat().st_size < 0.3 * source.stat().st_size
+    assert not after.state and after.modality == "PET" and after.metrics == {"epe_PET": 1.5}
+    pair = noise(2, 1, 12, 12)
+    pair = torch.nn.functional.interpolate(pair, size=(96, 96), mode="bicubic").clamp(0, 1)[:, None]
+    with torch.inference_mode():
+        flows = [checkpoint.model(*pair).flow for checkpoint in (before, after)]
+    assert flows[0].abs().max() > 0.5
+    torch.testing.assert_close(*flows, rtol=0, atol=0.05)
+
+
+def test_it_keeps_how_the_model_was_trained_but_no_paths(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "mine.safetensors"
+    assert main([str(source), str(target)]) == 0
+    expected = {"options": {"lr": 2e-3, "seed": 3}, "step": 7, "seconds": 60.0, "history": [{"epoch": 1}]}
+    assert load_checkpoint(target).training == expected
+    assert PRIVATE.encode() in source.read_bytes() and PRIVATE.encode() not in target.read_bytes()
+
+
+def test_average_is_kept_or_set(source: Path, tmp_path: Path) -> None:
+    first, second, third = (tmp_path / f"{name}.safetensors" for name in "abc")
+    assert main([str(source), str(first), "--average"]) == 0
+    assert main([str(first), str(second)]) == 0
+    assert main([str(second), str(third), "--no-average"]) == 0
+    settings = [load_checkpoint(path).training["inference"] for path in (first, second, third)]
+    assert settings == [{"average": True}, {"average": True}, {"average": False}]
+
+
+@pytest.mark.parametrize("case", ["missing", "itself", "not writable"])
+def test_bad_input_gives_one_line_and_leaves_the_run_alone(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    before = source.read_bytes()
+    arguments = {
+        "missing": [tmp_path / "none.safetensors", tmp_path / "mine.safetensors"],
+        "itself": [source, tmp_path / "." / source.name],
+        "not writable": [source, source / "mine.safetensors"],
+    }[case]
+    assert main(list(map(str, arguments))) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("publish: ") and "expected" in line and "found" in line
+    assert source.read_bytes() == before
