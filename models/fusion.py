@@ -45,16 +45,15 @@ class FlowGuidedFusion(nn.Module):
     Args:
         channels: width of the network at half the resolution; twice that at a quarter, where it takes in its
             surroundings and the maps that say how far the alignment may be trusted.
-        depth: convolutions of a residual block.
     """
 
-    def __init__(self, channels: int, depth: int = 2) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.stem = conv(3, channels, kernel=5, stride=2)
         self.down = ConvBlock(channels + 3, 2 * channels, stride=2)
-        self.surroundings = nn.Sequential(*(ResidualBlock(2 * channels, depth=depth) for _ in range(2)))
+        self.surroundings = nn.Sequential(*(ResidualBlock(2 * channels) for _ in range(2)))
         self.lateral = conv(2 * channels, channels, kernel=1)
-        self.block = ResidualBlock(channels, depth=depth)
+        self.block = ResidualBlock(channels)
         self.head = conv(channels, 2 * 4)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -65,13 +64,14 @@ class FlowGuidedFusion(nn.Module):
             most = max(1, AT_ONCE // fixed[0].numel())
             parts = zip(*(x.split(most) for x in (fixed, aligned, reliability, gate)), strict=True)
             return Fusion(*map(torch.cat, zip(*(self(*part) for part in parts), strict=True)))
-        consistency = alignment_consistency(halved(fixed), halved(aligned), reliability, gate)
+        fixed_half, aligned_half = halved(fixed), halved(aligned)
+        trust = [resize(map_, fixed_half.shape[2:]) for map_ in (reliability, gate)]
+        consistency = alignment_consistency(fixed_half, aligned_half, *trust)
         brighter = torch.maximum(fixed, aligned)
         images = torch.cat((fixed, aligned, brighter), dim=1).contiguous(memory_format=torch.channels_last)
         x = F.leaky_relu(self.stem(images - 0.25), 0.1, inplace=True)
-        maps = torch.cat((consistency, *(resize(map_, consistency.shape[2:]) for map_ in (reliability, gate))), dim=1)
         # All in one layout; else joining them would move what lies as convolutions want it.
-        maps = maps.contiguous(memory_format=torch.channels_last)
+        maps = torch.cat((consistency, *trust), dim=1).contiguous(memory_format=torch.channels_last)
         around = self.surroundings(self.down(torch.cat((x, maps), dim=1)))
         x = self.block(x + F.interpolate(self.lateral(around), scale_factor=2.0, mode="nearest"))
         weight, correction = F.pixel_shuffle(self.head(x).float(), 2).split(1, dim=1)

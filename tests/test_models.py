@@ -520,14 +520,13 @@ def test_registration_sees_heads_of_the_size_it_has_learned(tiny, monkeypatch, s
     assert torch.allclose(flow, expected, atol=1e-3)
 
 
-@pytest.mark.parametrize(("preset", "stride"), [("tiny", 1)])
-def test_refinement_reads_the_images_at_its_stride(preset, stride):
-    model, seen = build(preset), []
+def test_refinement_reads_both_images_and_the_fixed_edges():
+    model, seen = build(), []
     model.refinement.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[:3]))
     pair = images(1, 64, 96)
     with torch.inference_mode():
         model.register(*pair)
-    expected = [*(pair if stride == 1 else map(halved, pair)), edges(pair[0])]
+    expected = [*pair, edges(pair[0])]
     assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
 
 

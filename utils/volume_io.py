@@ -20,7 +20,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 from nibabel.affines import apply_affine
-from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from nibabel.processing import resample_from_to
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
@@ -237,8 +237,9 @@ def _to_nifti(slices: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
 
 def _slices_affine(volume: Volume) -> np.ndarray:
     """(column, row, slice) of `Volume.slices` to RAS mm."""
-    own, view = _orientations(volume.affine, single=len(volume.slices) == 1)
-    return _to_nifti(volume.slices, volume.affine).as_reoriented(ornt_transform(own, view)).affine
+    turn = ornt_transform(*_orientations(volume.affine, single=len(volume.slices) == 1))
+    shape = np.array(volume.slices.shape[::-1])[turn[:, 0].astype(int)]  # of the file's own array
+    return volume.affine @ inv_ornt_aff(turn, shape)
 
 
 def _check_voxels(path: Path, shape: tuple[int, ...]) -> None:

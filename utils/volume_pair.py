@@ -24,7 +24,6 @@ from utils.volume_io import (
 BRAIN_WINDOW = (40.0, 80.0)
 """Center and width in Hounsfield units that show brain tissue in CT."""
 
-
 NEAR = 0.5
 """Millimetres between volumes that still count as lying on one grid."""
 
@@ -44,8 +43,8 @@ class VolumePair(NamedTuple):
 
     def off_grid(self) -> dict[str, float]:
         """How far, in mm, moving and label lie from the fixed volume by their affines, where it is over `NEAR`."""
-        fixed = self.volumes["fixed"]
-        apart = {role: distance_between(volume, fixed) for role, volume in self.volumes.items()}
+        fixed, *others = self.volumes
+        apart = {role: distance_between(self.volumes[role], self.volumes[fixed]) for role in others}
         return {role: distance for role, distance in apart.items() if distance > NEAR}
 
     def write_slices(self, folder: str | os.PathLike) -> list[dict]:
