@@ -131,11 +131,11 @@ class FlowScale(nn.Module):
     def forward(self, fixed: Tensor, moving: Tensor, reliability: Tensor, gate: Tensor, flow: Tensor) -> FlowStep:
         """Features (B, 4, C, h, w), R, W (B, 1, h, w) and the flow so far (B, 2, h, w) -> `FlowStep`."""
         raw = correlate(fixed, moving, self.radius)
-        weighted = reliability * raw
-        scores = [
-            blur(weighted).float() * (temperature / blur(reliability).clamp_min(1e-4))
-            for blur, temperature in zip(self.blurs, self.log_temperature.exp(), strict=True)
-        ]
+        weighted = torch.cat((reliability * raw, reliability), dim=1)
+        scores = []
+        for blur, temperature in zip(self.blurs, self.log_temperature.exp(), strict=True):
+            score, weight = blur(weighted).float().split((raw.shape[1], 1), dim=1)
+            scores.append(score * (temperature / weight.clamp_min(1e-4)))
         matched = [
             (self.candidates.T @ torch.softmax(s, dim=1).flatten(2)).unflatten(2, s.shape[2:]) for s in scores
         ]
@@ -150,9 +150,9 @@ class FlowScale(nn.Module):
             reliability,
             gate,
         )
-        x = F.avg_pool2d(torch.cat(evidence, dim=1), self.stride)
         # A convolution of 1 x 1, whose result lies as the next one wants it, without moving all the evidence first.
-        x = self.squeeze(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, x.shape[2:])
+        x = self.squeeze(torch.cat(evidence, dim=1).flatten(2).transpose(1, 2))
+        x = F.avg_pool2d(x.transpose(1, 2).unflatten(2, flow.shape[2:]), self.stride)
         residual = STEP * resize(self.head(self.refine(x)).float(), flow.shape[2:])
         alpha = torch.sigmoid(self.alpha)
         increment = (alpha + (1 - alpha) * gate) * matched[-1] + residual

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.eda_flowreg import CELL, EDAFlowReg, FlowStep, Scale
-from models.encoder import Encoders, entropy_at_quarter
+from models.encoder import Encoders, EntropyAtQuarter
 from models.frg_prereg import FRGPreReg
 from models.fusion import FlowGuidedFusion, Fusion
 from models.refinement import Refinement
@@ -25,14 +25,16 @@ PRESETS = {
         "features": 16,
         "scales": (Scale(4, (32.0, 12.0), 2, (32, 48)), Scale(2, (8.0,), 1, (24, 32))),
         "refinement": (32, 48),
+        "refinement_stride": 1,
         "fusion": 8,
     },
     "fast": {
         "depth": 1,
-        "encoder": (32, 64, 96),
+        "encoder": (32, 64),
         "features": 24,
         "scales": (Scale(4, (32.0, 12.0), 2, (32, 48)),),
         "refinement": (32, 48),
+        "refinement_stride": 2,
         "fusion": 16,
     },
     "small": {
@@ -41,6 +43,7 @@ PRESETS = {
         "features": 32,
         "scales": (Scale(4, (32.0, 12.0), 2, (64, 96)),),
         "refinement": (64, 96, 128),
+        "refinement_stride": 1,
         "fusion": 16,
     },
     "base": {
@@ -49,6 +52,7 @@ PRESETS = {
         "features": 48,
         "scales": (Scale(4, (32.0, 12.0), 2, (96, 128)), Scale(2, (8.0,), 1, (48, 64))),
         "refinement": (96, 128, 192),
+        "refinement_stride": 1,
         "fusion": 32,
     },
 }
@@ -79,8 +83,11 @@ class Registration(NamedTuple):
 
 
 class _Matched(NamedTuple):
-    """What precedes the refinement: the fixed image's edges at half the resolution; the rest as in `Registration`."""
+    """What precedes the refinement: both images at half the resolution, (B, 2, H / 2, W / 2), and the fixed one's edges
+    there; the rest as in `Registration`.
+    """
 
+    half: Tensor
     fixed_edges: Tensor
     steps: list[FlowStep]
     reliability: Tensor
@@ -154,11 +161,13 @@ class EDARFusion(nn.Module):
         }
         levels = (1, size["encoder"]), (1, size["refinement"]), *((s.stride, s.widths) for s in size["scales"])
         self.stride = CELL * max(stride * 2 ** (len(widths) - 1) for stride, widths in levels)
+        self.entropy_at_quarter = EntropyAtQuarter()
         self.encoders = Encoders(size["encoder"], size["features"], size["depth"], entropy)
         self.frg_prereg = FRGPreReg(size["features"], reliability)
         scales = size["scales"] if aggregation else tuple(s._replace(windows=(None,)) for s in size["scales"])
         self.eda_flowreg = EDAFlowReg(size["features"], scales)
-        self.refinement = Refinement(size["refinement"], size["depth"]) if refinement else None
+        arguments = size["refinement"], size["depth"], size["refinement_stride"]
+        self.refinement = Refinement(*arguments) if refinement else None
         self.fusion = FlowGuidedFusion(size["fusion"])
         self.to(memory_format=torch.channels_last)
 
@@ -181,8 +190,9 @@ class EDARFusion(nn.Module):
         there, back = (matched.steps[-1].flow / CELL).chunk(2)
         mean = _straight_mean(CELL * (there + invert(back)) / 2)
         flow = _straight_mean(self._refine(fixed, moving, matched, torch.cat((mean, _mirrored(mean)))))
-        edges, steps, *maps = matched
-        return self._finish(flow, _Matched(edges, steps, *((map_[:count] + map_[count:].flip(3)) / 2 for map_ in maps)))
+        half, edges, steps, *maps = matched
+        maps = ((map_[:count] + map_[count:].flip(3)) / 2 for map_ in maps)
+        return self._finish(flow, _Matched(half, edges, steps, *maps))
 
     def _match(self, fixed: Tensor, moving: Tensor, both: bool) -> _Matched:
         """FRG-PreReg and EDA-FlowReg."""
@@ -190,7 +200,7 @@ class EDARFusion(nn.Module):
         half = halved(images)
         edges = gradient_magnitude(half)
         with torch.no_grad():
-            entropy = entropy_at_quarter(half)
+            entropy = self.entropy_at_quarter(half)
             w = gate(*entropy.split(1, dim=1))
             w = w if self.arguments["use_gate"] else torch.ones_like(w)
         features = self.encoders(images, edges, entropy)
@@ -201,22 +211,21 @@ class EDARFusion(nn.Module):
             steps = self.eda_flowreg(torch.cat((f, m)), torch.cat((m, f)), r_both, torch.cat((w, w)))
         else:
             steps = self.eda_flowreg(f, m, r, w)
-        return _Matched(edges[:, :1], steps, r, w, *entropy.split(1, dim=1))
+        return _Matched(half, edges[:, :1], steps, r, w, *entropy.split(1, dim=1))
 
     def _refine(self, fixed: Tensor, moving: Tensor, matched: _Matched, flow: Tensor) -> Tensor:
         """A flow on the grid of cells, px, with the last increment."""
         if self.refinement is None:
             return flow
         # The matching has losses of its own; what follows it learns from where it stands.
-        return self.refinement(
-            fixed, moving, matched.fixed_edges, matched.reliability.detach(), matched.gate, flow.detach()
-        )
+        seen = (fixed, moving) if self.refinement.stride == 1 else matched.half.split(1, dim=1)
+        return self.refinement(*seen, matched.fixed_edges, matched.reliability.detach(), matched.gate, flow.detach())
 
     def _finish(self, flow: Tensor, matched: _Matched) -> Registration:
         """A flow on the grid of cells, px, at full size, with its inverse and all that led to it."""
         size = tuple(CELL * side for side in flow.shape[2:])
         full, inverse = (resize_flow(field, size) for field in (flow / CELL, invert(flow.detach() / CELL)))
-        _, steps, *maps = matched
+        _, _, steps, *maps = matched
         return Registration(full, inverse, steps, flow, *maps)
 
     def fuse(self, fixed: Tensor, aligned: Tensor, registration: Registration) -> Fusion:

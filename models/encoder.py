@@ -5,20 +5,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import ConvBlock, ResidualBlock, UNet, conv, side_by_side
-from utils.maps import local_entropy
+from utils.maps import histogram_entropy, min_max, soft_histogram
 
 
-def entropy_at_quarter(half: Tensor) -> Tensor:
+class EntropyAtQuarter(nn.Module):
     """Local entropy over about 12 x 12 px, at a sixteenth of the full resolution's places.
 
-    Args:
-        half: images at half the resolution, (B, N, H/2, W/2), each channel one image.
-
-    Returns:
-        (B, N, H/4, W/4), bits.
+    Grey values are looked up in a table of histograms, in a third of the time of computing them; `LEVELS` steps
+    of grey leave the entropy off by less than a thousandth of a bit.
     """
-    entropy = local_entropy(half.flatten(0, 1)[:, None], window=3, stride=2)
-    return entropy.view(*half.shape[:2], *entropy.shape[2:])
+
+    LEVELS = 4096
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("histograms", soft_histogram(torch.linspace(0, 1, self.LEVELS + 1)), persistent=False)
+
+    def forward(self, half: Tensor) -> Tensor:
+        """Entropy of images at half the resolution, each channel one image: (B, N, H/2, W/2) -> (B, N, H/4, W/4), bits.
+
+        Without a gradient for the images.
+        """
+        levels = (min_max(half.flatten(0, 1)[:, None])[:, 0] * self.LEVELS).round().int()
+        entropy = histogram_entropy(F.embedding(levels, self.histograms), window=3, stride=2)
+        return entropy.view(*half.shape[:2], *entropy.shape[2:])
 
 
 class Encoders(nn.Module):
@@ -64,9 +74,9 @@ class Encoders(nn.Module):
         """
         entropy = entropy / 4 if self.entropy else torch.zeros_like(entropy)
         quarter = self.block(self.stem(side_by_side(F.pixel_unshuffle(images, 2), edges)))
-        x = self.head(self.unet(self.join(side_by_side(quarter, entropy)))).contiguous().unflatten(1, (2, 4, -1))
-        detail = F.pixel_unshuffle(self.detail(quarter).contiguous(), 2).unflatten(1, (2, -1, 4)).transpose(2, 3)
+        x = self.head(self.unet(self.join(side_by_side(quarter, entropy)))).contiguous().unflatten(1, (2, 2, 2, -1))
+        detail = self.detail(quarter).unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).unflatten(1, (2, -1))
+        x = (x + detail.permute(0, 1, 4, 6, 2, 3, 5)).float().flatten(1, 4)
         # What all places of an image share says nothing about which place is which. With a group a channel this is
         # instance normalisation, in a fifth of instance_norm's time on a CPU.
-        x = (x + detail).float().flatten(1, 3)
         return F.group_norm(x, x.shape[1]).unflatten(1, (2, 4, -1))

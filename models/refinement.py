@@ -20,12 +20,14 @@ class Refinement(nn.Module):
     Args:
         widths: channels at 1/8, 1/16, ... of the resolution; half of the first at 1/4.
         depth: convolutions of a residual block.
+        stride: 2 reads the images at half the resolution, 1 as they are.
     """
 
-    def __init__(self, widths: tuple[int, ...], depth: int = 2) -> None:
+    def __init__(self, widths: tuple[int, ...], depth: int = 2, stride: int = 1) -> None:
         super().__init__()
+        self.stride = stride
         quarter = widths[0] // 2
-        self.stem = ConvBlock(2 * 20, 2 * quarter, groups=2)
+        self.stem = ConvBlock(2 * (16 // stride**2 + 4), 2 * quarter, groups=2)
         self.mix = ConvBlock(2 * quarter, quarter)
         self.join = ConvBlock(quarter + 4, widths[0], stride=2)
         self.unet = UNet(widths, depth=depth)
@@ -40,7 +42,7 @@ class Refinement(nn.Module):
         """Improve a displacement field.
 
         Args:
-            fixed, moving: (B, 1, H, W) in [0, 1].
+            fixed, moving: (B, 1, H / stride, W / stride) in [0, 1].
             fixed_edges: (B, 1, H / 2, W / 2), gradient magnitude of the fixed image at half the resolution.
             reliability, gate: R and W, (B, 1, ...) in [0, 1].
             flow: (B, 2, H / 8, W / 8), px of the full image.
@@ -50,8 +52,9 @@ class Refinement(nn.Module):
         """
         aligned = warp(moving, resize_flow(flow / CELL, moving.shape[2:]))
         images = torch.cat((fixed, aligned), dim=1)
-        edges = torch.cat((fixed_edges, gradient_magnitude(halved(aligned))), dim=1)
-        x = self.mix(self.stem(side_by_side(F.pixel_unshuffle(images, 4), F.pixel_unshuffle(edges, 2))))
+        aligned_edges = gradient_magnitude(aligned if self.stride == 2 else halved(aligned))
+        edges = F.pixel_unshuffle(torch.cat((fixed_edges, aligned_edges), dim=1), 2)
+        x = self.mix(self.stem(side_by_side(F.pixel_unshuffle(images, 4 // self.stride), edges)))
         maps = [resize(map_, x.shape[2:]) for map_ in (reliability, gate, flow / CELL)]
         increment = STEP * self.head(self.unet(self.join(torch.cat((x, *maps), dim=1)))).float()
         alpha = torch.sigmoid(self.alpha)

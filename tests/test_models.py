@@ -9,13 +9,13 @@ from torch import Tensor
 
 from models.eda_flowreg import CELL, STEP, EDAFlowReg, FlowStep, Scale, candidates, correlate, warp_phases
 from models.edarfusion import PRESETS, EDARFusion, Output
-from models.encoder import Encoders, entropy_at_quarter
+from models.encoder import Encoders, EntropyAtQuarter
 from models.frg_prereg import FRGPreReg, reliability_prior
 from models.fusion import FlowGuidedFusion, alignment_consistency
 from models.layers import GaussianBlur, UNet, side_by_side
 from tests.tensors import noise
 from utils.checkpoint import load_checkpoint
-from utils.maps import gradient_magnitude, halved
+from utils.maps import gradient_magnitude, halved, local_entropy
 from utils.warp import compose
 
 
@@ -359,9 +359,19 @@ def test_reliability_weighs_the_matching(tiny):
         assert change(trusted) < 0.3 * change(torch.ones(2, 1, 16, 16))
 
 
+def test_looked_up_entropy_is_the_computed_one():
+    half = halved(torch.cat(images(2, 64, 96), dim=1))
+    looked_up = EntropyAtQuarter()(half)
+    assert looked_up.shape == (2, 2, 16, 24)
+    for channel in (0, 1):
+        computed = local_entropy(half[:, channel : channel + 1], window=3, stride=2)
+        assert torch.allclose(looked_up[:, channel : channel + 1], computed, atol=1e-3)
+        assert computed.max() > 1
+
+
 def test_without_entropy_the_features_do_not_see_it():
     image = images(1, 64, 64)[0]
-    entropy = entropy_at_quarter(halved(image))
+    entropy = EntropyAtQuarter()(halved(image))
     assert entropy.shape == (1, 1, 16, 16)
     pair, entropies = image.expand(-1, 2, -1, -1), entropy.expand(-1, 2, -1, -1)
     for used in (True, False):
@@ -376,7 +386,7 @@ def test_encoders_see_one_image_each():
     torch.manual_seed(0)
     encoders = Encoders((32, 48, 64), 16).eval()
     pair = torch.cat(images(1, 64, 96), dim=1)
-    entropy = entropy_at_quarter(halved(pair))
+    entropy = EntropyAtQuarter()(halved(pair))
     with torch.inference_mode():
         before = encoders(pair, edges(pair), entropy)
         assert before.shape == (1, 2, 4, 16, 8, 12)
@@ -386,7 +396,7 @@ def test_encoders_see_one_image_each():
             after = encoders(changed, edges(changed), entropy)
             assert torch.equal(after[:, 1 - other], before[:, 1 - other])
             assert not torch.allclose(after[:, other], before[:, other], atol=0.1)
-        assert torch.equal(entropy[:, 1:], entropy_at_quarter(halved(pair[:, 1:])))
+        assert torch.equal(entropy[:, 1:], EntropyAtQuarter()(halved(pair[:, 1:])))
         # Weights of their own: the same image gives other features as fixed than as moving image.
         pair, entropy = (maps[:, :1].expand(-1, 2, -1, -1) for maps in (pair, entropy))
         twice = encoders(pair, edges(pair), entropy)
@@ -520,13 +530,14 @@ def test_registration_sees_heads_of_the_size_it_has_learned(tiny, monkeypatch, s
     assert torch.allclose(flow, expected, atol=1e-3)
 
 
-def test_refinement_reads_both_images_and_the_fixed_edges():
-    model, seen = build(), []
+@pytest.mark.parametrize(("preset", "stride"), [("tiny", 1), ("fast", 2)])
+def test_refinement_reads_the_images_at_its_stride(preset, stride):
+    model, seen = build(preset), []
     model.refinement.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[:3]))
     pair = images(1, 64, 96)
     with torch.inference_mode():
         model.register(*pair)
-    expected = [*pair, edges(pair[0])]
+    expected = [*(pair if stride == 1 else map(halved, pair)), edges(pair[0])]
     assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
 
 

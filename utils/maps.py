@@ -76,35 +76,59 @@ def box_mean(image: Tensor, window: int) -> Tensor:
     return reduce(torch.add, (columns[..., i : i + width] for i in range(window))) / window**2
 
 
-def local_entropy(image: Tensor, window: int = 9, bins: int = 16, sigma: float = 0.08, stride: int = 1) -> Tensor:
-    """Shannon entropy of the grey levels around each pixel, from a soft histogram.
+def soft_histogram(grey: Tensor, bins: int = 16, sigma: float = 0.08) -> Tensor:
+    """Share of each bin in single grey values.
 
-    Membership of a pixel in the bins is Gaussian around `bins` centres on [0, 1], normalised over the bins; the
-    histogram is its mean over a `window` x `window` neighbourhood with reflected borders.
+    Membership is Gaussian around `bins` centres on [0, 1], normalised over the bins. As a value between two centres
+    belongs to several bins, what it has for entropy by itself comes along; the entropy of a constant image is 0 less it.
 
     Args:
-        image: (B, 1, H, W); scaled to [0, 1] per image first.
-        window: odd side of the neighbourhood, in steps of `stride`.
+        grey: (...), in [0, 1].
         bins: number of bin centres.
         sigma: width of the membership, in units of the grey range; from 0.076 up, below which exponents overflow.
-        stride: px between the places where entropy is wanted; memberships are averaged over blocks of that side.
+
+    Returns:
+        (..., bins + 1): shares that add up to 1, then their entropy in nats.
+    """
+    grey = grey[..., None]
+    centres = torch.linspace(0, 1, bins, device=grey.device)
+    # The grey value's own square is left out of (grey - centre)^2: it is the same for all bins.
+    exponent = torch.addcmul(centres.square() / (-2 * sigma**2), grey, centres / sigma**2)
+    membership = exponent.exp()
+    total = membership.sum(dim=-1, keepdim=True)
+    membership = membership / total
+    return torch.cat((membership, total.log() - (membership * exponent).sum(dim=-1, keepdim=True)), dim=-1)
+
+
+def histogram_entropy(histogram: Tensor, window: int, stride: int = 1) -> Tensor:
+    """Shannon entropy of the mean histogram around each pixel.
+
+    Args:
+        histogram: (B, H, W, bins + 1) from `soft_histogram`; side by side in memory, the bins are pooled fastest.
+        window: odd side of the neighbourhood, in steps of `stride`, with reflected borders.
+        stride: px between the places where entropy is wanted; histograms are averaged over blocks of that side.
 
     Returns:
         (B, 1, H / stride, W / stride) in [0, log2(bins)] bits.
     """
-    scaled = min_max(image)[:, 0, :, :, None]
-    centres = torch.linspace(0, 1, bins, device=image.device)
-    # The bins of a pixel lie side by side in memory, as a CPU pools them fastest. The pixel's own square is left out of
-    # (scaled - centre)^2: it is the same for all bins.
-    exponent = torch.addcmul(centres.square() / (-2 * sigma**2), scaled, centres / sigma**2)
-    membership = exponent.exp()
-    total = membership.sum(dim=-1, keepdim=True)
-    membership = membership / total
-    # A pixel between two centres belongs to several bins; the entropy of a constant image must still be 0.
-    own = (total.squeeze(-1).log() - (membership * exponent).sum(dim=-1))[:, None]
-    histogram, own = (box_mean(F.avg_pool2d(x, stride), window) for x in (membership.permute(0, 3, 1, 2), own))
-    mixed = -(histogram * histogram.clamp_min(1e-12).log()).sum(dim=1, keepdim=True)
+    mean = box_mean(F.avg_pool2d(histogram.permute(0, 3, 1, 2), stride), window)
+    shares, own = mean[:, :-1], mean[:, -1:]
+    mixed = -(shares * shares.clamp_min(1e-12).log()).sum(dim=1, keepdim=True)
     return (mixed - own).clamp_min(0) / math.log(2)
+
+
+def local_entropy(image: Tensor, window: int = 9, bins: int = 16, sigma: float = 0.08, stride: int = 1) -> Tensor:
+    """Shannon entropy of the grey levels around each pixel, from a soft histogram.
+
+    Args:
+        image: (B, 1, H, W); scaled to [0, 1] per image first.
+        window, stride: see `histogram_entropy`.
+        bins, sigma: see `soft_histogram`.
+
+    Returns:
+        (B, 1, H / stride, W / stride) in [0, log2(bins)] bits.
+    """
+    return histogram_entropy(soft_histogram(min_max(image)[:, 0], bins, sigma), window, stride)
 
 
 def entropy_difference(entropy_fixed: Tensor, entropy_moving: Tensor) -> Tensor:

@@ -63,9 +63,9 @@ def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
     height, width = flow.shape[2:]
     if (height, width) == tuple(size):
         return flow
+    pixels = flow.new_tensor([size[1] / width, size[0] / height], dtype=torch.float32).view(1, 2, 1, 1)
     # Convolutions leave their two channels side by side, which takes four times as long to enlarge.
-    resized = F.interpolate(flow.float().contiguous(), size=size, mode="bilinear", align_corners=False)
-    return resized * resized.new_tensor([size[1] / width, size[0] / height]).view(1, 2, 1, 1)
+    return F.interpolate((flow.float() * pixels).contiguous(), size=size, mode="bilinear", align_corners=False)
 
 
 def compose(first: Tensor, second: Tensor) -> Tensor:
