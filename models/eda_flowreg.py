@@ -56,22 +56,22 @@ def correlate(fixed: Tensor, moving: Tensor, radius: int) -> Tensor:
     batch, _, channels, height, width = fixed.shape
     count = 2 * radius + 1
     fixed = fixed[:, 0].permute(0, 2, 3, 1)
-    # The four phases of each cell become a grid of twice the resolution, rows first for the product below.
-    moving = moving.unflatten(1, (2, 2)).permute(0, 4, 1, 3, 5, 2).reshape(batch, 2 * height, channels, 2 * width)
-    moving = F.pad(moving, (radius, radius, 0, 0, radius, radius))
+    # The four phases of each cell become a grid of twice the resolution.
+    moving = moving.unflatten(1, (2, 2)).permute(0, 3, 4, 1, 5, 2).reshape(batch, channels, 2 * height, 2 * width)
+    moving = F.pad(moving, (radius,) * 4)
     tiles = []
     for left in range(0, width, TILE):
         cells = fixed[:, :, left : left + TILE]
         tile = cells.shape[2]
         span = 2 * tile + 2 * radius
-        bands = []
-        for dy in range(count):
-            # Every cell of a row against every point of the displaced row: only a diagonal band of that is wanted,
-            # but one large product is still far cheaper than many small ones.
-            product = (cells @ moving[:, dy : dy + 2 * height : 2, :, 2 * left : 2 * left + span]).contiguous()
-            strides = (height * tile * span, tile * span, span + 2, 1)
-            bands.append(product.as_strided((batch, height, tile, count), strides))
-        tiles.append(torch.cat(bands, dim=3))
+        # Every cell of a row against every point of the displaced rows: only a diagonal band of each row is wanted, but
+        # one large product is still far cheaper than many small ones.
+        points = moving[..., 2 * left : 2 * left + span].contiguous()
+        rows = points.unfold(2, count, 2).permute(0, 2, 1, 4, 3).flatten(3)
+        product = (cells @ rows).contiguous()
+        across = count * span
+        strides = (height * tile * across, tile * across, across + 2, span, 1)
+        tiles.append(product.as_strided((batch, height, tile, count, count), strides).flatten(3))
     # What follows works on the map of each candidate, as a whole.
     return torch.cat(tiles, dim=2).permute(0, 3, 1, 2).contiguous()
 

@@ -224,7 +224,8 @@ class EDARFusion(nn.Module):
     def _finish(self, flow: Tensor, matched: _Matched) -> Registration:
         """A flow on the grid of cells, px, at full size, with its inverse and all that led to it."""
         size = tuple(CELL * side for side in flow.shape[2:])
-        full, inverse = (resize_flow(field, size) for field in (flow / CELL, invert(flow.detach() / CELL)))
+        cells = flow / CELL
+        full, inverse = resize_flow(torch.cat((cells, invert(cells.detach()))), size).chunk(2)
         _, _, steps, *maps = matched
         return Registration(full, inverse, steps, flow, *maps)
 
