@@ -73,7 +73,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     model.add_argument("--checkpoint", metavar="FILE", default=CHECKPOINT, help="default: %(default)s")
     model.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
     model.add_argument("--engine", choices=("torch", "openvino", "openvino-bf16"), default="torch",
-                       help="what computes; openvino-bf16 can be faster on a CPU, after some seconds for each size of image")
+                       help="what computes; openvino-bf16 can be faster on a CPU, after some seconds for each size")
     model.add_argument("--passes", type=positive, metavar="N",
                        help="repeat the registration on the aligned image (default: as the checkpoint says, else 1)")
     model.add_argument("--average", action=argparse.BooleanOptionalAction,

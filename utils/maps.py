@@ -80,7 +80,7 @@ def soft_histogram(grey: Tensor, bins: int = 16, sigma: float = 0.08) -> Tensor:
     """Share of each bin in single grey values.
 
     Membership is Gaussian around `bins` centres on [0, 1], normalised over the bins. As a value between two centres
-    belongs to several bins, what it has for entropy by itself comes along; the entropy of a constant image is 0 less it.
+    belongs to several bins, its own entropy comes along, to be taken off: that of a constant image must still be 0.
 
     Args:
         grey: (...), in [0, 1].
