@@ -9,7 +9,7 @@ import torch
 from models.edarfusion import EDARFusion
 from utils import export
 from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.export import TOLERANCE, Exported, largest_differences, main, run_onnx, sample_pair, to_onnx
+from utils.export import TOLERANCE, Exported, accurate_means, largest_differences, main, run_onnx, sample_pair, to_onnx
 from utils.warp import warp
 
 for package in export.PACKAGES:
@@ -41,6 +41,23 @@ def test_onnxruntime_gives_what_the_network_gives(model: EDARFusion, data: bytes
     assert all(differences[name] <= limit for name, limit in TOLERANCE.items()), differences
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_number_of_threads_does_not_count(threads: int, model: EDARFusion, data: bytes, pair: tuple) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        differences = largest_differences(data, model, *pair)
+    finally:
+        torch.set_num_threads(before)
+    assert all(differences[name] <= limit / 2 for name, limit in TOLERANCE.items()), differences
+
+
+def test_the_fast_weights_can_be_exported_as_well(pair: tuple) -> None:
+    fast = load_checkpoint(ROOT / "checkpoints" / "edarfusion_fast.safetensors").model
+    differences = largest_differences(to_onnx(fast, SIZE), fast, *pair)
+    assert all(differences[name] <= limit for name, limit in TOLERANCE.items()), differences
+
+
 def test_outputs_follow_the_convention(data: bytes, pair: tuple) -> None:
     found = run_onnx(data, *pair)
     assert found.fused.shape == found.aligned.shape == (1, 1, *SIZE) and found.flow.shape == (1, 2, *SIZE)
@@ -52,7 +69,7 @@ def test_outputs_follow_the_convention(data: bytes, pair: tuple) -> None:
 
 
 def test_differences_are_told_by_output(model: EDARFusion, pair: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
-    with torch.inference_mode():
+    with torch.inference_mode(), accurate_means(model):
         output = model(*pair)
     shifted = Exported(output.fused, output.aligned - 0.25, output.flow + 2)
     monkeypatch.setattr(export, "run_onnx", lambda *_: shifted)
