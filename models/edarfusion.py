@@ -217,8 +217,8 @@ class EDARFusion(nn.Module):
         """A flow on the grid of cells, px, with the last increment."""
         if self.refinement is None:
             return flow
-        # The matching has losses of its own; what follows it learns from where it stands.
         seen = (fixed, moving) if self.refinement.stride == 1 else matched.half.split(1, dim=1)
+        # The matching has losses of its own; what follows it learns from where it stands.
         return self.refinement(*seen, matched.fixed_edges, matched.reliability.detach(), matched.gate, flow.detach())
 
     def _finish(self, flow: Tensor, matched: _Matched) -> Registration:

@@ -75,6 +75,7 @@ class Encoders(nn.Module):
         entropy = entropy / 4 if self.entropy else torch.zeros_like(entropy)
         quarter = self.block(self.stem(side_by_side(F.pixel_unshuffle(images, 2), edges)))
         x = self.head(self.unet(self.join(side_by_side(quarter, entropy)))).contiguous().unflatten(1, (2, 2, 2, -1))
+        # pixel_unshuffle with the phases before the channels, read from where the convolution leaves them.
         detail = self.detail(quarter).unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).unflatten(1, (2, -1))
         x = (x + detail.permute(0, 1, 4, 6, 2, 3, 5)).float().flatten(1, 4)
         # What all places of an image share says nothing about which place is which. With a group a channel this is
