@@ -48,7 +48,7 @@ from utils.visualize import MAPS, figure_pair, learning_curve_figure, save_figur
 from utils.warp import warp
 
 STAGES = ("registration", "fusion")
-ABLATIONS = ("entropy", "reliability", "aggregation", "gate", "refinement", "consistency")
+ABLATIONS = ("entropy", "prereg", "reliability", "aggregation", "gate", "refinement", "consistency")
 Autocast = torch.autocast | nullcontext
 
 

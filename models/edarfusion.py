@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models.eda_flowreg import CELL, EDAFlowReg, FlowStep, Scale
 from models.encoder import Encoders, EntropyAtQuarter
-from models.frg_prereg import FRGPreReg
+from models.frg_prereg import FRGPreReg, unit_length
 from models.fusion import FlowGuidedFusion, Fusion
 from models.refinement import Refinement
 from utils.maps import entropy_difference, gate, gradient_magnitude, halved, resize
@@ -129,6 +129,7 @@ class EDARFusion(nn.Module):
     Args:
         preset: name of a size in `PRESETS`.
         entropy: False withholds the local entropy from the features (ablation).
+        prereg: False leaves all of FRG-PreReg out: features are matched as the encoders give them, R is 1 (ablation).
         reliability: False sets R to 1 (ablation).
         aggregation: False matches each cell by itself (ablation).
         use_gate: False sets W to 1 (ablation).
@@ -142,6 +143,7 @@ class EDARFusion(nn.Module):
         self,
         preset: str = "small",
         entropy: bool = True,
+        prereg: bool = True,
         reliability: bool = True,
         aggregation: bool = True,
         use_gate: bool = True,
@@ -154,6 +156,7 @@ class EDARFusion(nn.Module):
         self.arguments = {
             "preset": preset,
             "entropy": entropy,
+            "prereg": prereg,
             "reliability": reliability,
             "aggregation": aggregation,
             "use_gate": use_gate,
@@ -163,7 +166,7 @@ class EDARFusion(nn.Module):
         self.stride = CELL * max(stride * 2 ** (len(widths) - 1) for stride, widths in levels)
         self.entropy_at_quarter = EntropyAtQuarter()
         self.encoders = Encoders(size["encoder"], size["features"], size["depth"], entropy)
-        self.frg_prereg = FRGPreReg(size["features"], reliability)
+        self.frg_prereg = FRGPreReg(size["features"], reliability) if prereg else None
         scales = size["scales"] if aggregation else tuple(s._replace(windows=(None,)) for s in size["scales"])
         self.eda_flowreg = EDAFlowReg(size["features"], scales)
         arguments = size["refinement"], size["depth"], size["refinement_stride"]
@@ -204,7 +207,10 @@ class EDARFusion(nn.Module):
             w = gate(*entropy.split(1, dim=1))
             w = w if self.arguments["use_gate"] else torch.ones_like(w)
         features = self.encoders(images, edges, entropy)
-        features, reliability = self.frg_prereg(features, edges[:, 1:])
+        if self.frg_prereg:
+            features, reliability = self.frg_prereg(features, edges[:, 1:])
+        else:
+            features, reliability = unit_length(features, dim=3), torch.ones_like(features[:, :, 0, 0])
         (f, m), (r, r_moving) = features.unbind(1), reliability.split(1, dim=1)
         if both:
             r_both = torch.cat((r, r_moving))

@@ -302,6 +302,20 @@ def test_without_reliability_it_is_one_everywhere(tiny):
         assert tiny(fixed, moving).reliability.std() > 0
 
 
+def test_without_prereg_the_encoders_features_are_matched():
+    model, (fixed, moving) = build(prereg=False), images(1, 64, 64)
+    assert not any(name.startswith("frg_prereg") for name in model.state_dict())
+    seen = []
+    model.encoders.register_forward_hook(lambda module, inputs, features: seen.append(features))
+    model.eda_flowreg.register_forward_pre_hook(lambda module, inputs: seen.extend(inputs))
+    with torch.inference_mode():
+        assert torch.equal(model(fixed, moving).reliability, torch.ones(1, 1, 64, 64))
+    encoded, f, m, r, _ = seen
+    assert torch.allclose(f, torch.nn.functional.normalize(encoded[:, 0], dim=2), atol=1e-5)
+    assert torch.allclose(m, torch.nn.functional.normalize(encoded[:, 1], dim=2), atol=1e-5)
+    assert torch.equal(r, torch.ones_like(r))
+
+
 def test_without_gate_it_is_one_everywhere(tiny):
     fixed, moving = images(1, 64, 64)
     with torch.inference_mode():

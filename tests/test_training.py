@@ -90,6 +90,17 @@ def test_two_processes_give_the_weights_of_one(table, tmp_path):
     assert (after[name] - before[name.replace("raw.", "model.")]).abs().max() > 5e-5
 
 
+def test_what_an_ablation_leaves_out_stays_out(table, tmp_path):
+    parts = ("entropy", "prereg", "reliability", "aggregation", "gate", "refinement")
+    run(command(table, "--output", tmp_path / "without", *SHORT, "--epochs", "2", "--without", *parts, "consistency"))
+    left_out = load_checkpoint(tmp_path / "without" / "last.safetensors")
+    assert {name for name, value in left_out.model.arguments.items() if value is False} == {
+        *parts[:4], "use_gate", "refinement",
+    }  # fmt: skip
+    history = pd.read_csv(tmp_path / "without" / "history.csv")
+    assert history.loc[history["stage"] == "fusion", "total"].notna().all()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_save_and_end_well(table, tmp_path, number):
     folder = tmp_path / "signalled"
