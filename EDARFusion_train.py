@@ -142,22 +142,26 @@ class RegistrationStep(nn.Module):
 
 
 class FusionStep(nn.Module):
-    """Loss of the fusion for one batch with the predicted alignment in the loop; the registration stays as it is."""
+    """Loss of the fusion for one batch; the registration stays as it is.
 
-    def __init__(self, model: EDARFusion, weights: FusionWeights) -> None:
+    With the alignment-consistency constraint the predicted alignment is in the loop; without it (ablation) only truly
+    aligned pairs are fused.
+    """
+
+    def __init__(self, model: EDARFusion, consistency: bool = True) -> None:
         super().__init__()
-        self.part, self.weights = model.fusion, weights
+        self.part, self.consistency = model.fusion, consistency
         self.register_pair, self.fuse = model.register, model.fuse
 
     def forward(self, pair: Pair, amp: Autocast) -> FusionLoss:
         with torch.no_grad(), amp:
             registration = self.register_pair(pair.fixed, pair.moving)
-            aligned = warp(pair.moving, registration.flow)
+            aligned = warp(pair.moving, registration.flow) if self.consistency else pair.moving_aligned
         # Grey values want more digits than bfloat16 has.
         fused, fused_true = (
             self.fuse(pair.fixed, image, registration).fused for image in (aligned, pair.moving_aligned)
         )
-        weights = for_modalities(self.weights, pair.modality)
+        weights = for_modalities(FusionWeights(), pair.modality)
         return fusion_loss(pair.fixed, pair.moving_aligned, fused, fused_true, weights)
 
 
@@ -344,8 +348,7 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
         if stage == "registration":
             module = RegistrationStep(model)
         else:
-            weights = FusionWeights(consistency=0.0) if "consistency" in options.without else FusionWeights()
-            module = FusionStep(model, weights)
+            module = FusionStep(model, consistency="consistency" not in options.without)
         parameters = list(module.parameters())
         # Steps of one length upset the few small kernels of the fusion, whose head corrects grey values directly.
         if stage == "registration":

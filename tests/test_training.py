@@ -60,6 +60,7 @@ def test_a_run_leaves_what_its_user_needs(uninterrupted):
     history = pd.read_csv(uninterrupted / "history.csv")
     assert {"registration", "fusion"} == set(history["stage"])
     assert {"flow", "matching", "consistency", "epe_CT", "zero_CT", "rmse_CT", "qabf_CT"} <= set(history.columns)
+    assert (history.loc[history["stage"] == "fusion", "consistency"] > 0).all()
     assert list((uninterrupted / "tensorboard").glob("events*"))
 
 
@@ -92,12 +93,13 @@ def test_two_processes_give_the_weights_of_one(table, tmp_path):
 
 def test_what_an_ablation_leaves_out_stays_out(table, tmp_path):
     parts = ("entropy", "prereg", "reliability", "aggregation", "gate", "refinement")
-    run(command(table, "--output", tmp_path / "without", *SHORT, "--epochs", "2", "--without", *parts, "consistency"))
+    run(command(table, "--output", tmp_path / "without", *SHORT, "--without", *parts, "consistency"))
     left_out = load_checkpoint(tmp_path / "without" / "last.safetensors")
     switched_off = {name for name, value in left_out.model.arguments.items() if value is False}
     assert switched_off == set(parts) - {"gate"} | {"use_gate"}
     history = pd.read_csv(tmp_path / "without" / "history.csv")
-    assert history.loc[history["stage"] == "fusion", "total"].notna().all()
+    fusion = history[history["stage"] == "fusion"]
+    assert len(fusion) and fusion["total"].notna().all() and (fusion["consistency"] == 0).all()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
