@@ -148,7 +148,7 @@ class FusionStep(nn.Module):
     aligned pairs are fused.
     """
 
-    def __init__(self, model: EDARFusion, consistency: bool = True) -> None:
+    def __init__(self, model: EDARFusion, consistency: bool) -> None:
         super().__init__()
         self.part, self.consistency = model.fusion, consistency
         self.register_pair, self.fuse = model.register, model.fuse
