@@ -75,7 +75,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     model.add_argument("--engine", choices=("torch", "openvino", "openvino-bf16"), default="torch",
                        help="what computes; openvino-bf16 can be faster on a CPU, after some seconds for each size")
     model.add_argument("--passes", type=positive, metavar="N",
-                       help="repeat the registration on the aligned image (default: as the checkpoint says, else 1)")
+                       help="registrations, each on the image aligned so far (default: as the checkpoint says)")
     model.add_argument("--average", action=argparse.BooleanOptionalAction,
                        help="average both directions of pair and mirror image (default: as the checkpoint says)")
     output = parser.add_argument_group("results")

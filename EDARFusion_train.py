@@ -60,6 +60,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--csv", metavar="FILE", help="table of pairs (python -m data.make_csv)")
     data.add_argument("--overfit", type=int, metavar="N", help="train and validate on N pairs with fixed deformations")
     data.add_argument("--wide", type=float, default=0.5, help="share of large deformations (default: %(default)s)")
+    data.add_argument("--second-pass", type=float, default=0.0, metavar="SHARE",
+                      help="of the steps whose pairs are first aligned by the network itself (default: %(default)s)")
     data.add_argument("--workers", type=int, default=0, help="loading processes (default: %(default)s)")
     run = parser.add_argument_group("run")
     run.add_argument("--output", metavar="DIR", help="run folder (default: the next free runs/MODALITY-NNN)")
@@ -94,6 +96,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     for name in ("epochs", "minutes", "batch_size", "lr", "save_minutes", "val_every", "overfit", "stop_after"):
         if (value := getattr(options, name)) is not None and value <= 0:
             parser.error(f"--{name.replace('_', '-')}: expected a number above 0, found {value}")
+    for name in ("wide", "second_pass", "fusion_share"):
+        if not 0 <= (value := getattr(options, name)) <= 1:
+            parser.error(f"--{name.replace('_', '-')}: expected a share from 0 to 1, found {value}")
     return options
 
 
@@ -246,7 +251,8 @@ def open_run(options: argparse.Namespace) -> tuple[argparse.Namespace, Path, Che
     checkpoint = load_checkpoint(folder / "last.safetensors")
     if "options" not in checkpoint.training:
         raise CheckpointError.at(folder / "last.safetensors", "a checkpoint of a training run", "one without options")
-    return argparse.Namespace(**checkpoint.training["options"]), folder, checkpoint
+    # Options that a run of an older version does not know are at their defaults.
+    return argparse.Namespace(**(vars(options) | checkpoint.training["options"])), folder, checkpoint
 
 
 class Clock:
@@ -374,6 +380,12 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             pair = next(batches).to(device)
+            # Evenly spread, so that all processes and a resumed run agree.
+            second_pass = record["step"] * options.second_pass % 1 + options.second_pass >= 1
+            if stage == "registration" and second_pass:
+                with torch.no_grad(), amp:
+                    found = model.register(pair.fixed, pair.moving)
+                    pair = pair.aligned_by(found.flow, found.inverse_flow)
             loss = step_loss(pair, amp)
             optimizer.zero_grad(set_to_none=True)
             loss.total.backward()

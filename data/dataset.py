@@ -62,6 +62,21 @@ class Pair(NamedTuple):
         """A batch on another device."""
         return Pair(*(field.to(device, non_blocking=True) for field in self))
 
+    def aligned_by(self, flow: Tensor, inverse_flow: Tensor) -> "Pair":
+        """A batch whose moving images an estimate has aligned, with the displacements that it has left to find.
+
+        Args:
+            flow: (B, 2, H, W), px, the estimate v. What is left of the true flow u is w with
+                (id + v) o (id + w) = id + u.
+            inverse_flow: (B, 2, H, W), px, its inverse.
+        """
+        grid = tuple(self.flow.shape[2:])
+        return self._replace(
+            moving=warp(self.moving, flow),
+            flow=compose(resize_flow(inverse_flow, grid), self.flow),
+            inverse_flow=compose(self.inverse_flow, resize_flow(flow, grid)),
+        )
+
 
 def seeded(seed: int, number: int) -> torch.Generator:
     """Generator for one draw. torch looks at 32 bits of a seed only, so both numbers are mixed into those."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from models.eda_flowreg import CELL, STEP
 from models.edarfusion import Registration
+from utils.foreground import foreground, masked_mean
 from utils.maps import halved, sobel
 from utils.warp import compose, resize_flow, warp
 
@@ -39,36 +40,6 @@ class RegistrationWeights(NamedTuple):
     similarity: float = 30.0
     smoothness: float = 0.5
     inverse: float = 0.1
-
-
-def masked_means(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `values` (B, C, H, W) weighted by `mask` (B, 1, H, W) for each image: (B,)."""
-    weight = mask.expand_as(values)
-    return (values * weight).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3)).clamp_min(1e-6)
-
-
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `masked_means` over the batch.
-
-    Normalising each image by itself makes the mean over two halves of a batch equal the mean over the batch, so that
-    distributed training gives the gradients of one process.
-    """
-    return masked_means(values, mask).mean()
-
-
-def foreground(image: Tensor, size: tuple[int, int], threshold: float = 0.08) -> Tensor:
-    """Share of each cell that lies within about 8 px of tissue.
-
-    Args:
-        image: (B, 1, H, W) in [0, 1].
-        size: size of the mask.
-        threshold: intensity above which a 4 x 4 block counts as tissue.
-
-    Returns:
-        (B, 1, *size) in [0, 1].
-    """
-    tissue = (F.avg_pool2d(image, 4) > threshold).float()
-    return F.adaptive_avg_pool2d(F.max_pool2d(tissue, 5, stride=1, padding=2), size)
 
 
 def edge_strength(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -12,11 +12,17 @@ from models.encoder import Encoders, EntropyAtQuarter
 from models.frg_prereg import FRGPreReg, unit_length
 from models.fusion import FlowGuidedFusion, Fusion
 from models.refinement import Refinement
+from utils.foreground import foreground, masked_means
 from utils.maps import entropy_difference, gate, gradient_magnitude, halved, resize
 from utils.padding import Padder
 from utils.warp import compose, invert, resize_flow, warp
 
 TRAINED_SIDE = 256  # px; heads of that scale are what the registration has learned
+
+SECOND_PASS = (2.0, 6.0)
+"""Mean displacement found so far, px, from which a further pass counts, and at which it counts in full.
+
+Chosen on validation pairs (experiment 70 in checkpoints/README.md)."""
 
 PRESETS = {
     "tiny": {
@@ -229,11 +235,8 @@ class EDARFusion(nn.Module):
 
     def _finish(self, flow: Tensor, matched: _Matched) -> Registration:
         """A flow on the grid of cells, px, at full size, with its inverse and all that led to it."""
-        size = tuple(CELL * side for side in flow.shape[2:])
-        cells = flow / CELL
-        full, inverse = resize_flow(torch.cat((cells, invert(cells.detach()))), size).chunk(2)
         _, _, steps, *maps = matched
-        return Registration(full, inverse, steps, flow, *maps)
+        return Registration(*_both_ways(flow), steps, flow, *maps)
 
     def fuse(self, fixed: Tensor, aligned: Tensor, registration: Registration) -> Fusion:
         """Fuse the fixed image with an aligned one, both (B, 1, H, W), under the maps of `registration`."""
@@ -254,7 +257,8 @@ class EDARFusion(nn.Module):
 
         Args:
             fixed, moving: (B, 1, H, W) in [0, 1], any size from 64 up.
-            passes: how often the registration is repeated on the image aligned so far.
+            passes: how often the registration is made, each time on the image aligned so far; of what further passes
+                find, `further_share` counts.
             average: average the estimates of both directions, of the pair and of its mirror image.
         """
         if fixed.shape != moving.shape or fixed.ndim != 4 or fixed.shape[1] != 1 or min(fixed.shape[2:]) < 64:
@@ -268,8 +272,10 @@ class EDARFusion(nn.Module):
         first = register(fixed_seen, moving_seen)
         flow, inverse_flow = first.flow, first.inverse_flow
         for _ in range(passes - 1):
-            further = register(fixed_seen, warp(moving_seen, flow))
-            flow, inverse_flow = compose(flow, further.flow), compose(further.inverse_flow, inverse_flow)
+            aligned = warp(moving_seen, flow)
+            further = further_share(flow, aligned) * register(fixed_seen, aligned).refined
+            further, inverse_further = _both_ways(further)
+            flow, inverse_flow = compose(flow, further), compose(inverse_further, inverse_flow)
         flow, inverse_flow = resize_flow(flow, full), resize_flow(inverse_flow, full)
         aligned = warp(moving, flow)
         fused, consistency = self.fuse(fixed, aligned, first)
@@ -287,6 +293,32 @@ class EDARFusion(nn.Module):
             resize(consistency, full),
         )
         return Output(*(padder.unpad(field) for field in fields))
+
+
+def further_share(flow: Tensor, aligned: Tensor) -> Tensor:
+    """How much of what a further pass finds is to be believed.
+
+    The best guess from one look at a pair is a displacement of the usual size, which is too short for a large one; a
+    second look finds the rest. Where little was displaced, it finds what only looks like misalignment.
+
+    Args:
+        flow: (B, 2, H, W), px, found so far, at the scale of the training; H and W multiples of 4.
+        aligned: (B, 1, H, W) in [0, 1], the moving image warped with it.
+
+    Returns:
+        (B, 1, 1, 1) in [0, 1], rising with the mean displacement in the head between the bounds of `SECOND_PASS`.
+    """
+    start, full = SECOND_PASS
+    lengths = F.avg_pool2d(flow.norm(dim=1, keepdim=True), 4)
+    displacement = masked_means(lengths, foreground(aligned, tuple(lengths.shape[2:])))
+    return ((displacement - start) / (full - start)).clamp(0, 1).view(-1, 1, 1, 1)
+
+
+def _both_ways(flow: Tensor) -> tuple[Tensor, Tensor]:
+    """A flow on the grid of cells (B, 2, h, w), px, and its inverse, both at full size."""
+    size = tuple(CELL * side for side in flow.shape[2:])
+    cells = flow / CELL
+    return resize_flow(torch.cat((cells, invert(cells.detach()))), size).chunk(2)
 
 
 def _mirrored(flow: Tensor) -> Tensor:

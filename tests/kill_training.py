@@ -22,7 +22,10 @@ ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "data" / "sample"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 """Sums over several threads differ in their last bits from run to run."""
-SHORT = ("--preset", "tiny", "--batch-size", "2", "--epochs", "4", "--val-every", "2", "--save-minutes", "0.001")
+SHORT = (
+    "--preset", "tiny", "--batch-size", "2", "--epochs", "4", "--val-every", "2", "--save-minutes", "0.001",
+    "--second-pass", "0.4",
+)  # fmt: skip
 """Options of a run of both stages that takes some seconds and saves every few steps."""
 
 

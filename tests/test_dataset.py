@@ -25,7 +25,7 @@ from data.dataset import (
 )
 from data.make_csv import DataError
 from utils.image_io import ImageError, read_image, write_image
-from utils.warp import compose, resize_flow, warp
+from utils.warp import compose, invert, resize_flow, warp
 
 SAMPLE = Path(__file__).parents[1] / "data/sample"
 MODALITIES = ("CT", "PET", "SPECT")
@@ -72,6 +72,27 @@ def test_balance_shows_all_modalities_equally_often():
     pd.testing.assert_frame_equal(balance(table[2:9], seed=1), table[2:9].reset_index(drop=True))
     unnamed = table.drop(columns="modality")
     pd.testing.assert_frame_equal(balance(unnamed), unnamed)
+
+
+def test_a_pair_aligned_by_an_estimate_has_the_rest_left():
+    pair = next(iter(DataLoader(sample(), 3)))
+    still = torch.zeros(3, 2, 128, 128)
+    assert equal(pair.aligned_by(still, still), pair)
+
+    def longest(flow: Tensor) -> float:
+        return 4 * flow[..., 4:-4, 4:-4].norm(dim=1).max().item()
+
+    true_flow, true_inverse = (resize_flow(flow, (128, 128)) for flow in (pair.flow, pair.inverse_flow))
+    done = pair.aligned_by(true_flow, true_inverse)
+    assert longest(done.flow) < 0.3 and longest(done.inverse_flow) < 0.3 < longest(pair.flow) / 10
+    assert torch.equal(done.moving, warp(pair.moving, true_flow)) and torch.equal(done.fixed, pair.fixed)
+
+    estimate = resize_flow(torch.tensor([0.5, -0.3]).view(1, 2, 1, 1) + 0.7 * pair.flow, (128, 128))
+    inverse = invert(estimate)
+    left = pair.aligned_by(estimate, inverse)
+    grid = tuple(pair.flow.shape[2:])
+    assert longest(compose(resize_flow(estimate, grid), left.flow) - pair.flow) < 0.3
+    assert longest(compose(left.flow, left.inverse_flow)) < 0.3 < longest(left.flow) / 5
 
 
 @pytest.mark.parametrize("augment", [False, True])

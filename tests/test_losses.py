@@ -24,10 +24,7 @@ from losses.registration import (
     RegistrationWeights,
     edge_error,
     edge_strength,
-    foreground,
     inverse_error,
-    masked_mean,
-    masked_means,
     matching_error,
     registration_loss,
     smoothness,
@@ -60,33 +57,6 @@ ONES = torch.ones(1, 1, 8, 8)
 # --- registration ---------------------------------------------------------------------------------------------
 
 
-def test_masked_mean_by_hand():
-    values = torch.tensor([[1.0, 2], [3, 100]])[None, None]
-    mask = torch.tensor([[1.0, 1], [2, 0]])[None, None]
-    assert masked_mean(values, mask).item() == pytest.approx((1 + 2 + 2 * 3) / 4)
-    # Two channels count alike.
-    assert masked_mean(torch.cat((values, 3 * values), dim=1), mask).item() == pytest.approx(2 * 9 / 4)
-
-
-def test_masked_mean_of_a_batch_is_the_mean_of_its_halves():
-    values, mask = noise(4, 2, 6, 7), noise(4, 1, 6, 7, seed=1) ** 4
-    mask[1] *= 0.01  # an image with little foreground must not fade against the others
-    halves = (masked_mean(values[:2], mask[:2]) + masked_mean(values[2:], mask[2:])) / 2
-    assert masked_mean(values, mask).item() == pytest.approx(halves.item(), rel=1e-5)
-
-
-def test_masked_mean_of_an_empty_mask_is_zero():
-    assert masked_mean(noise(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)).item() == 0
-
-
-def test_masked_means_of_a_length_by_hand():
-    mask = torch.ones(2, 1, 8, 8)
-    mask[1, :, :, 4:] = 0
-    wrong = constant_flow(3, -4).repeat(2, 1, 1, 1)
-    wrong[1, :, :, 4:] += 100
-    assert masked_means(wrong.norm(dim=1, keepdim=True), mask).tolist() == pytest.approx([5, 5])
-
-
 def test_edge_error_counts_across_edges_only():
     stripes = (torch.arange(64) // 8 % 2).float().expand(2, 1, 64, 64)
     across, along = constant_flow(3, 0).expand(2, 2, 8, 8), constant_flow(0, 3).expand(2, 2, 8, 8)
@@ -112,18 +82,6 @@ def test_edge_error_of_a_flat_image_is_finite_with_its_gradient():
     loss = edge_error(error, edge_strength(torch.full((1, 1, 64, 64), 0.3), (8, 8)))
     loss.backward()
     assert loss.item() < 0.02 and error.grad.isfinite().all()
-
-
-def test_foreground_reaches_8_px_beyond_tissue():
-    image = torch.zeros(1, 1, 64, 64)
-    image[..., 32:36, 32:36] = 1
-    mask = foreground(image, (16, 16))
-    expected = torch.zeros(16, 16)
-    expected[6:11, 6:11] = 1  # the block of 4 x 4 px and two blocks around it
-    assert torch.equal(mask[0, 0], expected)
-    assert not foreground(torch.full((1, 1, 64, 64), 0.05), (8, 8)).any()
-    shares = foreground(image, (8, 8))
-    assert shares.shape == (1, 1, 8, 8) and shares.sum().item() == pytest.approx(25 / 4)
 
 
 @pytest.mark.parametrize("index", range(9))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.eda_flowreg import CELL, STEP, EDAFlowReg, FlowStep, Scale, candidates, correlate, warp_phases
-from models.edarfusion import PRESETS, EDARFusion, Output
+from models.edarfusion import PRESETS, EDARFusion, Output, further_share
 from models.encoder import Encoders, EntropyAtQuarter
 from models.frg_prereg import FRGPreReg, reliability_prior
 from models.fusion import FlowGuidedFusion, alignment_consistency
@@ -271,22 +271,52 @@ def estimate_shift(model: EDARFusion, monkeypatch, x: float, y: float) -> None:
 
 
 def test_passes_add_up(tiny, monkeypatch):
-    estimate_shift(tiny, monkeypatch, 3.0, -2.0)
+    estimate_shift(tiny, monkeypatch, 6.0, -3.0)  # long enough to count in full
     fixed, moving = images(1, 192, 256)
     with torch.inference_mode():
         for passes in (1, 2, 3):
             output = tiny(fixed, moving, passes=passes)
-            expected = torch.tensor([3.0 * passes, -2.0 * passes]).view(1, 2, 1, 1).expand(1, 2, 192, 256)
+            expected = torch.tensor([6.0 * passes, -3.0 * passes]).view(1, 2, 1, 1).expand(1, 2, 192, 256)
             assert torch.allclose(output.flow, expected, atol=1e-4)
             assert torch.allclose(output.inverse_flow, -expected, atol=1e-4)
-            rolled = moving.roll((2 * passes, -3 * passes), dims=(2, 3))
+            rolled = moving.roll((3 * passes, -6 * passes), dims=(2, 3))
             # The image is sampled once with the composed flow, however many the passes.
-            assert torch.allclose(output.aligned[..., 9:-9, 9:-9], rolled[..., 9:-9, 9:-9], atol=1e-4)
+            assert torch.allclose(output.aligned[..., 18:-18, 18:-18], rolled[..., 18:-18, 18:-18], atol=1e-4)
 
 
-def test_two_passes_run(tiny):
+def test_further_passes_count_by_what_was_found(tiny, monkeypatch):
+    fixed, moving = images(1, 192, 256)
+    with torch.inference_mode():
+        estimate_shift(tiny, monkeypatch, 1.6, -1.2)  # 2 px: as far as nothing counts
+        assert torch.allclose(tiny(fixed, moving, passes=3).flow, tiny(fixed, moving).flow, atol=1e-5)
+        estimate_shift(tiny, monkeypatch, -2.4, 3.2)  # 4 px, half-way
+        twice = tiny(fixed, moving, passes=2)
+        expected = 1.5 * torch.tensor([-2.4, 3.2]).view(1, 2, 1, 1).expand(1, 2, 192, 256)
+        assert torch.allclose(twice.flow, expected, atol=1e-4)
+        assert torch.allclose(twice.inverse_flow, -expected, atol=1e-4)
+
+
+def test_share_of_a_further_pass_by_hand():
+    image = torch.zeros(5, 1, 64, 64)
+    image[:4, :, :, 32:] = 0.5
+    lengths = torch.tensor([0.0, 3, 6, 100, 100])
+    flow = torch.stack((0.6 * lengths, -0.8 * lengths), dim=1).view(5, 2, 1, 1).repeat(1, 1, 64, 64)
+    flow[..., :24] = 50  # farther than 8 px from the head
+    share = further_share(flow, image)
+    assert share.shape == (5, 1, 1, 1)
+    # Without a head nothing counts.
+    assert share.flatten().tolist() == pytest.approx([0, 0.25, 1, 1, 0], abs=1e-6)
+
+
+def test_two_passes_run(tiny, monkeypatch):
     with torch.inference_mode():
         fixed, moving = images(1, 70, 90)
+        match = tiny.eda_flowreg.forward
+
+        def match_far(*features):
+            return [step._replace(flow=step.flow + 5) for step in match(*features)]
+
+        monkeypatch.setattr(tiny.eda_flowreg, "forward", match_far)
         once, twice = tiny(fixed, moving), tiny(fixed, moving, passes=2)
     check(twice, 70, 90)
     assert not torch.allclose(once.flow, twice.flow, atol=1e-3)

@@ -35,6 +35,16 @@ def test_engines_give_what_the_network_gives(model, engine, grey, px):
     assert expected.flow.abs().max() > 10 * px
 
 
+def test_a_second_pass_counts_as_much_as_in_the_network(model):
+    fixed, moving = sample_pair((96, 96))
+    moving = moving.roll(7, dims=3)
+    by_openvino = OpenVINOModel(model)
+    with torch.inference_mode():
+        found, expected = (run(fixed, moving, passes=2, average=True).flow for run in (by_openvino, model))
+        once = model(fixed, moving, average=True).flow
+    assert (found - expected).abs().max() < 0.01 < 0.1 * (expected - once).abs().max()
+
+
 def test_results_outlive_the_next_pair_and_a_size_is_compiled_once(model, monkeypatch):
     by_openvino = OpenVINOModel(EDARFusion("tiny").eval())
     made = []

@@ -48,13 +48,13 @@ def test_it_keeps_how_the_model_was_trained_but_no_paths(source: Path, tmp_path:
     assert PRIVATE.encode() in source.read_bytes() and PRIVATE.encode() not in target.read_bytes()
 
 
-def test_average_is_kept_or_set(source: Path, tmp_path: Path) -> None:
+def test_inference_is_kept_or_set(source: Path, tmp_path: Path) -> None:
     first, second, third = (tmp_path / f"{name}.safetensors" for name in "abc")
     assert main([str(source), str(first), "--average"]) == 0
-    assert main([str(first), str(second)]) == 0
+    assert main([str(first), str(second), "--passes", "2"]) == 0
     assert main([str(second), str(third), "--no-average"]) == 0
     settings = [load_checkpoint(path).training["inference"] for path in (first, second, third)]
-    assert settings == [{"average": True}, {"average": True}, {"average": False}]
+    assert settings == [{"average": True}, {"average": True, "passes": 2}, {"average": False, "passes": 2}]
 
 
 @pytest.mark.parametrize("case", ["missing", "itself", "not writable"])

@@ -8,8 +8,8 @@ import torch
 from kornia.color import rgb_to_ycbcr, ycbcr_to_rgb
 from torch import Tensor
 
-from losses.registration import foreground
 from models.edarfusion import Output
+from utils.foreground import foreground
 from utils.maps import jacobian_determinant
 from utils.metrics import endpoint_error
 from utils.results import FusedPair
@@ -22,7 +22,7 @@ class PairFuser:
     Args:
         model: `EDARFusion` in evaluation mode, or what stands in for it (`utils.openvino_model`).
         device: where the model is.
-        passes: how often the registration is repeated on the image aligned so far.
+        passes: how often the registration is made; see `EDARFusion.forward`.
         average: average the estimates of both directions, of the pair and of its mirror image.
     """
 

@@ -7,8 +7,8 @@ from torch.utils.data import DataLoader
 
 from data.dataset import PairDataset
 from data.make_csv import MODALITIES
-from losses.registration import foreground, masked_means
 from models.edarfusion import EDARFusion
+from utils.foreground import foreground, masked_means
 from utils.maps import jacobian_determinant
 from utils.metrics import qabf
 from utils.warp import resize_flow
