@@ -57,15 +57,34 @@ def test_inference_is_kept_or_set(source: Path, tmp_path: Path) -> None:
     assert settings == [{"average": True}, {"average": True, "passes": 2}, {"average": False, "passes": 2}]
 
 
-@pytest.mark.parametrize("case", ["missing", "itself", "not writable"])
+@pytest.mark.parametrize(("share", "expected"), [(None, 2.0), ("0.25", 1.5), ("0", 1.0), ("1", 3.0)])
+def test_blend_is_the_weighted_mean(source: Path, tmp_path: Path, share: str | None, expected: float) -> None:
+    paths = [tmp_path / f"{value}.safetensors" for value in (1.0, 3.0)]
+    for path, value in zip(paths, (1.0, 3.0), strict=True):
+        model = EDARFusion("tiny")
+        for weight in model.parameters():
+            torch.nn.init.constant_(weight, value)
+        save_checkpoint(path, model, modality="PET", training={"step": int(value)}, metrics={"epe_PET": value})
+    target = tmp_path / "mean.safetensors"
+    assert main([str(paths[0]), str(target), "--blend", str(paths[1]), *(("--share", share) if share else ())]) == 0
+    mean = load_checkpoint(target)
+    assert all((weight == expected).all() for weight in mean.model.parameters())
+    assert mean.training["step"] == 1 and not mean.metrics
+
+
+@pytest.mark.parametrize("case", ["missing", "itself", "not writable", "blend missing", "blend of another network"])
 def test_bad_input_gives_one_line_and_leaves_the_run_alone(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
 ) -> None:
     before = source.read_bytes()
+    other = tmp_path / "other.safetensors"
+    save_checkpoint(other, EDARFusion("tiny", entropy=False), modality="PET", training={}, metrics={})
     arguments = {
         "missing": [tmp_path / "none.safetensors", tmp_path / "mine.safetensors"],
         "itself": [source, tmp_path / "." / source.name],
         "not writable": [source, source / "mine.safetensors"],
+        "blend missing": [source, tmp_path / "mine.safetensors", "--blend", tmp_path / "none.safetensors"],
+        "blend of another network": [source, tmp_path / "mine.safetensors", "--blend", other],
     }[case]
     assert main(list(map(str, arguments))) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -8,7 +8,9 @@ import os
 import sys
 from pathlib import Path
 
-from utils.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+import torch
+
+from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from utils.image_io import ImageError
 from utils.metrics import positive
 
@@ -17,7 +19,11 @@ PATHS = ("root", "csv", "output", "resume", "init")
 
 
 def publish(
-    source: str | os.PathLike, target: str | os.PathLike, average: bool | None = None, passes: int | None = None
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    average: bool | None = None,
+    passes: int | None = None,
+    blend: tuple[str | os.PathLike, float] | None = None,
 ) -> None:
     """Write the model of a checkpoint, with how it was trained, small enough to pass on.
 
@@ -29,9 +35,13 @@ def publish(
         average: whether the test command is to average the estimates of both directions and of the mirrored pair;
             None leaves it as the source says.
         passes: how often it is to make the registration; None leaves it as the source says.
+        blend: another checkpoint of the same network and the share, 0 to 1, with which its weights count. The mean of
+            a network and the one it was trained from (`--init`) can be better than both, as each has learned other
+            pairs by heart (Wortsman et al., Model soups, ICML 2022).
 
     Raises:
-        CheckpointError: the source cannot be used, or is the target.
+        CheckpointError: the source or the one to blend in cannot be used, they differ in their networks, or the source
+            is the target.
         ImageError: the target cannot be written.
     """
     checkpoint = load_checkpoint(source)
@@ -45,8 +55,29 @@ def publish(
     inference = known.get("inference", {}) | {name: value for name, value in wanted.items() if value is not None}
     if inference:
         training["inference"] = inference
-    model = checkpoint.model.half()
-    save_checkpoint(target, model, modality=checkpoint.modality, training=training, metrics=checkpoint.metrics)
+    metrics = checkpoint.metrics
+    if blend:
+        blend_in(checkpoint, *blend)
+        metrics = {}  # they were those of the source
+    save_checkpoint(target, checkpoint.model.half(), modality=checkpoint.modality, training=training, metrics=metrics)
+
+
+def blend_in(checkpoint: Checkpoint, path: str | os.PathLike, share: float) -> None:
+    """Move the weights of a checkpoint's model towards those of another one, by a share of the way."""
+    other = load_checkpoint(path).model
+    if other.arguments != checkpoint.model.arguments:
+        raise CheckpointError.at(path, f"a network with {checkpoint.model.arguments}", f"one with {other.arguments}")
+    weights = zip(checkpoint.model.parameters(), other.parameters(), strict=True)
+    with torch.no_grad():
+        for weight, target in weights:
+            weight.lerp_(target, share)
+
+
+def share(text: str) -> float:
+    """A share from the command line."""
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, found {text}")
+    return float(text)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,9 +91,12 @@ def main(arguments: list[str] | None = None) -> int:
         help="what the test command does by default with these weights (default: as the checkpoint says)",
     )
     parser.add_argument("--passes", type=positive, metavar="N", help="likewise")
+    parser.add_argument("--blend", metavar="FILE", help="checkpoint whose weights are to be averaged in")
+    parser.add_argument("--share", type=share, default=0.5, help="with which it counts (default: %(default)s)")
     options = parser.parse_args(arguments)
     try:
-        publish(options.source, options.target, options.average, options.passes)
+        blend = (options.blend, options.share) if options.blend else None
+        publish(options.source, options.target, options.average, options.passes, blend)
     except ImageError as error:
         print(f"publish: {error}", file=sys.stderr)
         return 2
