@@ -19,7 +19,7 @@ from utils.warp import compose, invert, resize_flow, warp
 
 TRAINED_SIDE = 256  # px; heads of that scale are what the registration has learned
 
-SECOND_PASS = (2.0, 4.0)
+SECOND_PASS = (2.0, 6.0)
 """Mean displacement found so far, px, from which a further pass counts, and at which it counts in full.
 
 Chosen on validation pairs (experiment 70 in checkpoints/README.md)."""

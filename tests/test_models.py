@@ -289,9 +289,9 @@ def test_further_passes_count_by_what_was_found(tiny, monkeypatch):
     with torch.inference_mode():
         estimate_shift(tiny, monkeypatch, 1.6, -1.2)  # 2 px: as far as nothing counts
         assert torch.allclose(tiny(fixed, moving, passes=3).flow, tiny(fixed, moving).flow, atol=1e-5)
-        estimate_shift(tiny, monkeypatch, -1.8, 2.4)  # 3 px, half-way
+        estimate_shift(tiny, monkeypatch, -2.4, 3.2)  # 4 px, half-way
         twice = tiny(fixed, moving, passes=2)
-        expected = 1.5 * torch.tensor([-1.8, 2.4]).view(1, 2, 1, 1).expand(1, 2, 192, 256)
+        expected = 1.5 * torch.tensor([-2.4, 3.2]).view(1, 2, 1, 1).expand(1, 2, 192, 256)
         assert torch.allclose(twice.flow, expected, atol=1e-4)
         assert torch.allclose(twice.inverse_flow, -expected, atol=1e-4)
 
@@ -299,7 +299,7 @@ def test_further_passes_count_by_what_was_found(tiny, monkeypatch):
 def test_share_of_a_further_pass_by_hand():
     image = torch.zeros(5, 1, 64, 64)
     image[:4, :, :, 32:] = 0.5
-    lengths = torch.tensor([0.0, 2.5, 4, 100, 100])
+    lengths = torch.tensor([0.0, 3, 6, 100, 100])
     flow = torch.stack((0.6 * lengths, -0.8 * lengths), dim=1).view(5, 2, 1, 1).repeat(1, 1, 64, 64)
     flow[..., :24] = 50  # farther than 8 px from the head
     share = further_share(flow, image)
