@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.kill_training import ENVIRONMENT, ROOT, SHORT, command, kill_and_resume, resume, sample_table
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,19 @@ def test_resume_goes_on_exactly(table, tmp_path, uninterrupted):
     columns = ["epoch", "stage", "lr", "total"]
     histories = [pd.read_csv(path / "history.csv")[columns] for path in (uninterrupted, folder)]
     pd.testing.assert_frame_equal(*histories)
+
+
+def test_a_run_of_a_version_without_an_option_goes_on_without_it(table, tmp_path):
+    for name in ("new", "old"):
+        run(command(table, "--output", tmp_path / name, *SHORT, "--second-pass", "0", "--stop-after", "2"))
+    path = tmp_path / "old" / "last.safetensors"
+    old = load_checkpoint(path)
+    del old.training["options"]["second_pass"]
+    fields = {"modality": old.modality, "training": old.training, "metrics": old.metrics, "state": old.state}
+    save_checkpoint(path, old.model, **fields)
+    for name in ("new", "old"):
+        run(resume(tmp_path / name))
+    assert_same_weights(tmp_path / "new", tmp_path / "old")
 
 
 def test_two_processes_give_the_weights_of_one(table, tmp_path):
