@@ -28,11 +28,11 @@ from rich.table import Table
 from tqdm import tqdm
 
 from data.make_csv import MODALITIES, SPLITS, DataError
+from utils.arguments import positive
 from utils.evaluation import Job, evaluate, scoring_pool
 from utils.flow_io import load_flow
 from utils.image_io import ImageError
 from utils.interruption import stop_on_signal
-from utils.metrics import positive
 from utils.pairs import folder_pairs, read_pair, sample_pairs, table_pairs
 from utils.report import METRICS
 from utils.results import ResultFolder

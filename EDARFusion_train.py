@@ -37,6 +37,7 @@ from data.make_csv import MODALITIES, DataError, find_table
 from losses.fusion import FusionLoss, FusionWeights, for_modalities, fusion_loss
 from losses.registration import RegistrationLoss, registration_loss
 from models.edarfusion import PRESETS, EDARFusion
+from utils.arguments import share
 from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from utils.device import choose_device
 from utils.image_io import ImageError, write_bytes
@@ -59,8 +60,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--root", nargs="+", metavar="DIR", help="folders of aligned pairs, or what --csv starts from")
     data.add_argument("--csv", metavar="FILE", help="table of pairs (python -m data.make_csv)")
     data.add_argument("--overfit", type=int, metavar="N", help="train and validate on N pairs with fixed deformations")
-    data.add_argument("--wide", type=float, default=0.5, help="share of large deformations (default: %(default)s)")
-    data.add_argument("--second-pass", type=float, default=0.0, metavar="SHARE",
+    data.add_argument("--wide", type=share, default=0.5, help="share of large deformations (default: %(default)s)")
+    data.add_argument("--second-pass", type=share, default=0.0, metavar="SHARE",
                       help="of the steps whose pairs are first aligned by the network itself (default: %(default)s)")
     data.add_argument("--workers", type=int, default=0, help="loading processes (default: %(default)s)")
     run = parser.add_argument_group("run")
@@ -71,7 +72,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     run.add_argument("--minutes", type=float, help="length of the run as training time, instead of --epochs")
     run.add_argument("--stop-after", type=int, metavar="N", help="break off after N epochs, as Ctrl-C does")
     run.add_argument("--stage", choices=(*STAGES, "all"), default="all", help="default: %(default)s, in turn")
-    run.add_argument("--fusion-share", type=float, default=0.15, help="of the run, at its end (default: %(default)s)")
+    run.add_argument("--fusion-share", type=share, default=0.15, help="of the run, at its end (default: %(default)s)")
     run.add_argument("--save-minutes", type=float, default=3, help="time between checkpoints (default: %(default)s)")
     run.add_argument("--val-every", type=int, default=5, metavar="EPOCHS", help="default: %(default)s")
     model = parser.add_argument_group("model and optimisation")
@@ -96,9 +97,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     for name in ("epochs", "minutes", "batch_size", "lr", "save_minutes", "val_every", "overfit", "stop_after"):
         if (value := getattr(options, name)) is not None and value <= 0:
             parser.error(f"--{name.replace('_', '-')}: expected a number above 0, found {value}")
-    for name in ("wide", "second_pass", "fusion_share"):
-        if not 0 <= (value := getattr(options, name)) <= 1:
-            parser.error(f"--{name.replace('_', '-')}: expected a share from 0 to 1, found {value}")
     return options
 
 

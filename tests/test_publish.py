@@ -49,12 +49,13 @@ def test_it_keeps_how_the_model_was_trained_but_no_paths(source: Path, tmp_path:
 
 
 def test_inference_is_kept_or_set(source: Path, tmp_path: Path) -> None:
-    first, second, third = (tmp_path / f"{name}.safetensors" for name in "abc")
-    assert main([str(source), str(first), "--average"]) == 0
-    assert main([str(first), str(second), "--passes", "2"]) == 0
-    assert main([str(second), str(third), "--no-average"]) == 0
-    settings = [load_checkpoint(path).training["inference"] for path in (first, second, third)]
-    assert settings == [{"average": True}, {"average": True, "passes": 2}, {"average": False, "passes": 2}]
+    paths = [source, *(tmp_path / f"{name}.safetensors" for name in "abcd")]
+    options = [["--average"], [], ["--passes", "2"], ["--no-average"]]
+    for before, after, more in zip(paths, paths[1:], options, strict=False):
+        assert main([str(before), str(after), *more]) == 0
+    settings = [load_checkpoint(path).training["inference"] for path in paths[1:]]
+    both = {"average": True, "passes": 2}
+    assert settings == [{"average": True}, {"average": True}, both, both | {"average": False}]
 
 
 @pytest.mark.parametrize(("share", "expected"), [(None, 2.0), ("0.25", 1.5), ("0", 1.0), ("1", 3.0)])

@@ -31,11 +31,12 @@ from tqdm import tqdm
 from data.deformation import BENCHMARK, misalignment, random_flow
 from losses.registration import registration_loss
 from models.edarfusion import PRESETS, EDARFusion, Output
+from utils.arguments import positive
 from utils.checkpoint import load_checkpoint
 from utils.device import choose_device
 from utils.image_io import MIN_SIDE, ImageError, write_bytes, write_image
 from utils.markdown import markdown_table
-from utils.metrics import folding_share, fusion_metrics, positive, registration_metrics
+from utils.metrics import folding_share, fusion_metrics, registration_metrics
 from utils.openvino_model import ENGINES, OpenVINOModel
 from utils.optimizer import Muon
 from utils.warp import resize_flow, warp

@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from utils.arguments import positive
 from utils.image_io import ImageError, write_bytes
 from utils.markdown import markdown_table
-from utils.metrics import LOWER_IS_BETTER, positive, score_folders
+from utils.metrics import LOWER_IS_BETTER, score_folders
 
 BEFORE = "before alignment"
 """Name under which the moving images as they came are listed among the systems."""

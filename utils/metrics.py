@@ -22,6 +22,7 @@ import pandas as pd
 from scipy import fft, ndimage
 from tqdm import tqdm
 
+from utils.arguments import positive
 from utils.image_io import ImageError, check_same_size, pair_files, read_image, write_bytes
 
 LOWER_IS_BETTER = frozenset({"qcv", "rmse"})
@@ -920,14 +921,6 @@ def with_mean(table: pd.DataFrame) -> pd.DataFrame:
     """The table with a final row ``mean`` of its numeric columns."""
     mean = table.mean(numeric_only=True).to_frame().T.assign(name="mean")
     return pd.concat([table, mean], ignore_index=True)[table.columns]
-
-
-def positive(text: str) -> int:
-    """A positive whole number from the command line."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 1, found {text}")
-    return value
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
+from utils.arguments import positive, share
 from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from utils.image_io import ImageError
-from utils.metrics import positive
 
 PATHS = ("root", "csv", "output", "resume", "init")
 """Options of a training run that name places on the machine where it ran."""
@@ -71,13 +71,6 @@ def blend_in(checkpoint: Checkpoint, path: str | os.PathLike, share: float) -> N
     with torch.no_grad():
         for weight, target in weights:
             weight.lerp_(target, share)
-
-
-def share(text: str) -> float:
-    """A share from the command line."""
-    if not 0 <= float(text) <= 1:
-        raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, found {text}")
-    return float(text)
 
 
 def main(arguments: list[str] | None = None) -> int:
