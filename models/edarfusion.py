@@ -12,6 +12,7 @@ from models.encoder import Encoders, EntropyAtQuarter
 from models.frg_prereg import FRGPreReg, unit_length
 from models.fusion import FlowGuidedFusion, Fusion
 from models.refinement import Refinement
+from models.shrinkage import disagreement, held_back
 from utils.foreground import foreground, masked_means
 from utils.maps import entropy_difference, gate, gradient_magnitude, halved, resize
 from utils.padding import Padder
@@ -73,6 +74,7 @@ class Registration(NamedTuple):
         inverse_flow: (B, 2, H, W), px: `warp(fixed, inverse_flow)` lies on the moving image; without gradient.
         steps: a `FlowStep` a scale, coarse to fine; batch entries B.., if there are any, are the inverse direction.
         refined: (B, 2, h, w), px, on the grid of cells: `flow` before it was enlarged.
+        disagreement: mean square distance of the matches that `flow` is the mean of, px^2; 0 for a single one.
         reliability: R of FRG-PreReg, in [0, 1].
         gate: W, in [0, 1].
         entropy_fixed, entropy_moving: local entropy, bits.
@@ -82,6 +84,7 @@ class Registration(NamedTuple):
     inverse_flow: Tensor
     steps: list[FlowStep]
     refined: Tensor
+    disagreement: Tensor
     reliability: Tensor
     gate: Tensor
     entropy_fixed: Tensor
@@ -96,6 +99,7 @@ class _Matched(NamedTuple):
     half: Tensor
     fixed_edges: Tensor
     steps: list[FlowStep]
+    disagreement: Tensor
     reliability: Tensor
     gate: Tensor
     entropy_fixed: Tensor
@@ -197,11 +201,14 @@ class EDARFusion(nn.Module):
         fixed, moving = torch.cat((fixed, fixed.flip(3))), torch.cat((moving, moving.flip(3)))
         matched = self._match(fixed, moving, both=True)
         there, back = (matched.steps[-1].flow / CELL).chunk(2)
-        mean = _straight_mean(CELL * (there + invert(back)) / 2)
-        flow = _straight_mean(self._refine(fixed, moving, matched, torch.cat((mean, _mirrored(mean)))))
+        directions = CELL * torch.stack((there, invert(back)))
+        estimates = torch.cat((directions[:, :count], torch.stack([_mirrored(flow) for flow in directions[:, count:]])))
+        mean = estimates.mean(dim=0)
+        refined, mirrored = self._refine(fixed, moving, matched, torch.cat((mean, _mirrored(mean)))).chunk(2)
         half, edges, steps, *maps = matched
         maps = ((map_[:count] + map_[count:].flip(3)) / 2 for map_ in maps)
-        return self._finish(flow, _Matched(half, edges, steps, *maps))
+        matched = _Matched(half, edges, steps, *maps)._replace(disagreement=disagreement(estimates))
+        return self._finish((refined + _mirrored(mirrored)) / 2, matched)
 
     def _match(self, fixed: Tensor, moving: Tensor, both: bool) -> _Matched:
         """FRG-PreReg and EDA-FlowReg."""
@@ -223,7 +230,8 @@ class EDARFusion(nn.Module):
             steps = self.eda_flowreg(torch.cat((f, m)), torch.cat((m, f)), r_both, torch.cat((w, w)))
         else:
             steps = self.eda_flowreg(f, m, r, w)
-        return _Matched(half, edges[:, :1], steps, r, w, *entropy.split(1, dim=1))
+        agreed = torch.zeros_like(steps[-1].flow[: len(fixed), :1])
+        return _Matched(half, edges[:, :1], steps, agreed, r, w, *entropy.split(1, dim=1))
 
     def _refine(self, fixed: Tensor, moving: Tensor, matched: _Matched, flow: Tensor) -> Tensor:
         """A flow on the grid of cells, px, with the last increment."""
@@ -259,7 +267,8 @@ class EDARFusion(nn.Module):
             fixed, moving: (B, 1, H, W) in [0, 1], any size from 64 up.
             passes: how often the registration is made, each time on the image aligned so far; of what further passes
                 find, `further_share` counts.
-            average: average the estimates of both directions, of the pair and of its mirror image.
+            average: average the estimates of both directions, of the pair and of its mirror image, and hold the global
+                part of the displacement back as far as they disagree (`models.shrinkage`).
         """
         if fixed.shape != moving.shape or fixed.ndim != 4 or fixed.shape[1] != 1 or min(fixed.shape[2:]) < 64:
             raise ValueError(
@@ -274,8 +283,11 @@ class EDARFusion(nn.Module):
         for _ in range(passes - 1):
             aligned = warp(moving_seen, flow)
             further = further_share(flow, aligned) * register(fixed_seen, aligned).refined
-            further, inverse_further = _both_ways(further)
-            flow, inverse_flow = compose(flow, further), compose(inverse_further, inverse_flow)
+            flow, inverse_flow = _followed_by(further, flow, inverse_flow)
+        if average:
+            cells = F.avg_pool2d(flow, CELL)
+            head = foreground(warp(moving_seen, flow), tuple(cells.shape[2:]))
+            flow, inverse_flow = _followed_by(-held_back(cells, first.disagreement, head), flow, inverse_flow)
         flow, inverse_flow = resize_flow(flow, full), resize_flow(inverse_flow, full)
         aligned = warp(moving, flow)
         fused, consistency = self.fuse(fixed, aligned, first)
@@ -321,15 +333,15 @@ def _both_ways(flow: Tensor) -> tuple[Tensor, Tensor]:
     return resize_flow(torch.cat((cells, invert(cells.detach()))), size).chunk(2)
 
 
+def _followed_by(further: Tensor, flow: Tensor, inverse_flow: Tensor) -> tuple[Tensor, Tensor]:
+    """A flow and its inverse, at full size, with a further displacement on the grid of cells, px, after it."""
+    further, inverse_further = _both_ways(further)
+    return compose(flow, further), compose(inverse_further, inverse_flow)
+
+
 def _mirrored(flow: Tensor) -> Tensor:
     """The flow of the mirrored pair: x runs the other way there."""
     return flow.flip(3) * flow.new_tensor((-1, 1)).view(1, 2, 1, 1)
-
-
-def _straight_mean(flow: Tensor) -> Tensor:
-    """Mean of the flow of a pair (first half of the batch) and that of its mirror image (second half)."""
-    straight, mirrored = flow.chunk(2)
-    return (straight + _mirrored(mirrored)) / 2
 
 
 def rescale(image: Tensor, power: int) -> Tensor:

@@ -147,7 +147,7 @@ def true_case() -> tuple[Registration, tuple[Tensor, ...]]:
     scores[:2, 3 * 5 + 4] = scores[2:, 1 * 5 + 0] = 50
     full = resize_flow(flow / CELL, (128, 128))
     step = FlowStep(flow, torch.zeros_like(flow), [scores], 2)
-    maps = [torch.ones(2, 1, 16, 16)] * 4
+    maps = [torch.ones(2, 1, 16, 16)] * 5
     registration = Registration(full[:2], full[2:], [step], forward, *maps)
     return registration, (moving, moving_aligned, fixed, -deformation, deformation)
 

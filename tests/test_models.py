@@ -13,6 +13,7 @@ from models.encoder import Encoders, EntropyAtQuarter
 from models.frg_prereg import FRGPreReg, reliability_prior
 from models.fusion import FlowGuidedFusion, alignment_consistency
 from models.layers import GaussianBlur, UNet, side_by_side
+from models.shrinkage import affine_part
 from tests.tensors import noise
 from utils.checkpoint import load_checkpoint
 from utils.maps import gradient_magnitude, halved, local_entropy
@@ -592,6 +593,32 @@ def test_average_of_a_mirrored_pair_is_the_mirrored_average(tiny):
         mirrored = tiny(fixed.flip(3), moving.flip(3), average=True)
     assert torch.allclose(mirrored.flow.flip(3) * torch.tensor([-1.0, 1.0]).view(1, 2, 1, 1), straight.flow, atol=2e-3)
     assert straight.flow.norm(dim=1).mean() > 0.1
+
+
+def test_estimates_that_disagree_hold_the_global_displacement_back(tiny, monkeypatch):
+    fixed, moving = images(1, 128, 128)
+    flows, round_trips = [], []
+    for apart in (0, 1e6):
+        monkeypatch.setattr(
+            "models.edarfusion.disagreement", lambda estimates, apart=apart: torch.full_like(estimates[0, :, :1], apart)
+        )
+        with torch.inference_mode():
+            output = tiny(fixed, moving, average=True)
+        flows.append(output.flow)
+        round_trips.append(compose(output.flow, output.inverse_flow)[..., 16:-16, 16:-16].norm(dim=1).mean())
+    assert round_trips[1] < round_trips[0] + 0.02 < 0.1 * flows[0].norm(dim=1).mean()
+    found, held = (affine_part(flow, torch.ones(1, 1, 128, 128)) for flow in flows)
+    assert held.norm(dim=1).mean() < 0.2 * found.norm(dim=1).mean()
+    # What is left is sampled at places that the affine part no longer moves.
+    local = flows[0] - found
+    assert (flows[1] - held - local).abs().mean() < 0.2 * local.abs().mean()
+
+
+def test_a_single_estimate_is_not_held_back(tiny):
+    pair = images(1, 64, 64)
+    with torch.inference_mode():
+        assert tiny.register(*pair).disagreement.abs().max() == 0
+        assert tiny.register_averaged(*pair).disagreement.min() > 0
 
 
 def test_large_batches_are_fused_part_by_part_with_the_same_result():

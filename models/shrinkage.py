@@ -1,0 +1,71 @@
+"""Hold the global part of a displacement field back as far as several estimates of it disagree.
+
+Where images match in more than one place, the estimates of both directions and of the mirrored pair go apart, and what
+errs most in their mean is how the head moves as a whole: a few px of shift or turn look much like the difference of two
+modalities. An estimate with an error of its own is best shortened by that error's share of its mean square (James and
+Stein, 1961), and the disagreement measures the error. What is local stays as it was found.
+"""
+
+import torch
+from torch import Tensor
+
+AGREEMENT = 0.3
+"""Mean square disagreement of good estimates, px^2: up to there nothing is held back."""
+
+CAUTION = 10.0
+"""Mean square error of the global part, px^2, for each px^2 of disagreement beyond `AGREEMENT`.
+
+Both were chosen on validation pairs (experiment 77 in checkpoints/README.md)."""
+
+
+def disagreement(estimates: Tensor) -> Tensor:
+    """Mean square distance of displacement fields from their mean.
+
+    Args:
+        estimates: (K, B, 2, h, w), px.
+
+    Returns:
+        (B, 1, h, w), px^2.
+    """
+    return (estimates - estimates.mean(dim=0)).square().mean(dim=0).sum(dim=1, keepdim=True)
+
+
+def held_back(flow: Tensor, spread: Tensor, mask: Tensor) -> Tensor:
+    """What is to be taken from a flow: a share of its affine part.
+
+    Args:
+        flow: (B, 2, h, w), px of the scale of the training.
+        spread: (B, 1, h, w), px^2, `disagreement` of the estimates that the flow is the mean of.
+        mask: (B, 1, h, w), 1 in the head.
+
+    Returns:
+        (B, 2, h, w), px: e / (m + e) of the affine part, where e is `CAUTION` times what the mean spread in the head
+        has beyond `AGREEMENT`, and m is the mean square of the flow there.
+    """
+    weight = mask + 1e-6  # without a head all places count
+    error = CAUTION * (_mean(spread, weight) - AGREEMENT).clamp_min(0)
+    mean_square = _mean(flow.square().sum(dim=1, keepdim=True), weight)
+    return error / (mean_square + error).clamp_min(1e-6) * affine_part(flow, weight)
+
+
+def affine_part(flow: Tensor, weight: Tensor) -> Tensor:
+    """The affine displacement field that is nearest to a flow in the weighted mean square.
+
+    Args:
+        flow: (B, 2, h, w), px.
+        weight: (B, 1, h, w), above 0.
+
+    Returns:
+        (B, 2, h, w), px.
+    """
+    axes = (torch.linspace(-1, 1, side, device=flow.device) for side in flow.shape[2:])
+    y, x = (axis - _mean(axis.expand_as(weight), weight) for axis in torch.meshgrid(*axes, indexing="ij"))
+    xx, xy, yy = (_mean(product, weight) for product in (x * x, x * y, y * y))
+    along_x, along_y = (_mean(axis * flow, weight) for axis in (x, y))
+    slope_x, slope_y = yy * along_x - xy * along_y, xx * along_y - xy * along_x
+    return _mean(flow, weight) + (slope_x * x + slope_y * y) / (xx * yy - xy * xy)
+
+
+def _mean(field: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean over the places, (B, C, 1, 1)."""
+    return (field * weight).sum(dim=(2, 3), keepdim=True) / weight.sum(dim=(2, 3), keepdim=True)

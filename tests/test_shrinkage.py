@@ -1,0 +1,64 @@
+import pytest
+import torch
+
+from models.shrinkage import AGREEMENT, CAUTION, affine_part, disagreement, held_back
+from tests.tensors import noise
+
+
+def constant(x: float, y: float, height: int = 6, width: int = 10) -> torch.Tensor:
+    return torch.tensor([x, y]).view(1, 2, 1, 1).repeat(1, 1, height, width)
+
+
+def test_disagreement_by_hand():
+    estimates = torch.stack([constant(3.0, 0), constant(-3.0, 0), constant(0.0, 4), constant(0.0, -4)])
+    estimates[:, :, :, 0] += 7  # what all have in common
+    assert torch.allclose(disagreement(estimates), torch.full((1, 1, 6, 10), (9 + 9 + 16 + 16) / 4), atol=1e-5)
+
+
+def test_affine_part_of_an_affine_field_is_the_field():
+    y, x = torch.meshgrid(torch.arange(6.0), torch.arange(10.0), indexing="ij")
+    field = torch.stack((1 + 0.2 * x - 0.3 * y, -2 + 0.1 * x + 0.5 * y))[None]
+    for weight in (torch.ones(1, 1, 6, 10), noise(1, 1, 6, 10) + 0.01):
+        assert torch.allclose(affine_part(field, weight), field, atol=1e-4)
+
+
+def test_affine_part_leaves_nothing_affine_in_the_rest_and_each_image_has_its_own():
+    flow, weight = 5 * noise(2, 2, 6, 10), noise(2, 1, 6, 10, seed=1) + 0.01
+    rest = (flow - affine_part(flow, weight)) * weight
+    y, x = torch.meshgrid(torch.arange(6.0), torch.arange(10.0), indexing="ij")
+    for direction in (torch.ones_like(x), x, y):
+        assert (rest * direction).sum(dim=(2, 3)).abs().max() < 1e-3
+    assert rest.abs().mean() > 0.1
+    for i in range(2):
+        alone = affine_part(flow[i : i + 1], weight[i : i + 1])
+        assert torch.allclose(affine_part(flow, weight)[i : i + 1], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize(("spread", "share"), [(0, 0), (AGREEMENT, 0), (AGREEMENT + 25 / CAUTION, 0.5)])
+def test_share_that_is_held_back(spread, share):
+    flow = constant(3.0, 4.0)  # of a mean square of 25
+    taken = held_back(flow, torch.full((1, 1, 6, 10), float(spread)), torch.ones(1, 1, 6, 10))
+    assert torch.allclose(taken, share * flow, atol=1e-5)
+
+
+def test_only_the_head_counts():
+    flow, spread, head = constant(3.0, 4.0), torch.zeros(1, 1, 6, 10), torch.zeros(1, 1, 6, 10)
+    head[..., :5] = 1
+    spread[..., :5] = AGREEMENT + 25 / CAUTION
+    flow[..., 5:], spread[..., 5:] = 100, 1000
+    assert torch.allclose(held_back(flow, spread, head)[..., :5], 0.5 * flow[..., :5], rtol=1e-2)
+
+
+def test_what_is_local_stays():
+    flow = constant(3.0, 4.0)
+    ripple = torch.tensor([1.0, -1, -1, 1, 0, 0, 1, -1, -1, 1]).expand_as(flow)  # orthogonal to all that is affine
+    everywhere = torch.ones(1, 1, 6, 10)
+    taken = held_back(flow + ripple, 5 * everywhere, everywhere)
+    assert torch.allclose(taken, taken.mean(dim=(2, 3), keepdim=True).expand_as(taken), atol=1e-5)
+    assert taken.abs().min() > 1
+
+
+def test_no_flow_and_no_head():
+    nothing = torch.zeros(1, 1, 6, 10)
+    assert held_back(constant(0.0, 0.0), 5 + nothing, nothing + 1).abs().max() == 0
+    assert held_back(constant(3.0, 4.0), 5 + nothing, nothing).isfinite().all()
