@@ -77,7 +77,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     model.add_argument("--passes", type=positive, metavar="N",
                        help="registrations, each on the image aligned so far (default: as the checkpoint says)")
     model.add_argument("--average", action=argparse.BooleanOptionalAction,
-                       help="average both directions of pair and mirror image (default: as the checkpoint says)")
+                       help="average both directions of pair and mirror image, and hold the global displacement back "
+                            "as far as they disagree (default: as the checkpoint says)")
     output = parser.add_argument_group("results")
     output.add_argument("--output", metavar="DIR", type=Path, default=Path("results"), help="default: %(default)s")
     output.add_argument("--save-flow", action="store_true", help="displacement fields, flow/NAME.npy")

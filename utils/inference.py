@@ -23,7 +23,7 @@ class PairFuser:
         model: `EDARFusion` in evaluation mode, or what stands in for it (`utils.openvino_model`).
         device: where the model is.
         passes: how often the registration is made; see `EDARFusion.forward`.
-        average: average the estimates of both directions, of the pair and of its mirror image.
+        average: average the estimates of both directions, of the pair and of its mirror image; see there too.
     """
 
     def __init__(
