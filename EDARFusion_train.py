@@ -32,11 +32,12 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from data.dataset import VAL_SEED, EndlessSampler, Pair, PairDataset, balance
+from data.dataset import VAL_SEED, EndlessSampler, Pair, PairDataset, balance, seeded
 from data.make_csv import MODALITIES, DataError, find_table
 from losses.fusion import FusionLoss, FusionWeights, for_modalities, fusion_loss
 from losses.registration import RegistrationLoss, registration_loss
 from models.edarfusion import PRESETS, EDARFusion
+from models.layers import UNet
 from utils.arguments import share
 from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from utils.device import choose_device
@@ -81,6 +82,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
                        help=f"ablation: leave out {', '.join(ABLATIONS)}")
     model.add_argument("--batch-size", type=int, default=8, help="of one process (default: %(default)s)")
     model.add_argument("--lr", type=float, default=1.5e-3, help="highest learning rate (default: %(default)s)")
+    model.add_argument("--dropout", type=share, default=0.0, metavar="SHARE",
+                       help="of the registration's deeper channels that a step leaves out (default: %(default)s)")
     model.add_argument("--averaging", type=float, default=0.998, help="decay of the mean weights (default: 0.998)")
     model.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     model.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
@@ -349,6 +352,9 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
             averaged.n_averaged.zero_()
             record |= {"stage": stage, "stage_step": record["step"], "best": None, "sums": {}}
             resumed = None
+        for network in model.modules():
+            if isinstance(network, UNet):
+                network.dropout = options.dropout if stage == "registration" else 0.0
         if stage == "registration":
             module = RegistrationStep(model)
         else:
@@ -380,6 +386,9 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
             pair = next(batches).to(device)
             # Evenly spread, so that all processes and a resumed run agree.
             second_pass = record["step"] * options.second_pass % 1 + options.second_pass >= 1
+            if options.dropout:
+                # What a step leaves out depends on nothing before it, so that a resumed run leaves out the same.
+                torch.manual_seed(seeded(options.seed, record["step"] * world + rank).initial_seed())
             if stage == "registration" and second_pass:
                 with torch.no_grad(), amp:
                     found = model.register(pair.fixed, pair.moving)

@@ -53,10 +53,15 @@ class UNet(nn.Module):
     """U-shaped network over len(widths) resolutions: (B, widths[0], H, W) -> (B, widths[0], H, W).
 
     Height and width must be multiples of 2 ** (len(widths) - 1). `depth` is that of its residual blocks.
+
+    Attributes:
+        dropout: share of the lower levels' channels that are left out in training. It is there that a network learns
+            whole heads by heart.
     """
 
     def __init__(self, widths: tuple[int, ...], groups: int = 1, depth: int = 2) -> None:
         super().__init__()
+        self.dropout = 0.0
         self.blocks = nn.ModuleList(ResidualBlock(w, groups, depth) for w in widths[1:])
         self.down = nn.ModuleList(ConvBlock(a, b, stride=2, groups=groups) for a, b in pairwise(widths))
         self.lateral = nn.ModuleList(conv(b, a, kernel=1, groups=groups) for a, b in pairwise(widths))
@@ -67,6 +72,8 @@ class UNet(nn.Module):
         for down, block in zip(self.down, self.blocks, strict=True):
             skips.append(x)
             x = block(down(x))
+            if self.training and self.dropout:
+                x = F.dropout2d(x, self.dropout)
         for lateral, merge in zip(reversed(self.lateral), reversed(self.merge), strict=True):
             x = merge(skips.pop() + F.interpolate(lateral(x), scale_factor=2.0, mode="nearest"))
         return x
