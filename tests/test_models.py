@@ -534,6 +534,22 @@ def test_unet_keeps_the_shape(depth):
     assert UNet((16, 24, 32), depth=depth)(torch.zeros(1, 16, 8, 12)).shape == (1, 16, 8, 12)
 
 
+def test_dropout_leaves_out_whole_channels_of_the_deeper_level_in_training_only():
+    network, image, seen = UNet((16, 24)), noise(2, 16, 8, 12), []
+    network.lateral[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    network.dropout = 0.5
+    with torch.inference_mode():
+        for mode in (True, True, False):
+            network.train(mode)(image)
+    first, second, whole = seen
+    left_out = (first == 0).all(dim=3).all(dim=2)
+    assert 0.2 < left_out.float().mean() < 0.8
+    kept = ~left_out[:, :, None, None]
+    assert torch.allclose(first, 2 * whole * kept, atol=1e-6)
+    assert not torch.equal(first, second)
+    assert (whole != 0).any(dim=3).any(dim=2).all()
+
+
 def test_side_by_side_sorts_by_group():
     first, second = (torch.tensor(values).view(1, -1, 1, 1) for values in ([1, 2, 11, 12], [3, 13]))
     joined = side_by_side(first.expand(-1, -1, 2, 3), second.expand(-1, -1, 2, 3))

@@ -81,11 +81,13 @@ def test_resume_goes_on_exactly(table, tmp_path, uninterrupted):
 
 
 def test_a_run_of_a_version_without_an_option_goes_on_without_it(table, tmp_path):
-    run(command(table, "--output", tmp_path / "new", *SHORT, "--second-pass", "0", "--stop-after", "2"))
+    defaults = ("--second-pass", "0", "--dropout", "0")
+    run(command(table, "--output", tmp_path / "new", *SHORT, *defaults, "--stop-after", "2"))
     shutil.copytree(tmp_path / "new", tmp_path / "old")
     path = tmp_path / "old" / "last.safetensors"
     old = load_checkpoint(path)
-    del old.training["options"]["second_pass"]
+    for name in ("second_pass", "dropout"):
+        del old.training["options"][name]
     fields = {"modality": old.modality, "training": old.training, "metrics": old.metrics, "state": old.state}
     save_checkpoint(path, old.model, **fields)
     for name in ("new", "old"):
