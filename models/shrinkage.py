@@ -17,6 +17,9 @@ CAUTION = 10.0
 
 Both were chosen on validation pairs (experiment 77 in checkpoints/README.md)."""
 
+LARGE = 36.0
+"""Mean square displacement, px^2, beyond which it is ever less in doubt: modalities do not differ by so much."""
+
 
 def disagreement(estimates: Tensor) -> Tensor:
     """Mean square distance of displacement fields from their mean.
@@ -40,12 +43,13 @@ def held_back(flow: Tensor, spread: Tensor, mask: Tensor) -> Tensor:
 
     Returns:
         (B, 2, h, w), px: e / (m + e) of the affine part, where e is `CAUTION` times what the mean spread in the head
-        has beyond `AGREEMENT`, and m is the mean square of the flow there.
+        has beyond `AGREEMENT`, and m is the mean square of the flow there; beyond `LARGE` m^2 / `LARGE`.
     """
     weight = mask + 1e-6  # without a head all places count
     error = CAUTION * (_mean(spread, weight) - AGREEMENT).clamp_min(0)
     mean_square = _mean(flow.square().sum(dim=1, keepdim=True), weight)
-    return error / (mean_square + error).clamp_min(1e-6) * affine_part(flow, weight)
+    certain = mean_square * (mean_square / LARGE).clamp_min(1)
+    return error / (certain + error).clamp_min(1e-6) * affine_part(flow, weight)
 
 
 def affine_part(flow: Tensor, weight: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from models.shrinkage import AGREEMENT, CAUTION, affine_part, disagreement, held_back
+from models.shrinkage import AGREEMENT, CAUTION, LARGE, affine_part, disagreement, held_back
 from tests.tensors import noise
 
 
@@ -39,6 +39,13 @@ def test_share_that_is_held_back(spread, share):
     flow = constant(3.0, 4.0)  # of a mean square of 25
     taken = held_back(flow, torch.full((1, 1, 6, 10), float(spread)), torch.ones(1, 1, 6, 10))
     assert torch.allclose(taken, share * flow, atol=1e-5)
+
+
+def test_a_large_displacement_is_held_back_less():
+    everywhere = torch.ones(1, 1, 6, 10)
+    flow = constant(0.0, 2 * LARGE**0.5)  # of a mean square of 4 LARGE
+    taken = held_back(flow, (AGREEMENT + 4 * LARGE / CAUTION) * everywhere, everywhere)
+    assert torch.allclose(taken, flow / (1 + 4), atol=1e-4)
 
 
 def test_only_the_head_counts():
