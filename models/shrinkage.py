@@ -15,7 +15,7 @@ AGREEMENT = 0.3
 CAUTION = 10.0
 """Mean square error of the global part, px^2, for each px^2 of disagreement beyond `AGREEMENT`.
 
-Both were chosen on validation pairs (experiment 77 in checkpoints/README.md)."""
+Both were chosen on validation pairs (experiments 77 and 80 in checkpoints/README.md)."""
 
 LARGE = 36.0
 """Mean square displacement, px^2, beyond which it is ever less in doubt: modalities do not differ by so much."""
@@ -45,7 +45,7 @@ def held_back(flow: Tensor, spread: Tensor, mask: Tensor) -> Tensor:
         (B, 2, h, w), px: e / (m + e) of the affine part, where e is `CAUTION` times what the mean spread in the head
         has beyond `AGREEMENT`, and m is the mean square of the flow there; beyond `LARGE` m^2 / `LARGE`.
     """
-    weight = mask + 1e-6  # without a head all places count
+    weight = mask + 1e-3  # without a head all places count; in one of a single row or column, slopes stay defined
     error = CAUTION * (_mean(spread, weight) - AGREEMENT).clamp_min(0)
     mean_square = _mean(flow.square().sum(dim=1, keepdim=True), weight)
     certain = mean_square * (mean_square / LARGE).clamp_min(1)
