@@ -202,7 +202,7 @@ class EDARFusion(nn.Module):
         matched = self._match(fixed, moving, both=True)
         there, back = (matched.steps[-1].flow / CELL).chunk(2)
         directions = CELL * torch.stack((there, invert(back)))
-        estimates = torch.cat((directions[:, :count], torch.stack([_mirrored(flow) for flow in directions[:, count:]])))
+        estimates = torch.cat((directions[:, :count], _mirrored(directions[:, count:])))
         mean = estimates.mean(dim=0)
         refined, mirrored = self._refine(fixed, moving, matched, torch.cat((mean, _mirrored(mean)))).chunk(2)
         half, edges, steps, *maps = matched
@@ -340,8 +340,8 @@ def _followed_by(further: Tensor, flow: Tensor, inverse_flow: Tensor) -> tuple[T
 
 
 def _mirrored(flow: Tensor) -> Tensor:
-    """The flow of the mirrored pair: x runs the other way there."""
-    return flow.flip(3) * flow.new_tensor((-1, 1)).view(1, 2, 1, 1)
+    """The flow (..., 2, H, W) of the mirrored pair: x runs the other way there."""
+    return flow.flip(-1) * flow.new_tensor((-1, 1)).view(2, 1, 1)
 
 
 def rescale(image: Tensor, power: int) -> Tensor:

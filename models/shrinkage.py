@@ -9,6 +9,8 @@ Stein, 1961), and the disagreement measures the error. What is local stays as it
 import torch
 from torch import Tensor
 
+from utils.foreground import channel_means
+
 AGREEMENT = 0.3
 """Mean square disagreement of good estimates, px^2: up to there nothing is held back."""
 
@@ -46,8 +48,8 @@ def held_back(flow: Tensor, spread: Tensor, mask: Tensor) -> Tensor:
         has beyond `AGREEMENT`, and m is the mean square of the flow there; beyond `LARGE` m^2 / `LARGE`.
     """
     weight = mask + 1e-3  # without a head all places count; in one of a single row or column, slopes stay defined
-    error = CAUTION * (_mean(spread, weight) - AGREEMENT).clamp_min(0)
-    mean_square = _mean(flow.square().sum(dim=1, keepdim=True), weight)
+    error = CAUTION * (channel_means(spread, weight) - AGREEMENT).clamp_min(0)
+    mean_square = channel_means(flow.square().sum(dim=1, keepdim=True), weight)
     certain = mean_square * (mean_square / LARGE).clamp_min(1)
     return error / (certain + error).clamp_min(1e-6) * affine_part(flow, weight)
 
@@ -63,13 +65,8 @@ def affine_part(flow: Tensor, weight: Tensor) -> Tensor:
         (B, 2, h, w), px.
     """
     axes = (torch.linspace(-1, 1, side, device=flow.device) for side in flow.shape[2:])
-    y, x = (axis - _mean(axis.expand_as(weight), weight) for axis in torch.meshgrid(*axes, indexing="ij"))
-    xx, xy, yy = (_mean(product, weight) for product in (x * x, x * y, y * y))
-    along_x, along_y = (_mean(axis * flow, weight) for axis in (x, y))
+    y, x = (axis - channel_means(axis.expand_as(weight), weight) for axis in torch.meshgrid(*axes, indexing="ij"))
+    xx, xy, yy = (channel_means(product, weight) for product in (x * x, x * y, y * y))
+    along_x, along_y = (channel_means(axis * flow, weight) for axis in (x, y))
     slope_x, slope_y = yy * along_x - xy * along_y, xx * along_y - xy * along_x
-    return _mean(flow, weight) + (slope_x * x + slope_y * y) / (xx * yy - xy * xy)
-
-
-def _mean(field: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean over the places, (B, C, 1, 1)."""
-    return (field * weight).sum(dim=(2, 3), keepdim=True) / weight.sum(dim=(2, 3), keepdim=True)
+    return channel_means(flow, weight) + (slope_x * x + slope_y * y) / (xx * yy - xy * xy)

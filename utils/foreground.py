@@ -4,10 +4,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def channel_means(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of each channel of `values` (B, C, H, W) weighted by `mask` (B, 1, H, W): (B, C, 1, 1)."""
+    total = mask.sum(dim=(2, 3), keepdim=True).clamp_min(1e-6)
+    return (values * mask).sum(dim=(2, 3), keepdim=True) / total
+
+
 def masked_means(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of `values` (B, C, H, W) weighted by `mask` (B, 1, H, W) for each image: (B,)."""
-    weight = mask.expand_as(values)
-    return (values * weight).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3)).clamp_min(1e-6)
+    return channel_means(values, mask).mean(dim=(1, 2, 3))
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
