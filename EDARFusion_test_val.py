@@ -28,7 +28,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from data.make_csv import MODALITIES, SPLITS, DataError
-from utils.arguments import positive
+from utils.arguments import DEFAULT_CHECKPOINT, positive
 from utils.evaluation import Job, evaluate, scoring_pool
 from utils.flow_io import load_flow
 from utils.image_io import ImageError
@@ -40,7 +40,6 @@ from utils.volume_io import is_volume
 from utils.volume_pair import VolumePair, read_volumes
 
 PROGRAM = "EDARFusion_test_val"
-CHECKPOINT = Path(__file__).parent / "checkpoints" / "edarfusion.safetensors"
 SUMMARY = ("rmse", "ssim", "ncc", "epe", "qabf", "qvif", "qcv", "folding", "seconds")
 INTERRUPTED = 130  # what shells report for Ctrl-C
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -70,7 +69,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--resample", action="store_true",
                       help="bring moving volume and label onto the grid of the fixed one, as their headers say")
     model = parser.add_argument_group("model")
-    model.add_argument("--checkpoint", metavar="FILE", default=CHECKPOINT, help="default: %(default)s")
+    model.add_argument("--checkpoint", metavar="FILE", default=DEFAULT_CHECKPOINT, help="default: %(default)s")
     model.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
     model.add_argument("--engine", choices=("torch", "openvino", "openvino-bf16"), default="torch",
                        help="what computes; openvino-bf16 can be faster on a CPU, after some seconds for each size")

@@ -1,6 +1,13 @@
-"""Numbers from the command line, as `type` of an argument: what is out of range is named in argparse's own message."""
+"""What command lines share: the default weights, and numbers as `type` of an argument.
+
+What is out of range is named in argparse's own message.
+"""
 
 import argparse
+from pathlib import Path
+
+DEFAULT_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "edarfusion.safetensors"
+"""The weights that come with the project."""
 
 
 def positive(text: str) -> int:

@@ -8,7 +8,6 @@ are the same each time.
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -18,13 +17,13 @@ from tqdm import tqdm
 from data.dataset import VAL_SEED, Pair, PairDataset, add_one_sided, seeded
 from data.make_csv import MODALITIES, DataError, find_table
 from models.edarfusion import EDARFusion
+from utils.arguments import DEFAULT_CHECKPOINT
 from utils.checkpoint import load_checkpoint
 from utils.device import choose_device
 from utils.image_io import ImageError
 from utils.markdown import markdown_table
 from utils.validation import by_modality, validate
 
-CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "edarfusion.safetensors"
 NOISE = 0.1
 """Standard deviation, in units of the grey range."""
 
@@ -113,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--root", metavar="DIR", required=True, help="folder of aligned pairs, as for training")
     parser.add_argument("--csv", metavar="FILE", help="table of pairs (python -m data.make_csv)")
     parser.add_argument("--modality", choices=(*MODALITIES, "all"), default="all", help="default: %(default)s")
-    parser.add_argument("--checkpoint", metavar="FILE", default=CHECKPOINT, help="default: %(default)s")
+    parser.add_argument("--checkpoint", metavar="FILE", default=DEFAULT_CHECKPOINT, help="default: %(default)s")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
     options = parser.parse_args(arguments)
     try:
