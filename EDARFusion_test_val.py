@@ -40,7 +40,8 @@ from utils.volume_io import is_volume
 from utils.volume_pair import VolumePair, read_volumes
 
 PROGRAM = "EDARFusion_test_val"
-SUMMARY = ("rmse", "ssim", "ncc", "epe", "qabf", "qvif", "qcv", "folding", "seconds")
+SUMMARY = ("rmse", "ssim", "ncc", "epe", "disagreement", "qabf", "qvif", "qcv", "folding", "seconds")
+DOUBTFUL = 1.0  # px of 256; validation pairs disagree by less, pairs that do not belong together by more
 INTERRUPTED = 130  # what shells report for Ctrl-C
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 PART = RANK if WORLD > 1 else None
@@ -148,6 +149,13 @@ def print_summary(tables: dict[str, pd.DataFrame], folders: dict[str, ResultFold
     Console().print(summary)
     for modality in tables:
         print(f"{modality}: pictures in {folders[modality].report_path}, metrics in {folders[modality].table_path}")
+    for modality, table in tables.items():
+        doubtful = table.reindex(columns=["name", "disagreement"]).query("disagreement > @DOUBTFUL")["name"]
+        if len(doubtful):
+            print(
+                f"{modality}: look closely at {', '.join(doubtful)}: disagreement above {DOUBTFUL:g} px of 256; "
+                "do the images belong together and lie alike?"
+            )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from models.encoder import Encoders, EntropyAtQuarter
 from models.frg_prereg import FRGPreReg, unit_length
 from models.fusion import FlowGuidedFusion, Fusion
 from models.refinement import Refinement
-from models.shrinkage import disagreement, held_back
+from models.shrinkage import disagreement, held_back, mean_disagreement
 from utils.foreground import foreground, masked_means
 from utils.maps import entropy_difference, gate, gradient_magnitude, halved, resize
 from utils.padding import Padder
@@ -119,6 +119,9 @@ class Output(NamedTuple):
         gate: W in [0, 1], how far the entropies let an increment of the flow pass.
         reliability: R in [0, 1], how much a place speaks in the matching.
         consistency: C in [0, 1], where edges of both images may be joined.
+        disagreement: (B,), root mean square in the head of how far the estimates that the flow is the mean of lie from
+            it, px at the scale of the training (`TRAINED_SIDE`): the larger, the larger the endpoint error is likely
+            to be. 0 without averaging.
     """
 
     fused: Tensor
@@ -131,6 +134,7 @@ class Output(NamedTuple):
     gate: Tensor
     reliability: Tensor
     consistency: Tensor
+    disagreement: Tensor
 
 
 class EDARFusion(nn.Module):
@@ -287,12 +291,15 @@ class EDARFusion(nn.Module):
         if average:
             cells = F.avg_pool2d(flow, CELL)
             head = foreground(warp(moving_seen, flow), tuple(cells.shape[2:]))
-            flow, inverse_flow = _followed_by(-held_back(cells, first.disagreement, head), flow, inverse_flow)
+            doubt = mean_disagreement(first.disagreement, head)
+            flow, inverse_flow = _followed_by(-held_back(cells, doubt, head), flow, inverse_flow)
+        else:
+            doubt = first.disagreement.new_zeros(len(fixed), 1, 1, 1)
         flow, inverse_flow = resize_flow(flow, full), resize_flow(inverse_flow, full)
         aligned = warp(moving, flow)
         fused, consistency = self.fuse(fixed, aligned, first)
         entropy_fixed, entropy_moving = resize(first.entropy_fixed, full), resize(first.entropy_moving, full)
-        fields = Output(
+        fields = (
             fused,
             aligned,
             flow,
@@ -304,7 +311,7 @@ class EDARFusion(nn.Module):
             resize(first.reliability, full),
             resize(consistency, full),
         )
-        return Output(*(padder.unpad(field) for field in fields))
+        return Output(*map(padder.unpad, fields), doubt.sqrt().flatten())
 
 
 def further_share(flow: Tensor, aligned: Tensor) -> Tensor:

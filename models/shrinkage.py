@@ -35,23 +35,41 @@ def disagreement(estimates: Tensor) -> Tensor:
     return (estimates - estimates.mean(dim=0)).square().mean(dim=0).sum(dim=1, keepdim=True)
 
 
-def held_back(flow: Tensor, spread: Tensor, mask: Tensor) -> Tensor:
+def mean_disagreement(spread: Tensor, mask: Tensor) -> Tensor:
+    """Mean disagreement in the head.
+
+    Args:
+        spread: (B, 1, h, w), px^2, of `disagreement`.
+        mask: (B, 1, h, w), 1 in the head; without a head all places count.
+
+    Returns:
+        (B, 1, 1, 1), px^2.
+    """
+    return channel_means(spread, _weight(mask))
+
+
+def held_back(flow: Tensor, doubt: Tensor, mask: Tensor) -> Tensor:
     """What is to be taken from a flow: a share of its affine part.
 
     Args:
         flow: (B, 2, h, w), px of the scale of the training.
-        spread: (B, 1, h, w), px^2, `disagreement` of the estimates that the flow is the mean of.
+        doubt: (B, 1, 1, 1), px^2, `mean_disagreement` of the estimates that the flow is the mean of.
         mask: (B, 1, h, w), 1 in the head.
 
     Returns:
-        (B, 2, h, w), px: e / (m + e) of the affine part, where e is `CAUTION` times what the mean spread in the head
-        has beyond `AGREEMENT`, and m is the mean square of the flow there; beyond `LARGE` m^2 / `LARGE`.
+        (B, 2, h, w), px: e / (m + e) of the affine part, where e is `CAUTION` times what the doubt has beyond
+        `AGREEMENT`, and m is the mean square of the flow in the head; beyond `LARGE` m^2 / `LARGE`.
     """
-    weight = mask + 1e-3  # without a head all places count; in one of a single row or column, slopes stay defined
-    error = CAUTION * (channel_means(spread, weight) - AGREEMENT).clamp_min(0)
+    weight = _weight(mask)
+    error = CAUTION * (doubt - AGREEMENT).clamp_min(0)
     mean_square = channel_means(flow.square().sum(dim=1, keepdim=True), weight)
     certain = mean_square * (mean_square / LARGE).clamp_min(1)
     return error / (certain + error).clamp_min(1e-6) * affine_part(flow, weight)
+
+
+def _weight(mask: Tensor) -> Tensor:
+    """A mask, but nowhere 0: a head may be missing, and slopes stay defined in one of a single row or column."""
+    return mask + 1e-3
 
 
 def affine_part(flow: Tensor, weight: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def check(output: Output, height: int, width: int, batch: int = 1) -> None:
     """Shapes, ranges and finite values of everything that the model returns."""
     for name, field in output._asdict().items():
         channels = 2 if name in ("flow", "inverse_flow") else 1
-        assert field.shape == (batch, channels, height, width), name
+        assert field.shape == ((batch,) if name == "disagreement" else (batch, channels, height, width)), name
         assert field.dtype == torch.float32 and field.isfinite().all(), name
         if name in ("fused", "aligned", "gate", "reliability", "consistency"):
             assert field.min() >= 0 and field.max() <= 1, name
@@ -630,10 +630,20 @@ def test_estimates_that_disagree_hold_the_global_displacement_back(tiny, monkeyp
     assert (flows[1] - held - local).abs().mean() < 0.2 * local.abs().mean()
 
 
+@pytest.mark.parametrize("side", [128, 256, 512])
+def test_disagreement_does_not_depend_on_the_size(tiny, monkeypatch, side):
+    apart = torch.tensor([4.0, 9.0]).view(2, 1, 1, 1)
+    monkeypatch.setattr("models.edarfusion.disagreement", lambda estimates: apart.expand_as(estimates[0, :, :1]))
+    with torch.inference_mode():
+        found = tiny(*images(2, side, side), average=True).disagreement
+    assert torch.allclose(found, torch.tensor([2.0, 3.0]))
+
+
 def test_a_single_estimate_is_not_held_back(tiny):
     pair = images(1, 64, 64)
     with torch.inference_mode():
         assert tiny.register(*pair).disagreement.abs().max() == 0
+        assert tiny(*pair).disagreement.tolist() == [0]
         assert tiny.register_averaged(*pair).disagreement.min() > 0
 
 

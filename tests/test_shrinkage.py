@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from models.shrinkage import AGREEMENT, CAUTION, LARGE, affine_part, disagreement, held_back
+from models.shrinkage import AGREEMENT, CAUTION, LARGE, affine_part, disagreement, held_back, mean_disagreement
 from tests.tensors import noise
 
 
@@ -9,10 +9,24 @@ def constant(x: float, y: float, height: int = 6, width: int = 10) -> torch.Tens
     return torch.tensor([x, y]).view(1, 2, 1, 1).repeat(1, 1, height, width)
 
 
+def scalar(value: float) -> torch.Tensor:
+    return torch.full((1, 1, 1, 1), float(value))
+
+
 def test_disagreement_by_hand():
     estimates = torch.stack([constant(3.0, 0), constant(-3.0, 0), constant(0.0, 4), constant(0.0, -4)])
     estimates[:, :, :, 0] += 7  # what all have in common
     assert torch.allclose(disagreement(estimates), torch.full((1, 1, 6, 10), (9 + 9 + 16 + 16) / 4), atol=1e-5)
+
+
+def test_mean_disagreement_is_that_of_the_head():
+    spread, head = torch.full((2, 1, 6, 10), 7.0), torch.zeros(2, 1, 6, 10)
+    head[..., :5] = 1
+    spread[0, ..., :5], spread[1, ..., :5] = 1, 3
+    found = mean_disagreement(spread, head)
+    assert found.shape == (2, 1, 1, 1)
+    assert torch.allclose(found.flatten(), torch.tensor([1.0, 3.0]), atol=0.01)
+    assert torch.allclose(mean_disagreement(spread, 0 * head).flatten(), torch.tensor([4.0, 5.0]))
 
 
 def test_affine_part_of_an_affine_field_is_the_field():
@@ -34,46 +48,44 @@ def test_affine_part_leaves_nothing_affine_in_the_rest_and_each_image_has_its_ow
         assert torch.allclose(affine_part(flow, weight)[i : i + 1], alone, atol=1e-5)
 
 
-@pytest.mark.parametrize(("spread", "share"), [(0, 0), (AGREEMENT, 0), (AGREEMENT + 25 / CAUTION, 0.5)])
-def test_share_that_is_held_back(spread, share):
+@pytest.mark.parametrize(("doubt", "share"), [(0, 0), (AGREEMENT, 0), (AGREEMENT + 25 / CAUTION, 0.5)])
+def test_share_that_is_held_back(doubt, share):
     flow = constant(3.0, 4.0)  # of a mean square of 25
-    taken = held_back(flow, torch.full((1, 1, 6, 10), float(spread)), torch.ones(1, 1, 6, 10))
+    taken = held_back(flow, scalar(doubt), torch.ones(1, 1, 6, 10))
     assert torch.allclose(taken, share * flow, atol=1e-5)
 
 
 def test_a_large_displacement_is_held_back_less():
-    everywhere = torch.ones(1, 1, 6, 10)
     flow = constant(0.0, 2 * LARGE**0.5)  # of a mean square of 4 LARGE
-    taken = held_back(flow, (AGREEMENT + 4 * LARGE / CAUTION) * everywhere, everywhere)
+    taken = held_back(flow, scalar(AGREEMENT + 4 * LARGE / CAUTION), torch.ones(1, 1, 6, 10))
     assert torch.allclose(taken, flow / (1 + 4), atol=1e-4)
 
 
 def test_only_the_head_counts():
-    flow, spread, head = constant(3.0, 4.0), torch.zeros(1, 1, 6, 10), torch.zeros(1, 1, 6, 10)
+    flow, head = constant(3.0, 4.0), torch.zeros(1, 1, 6, 10)
     head[..., :5] = 1
-    spread[..., :5] = AGREEMENT + 25 / CAUTION
-    flow[..., 5:], spread[..., 5:] = 20, 10
-    assert torch.allclose(held_back(flow, spread, head)[..., :5], 0.5 * flow[..., :5], rtol=0.05)
+    flow[..., 5:] = 20
+    taken = held_back(flow, scalar(AGREEMENT + 25 / CAUTION), head)
+    assert torch.allclose(taken[..., :5], 0.5 * flow[..., :5], rtol=0.05)
 
 
 def test_what_is_local_stays():
     flow = constant(3.0, 4.0)
     ripple = torch.tensor([1.0, -1, -1, 1, 0, 0, 1, -1, -1, 1]).expand_as(flow)  # orthogonal to all that is affine
-    everywhere = torch.ones(1, 1, 6, 10)
-    taken = held_back(flow + ripple, 5 * everywhere, everywhere)
+    taken = held_back(flow + ripple, scalar(5), torch.ones(1, 1, 6, 10))
     assert torch.allclose(taken, taken.mean(dim=(2, 3), keepdim=True).expand_as(taken), atol=1e-5)
     assert taken.abs().min() > 1
 
 
 def test_no_flow_and_no_head():
     nothing = torch.zeros(1, 1, 6, 10)
-    assert held_back(constant(0.0, 0.0), 5 + nothing, nothing + 1).abs().max() == 0
-    taken = held_back(constant(3.0, 4.0), AGREEMENT + 25 / CAUTION + nothing, nothing)
+    assert held_back(constant(0.0, 0.0), scalar(5), nothing + 1).abs().max() == 0
+    taken = held_back(constant(3.0, 4.0), scalar(AGREEMENT + 25 / CAUTION), nothing)
     assert torch.allclose(taken, constant(1.5, 2.0))
 
 
 def test_a_head_in_a_single_row():
     head = torch.zeros(1, 1, 6, 10)
     head[..., 2, :] = 1
-    taken = held_back(constant(3.0, 4.0), AGREEMENT + 25 / CAUTION + 0 * head, head)
+    taken = held_back(constant(3.0, 4.0), scalar(AGREEMENT + 25 / CAUTION), head)
     assert torch.allclose(taken, constant(1.5, 2.0), atol=1e-3)

@@ -232,12 +232,27 @@ def test_settings_of_the_checkpoint_are_the_defaults(model, tmp_path):
     training = {"inference": {"passes": 2, "average": True}, "note": "untrained"}
     save_checkpoint(path, model, modality="CT", training=training, metrics={})
     options = ["--modality", "CT", *folders(tmp_path, pairs=1), "--save-flow"]
-    flows = []
+    flows, tables = [], []
     for number, more in enumerate(([], ["--passes", "2", "--average"], ["--passes", "1"], ["--no-average"])):
         assert run(path, tmp_path / str(number), *options, *more) == 0
         flows.append(np.load(tmp_path / str(number) / "CT/flow/001.npy"))
+        tables.append(read_table(tmp_path / str(number) / "CT/metrics.csv"))
+    assert (tables[0]["disagreement"] > 0).all() and "disagreement" not in tables[3]
     assert np.array_equal(flows[0], flows[1])
     assert not np.allclose(flows[0], flows[2]) and not np.allclose(flows[0], flows[3])
+
+
+def test_pairs_in_doubt_are_named(tmp_path, capsys):
+    for role in ("fixed", "moving"):
+        image = read_image(REPOSITORY / "data/sample/CT" / role / "simulated_090.png")
+        write_image(tmp_path / role / "right.png", image)
+        write_image(tmp_path / role / "upside_down.png", image[::-1] if role == "moving" else image)
+    options = ["--modality", "CT", "--fixed", str(tmp_path / "fixed"), "--moving", str(tmp_path / "moving")]
+    weights = script.DEFAULT_CHECKPOINT
+    assert run(weights, tmp_path / "out", *options) == 0
+    assert "CT: look closely at upside_down: disagreement above 1 px" in capsys.readouterr().out
+    assert run(weights, tmp_path / "single", *options, "--no-average") == 0
+    assert "look closely" not in capsys.readouterr().out
 
 
 def test_maps_and_figures(checkpoint, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from data.make_csv import MODALITIES
+from EDARFusion_test_val import DOUBTFUL
 from utils.checkpoint import load_checkpoint
 from utils.flow_io import load_flow
 from utils.image_io import LUMA, read_image
@@ -55,6 +56,14 @@ def test_the_sample_is_aligned(fuse, modality):
         after.append(scores["epe"])
         assert folding_share(result.flow) == 0
     assert np.mean(after) < 0.8 * np.mean(before)
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_disagreement_tells_images_that_do_not_lie_alike(fuse, modality):
+    for pair in sample_pairs(modality)[modality]:
+        images = read_pair(pair, modality)
+        assert fuse(images.fixed, images.moving).disagreement < DOUBTFUL
+        assert fuse(images.fixed, np.rot90(images.moving).copy()).disagreement > DOUBTFUL
 
 
 @pytest.mark.parametrize(("modality", "closed"), [("CT", 0.1), ("PET", 0.1), ("SPECT", 0.05)])

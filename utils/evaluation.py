@@ -53,7 +53,8 @@ def save_and_score(job: Job) -> dict[str, float | str]:
     scores = score_pair({"name": pair["name"], **images})
     row = {"name": pair["name"], "seconds": job.result.seconds, "reference": reference}
     row |= {column: scores[column] for column in (*FUSION_METRICS, *REGISTRATION_METRICS) if column in scores}
-    return row | {"folding": folding_share(job.result.flow)} | dict(job.scores)
+    row |= {"folding": folding_share(job.result.flow)} | dict(job.scores)
+    return row if job.result.disagreement is None else row | {"disagreement": job.result.disagreement}
 
 
 def scoring_pool(workers: int) -> AbstractContextManager[ProcessPoolExecutor | None]:

@@ -66,7 +66,8 @@ class PairFuser:
             "consistency": output.consistency,
             "jacobian": jacobian_determinant(output.flow),
         }
-        return FusedPair(fused, aligned, flow, {name: map_[0, 0].cpu().numpy() for name, map_ in maps.items()}, seconds)
+        maps = {name: map_[0, 0].cpu().numpy() for name, map_ in maps.items()}
+        return FusedPair(fused, aligned, flow, maps, seconds, output.disagreement.item() if self.average else None)
 
     def _tensor(self, image: np.ndarray) -> Tensor:
         """(H, W) or (H, W, C) -> (1, C, H, W) on the device."""

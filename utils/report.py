@@ -79,6 +79,9 @@ METRICS: dict[str, Metric] = {
     "ssim": Metric("SSIM", better=1, description="structural similarity to the label"),
     "ncc": Metric("NCC", better=1, description="normalised cross-correlation with the label"),
     "epe": Metric("EPE", better=-1, digits=2, description="endpoint error of the flow in tissue, pixels"),
+    "disagreement": Metric(
+        "Disagreement", better=-1, digits=2, description="of averaged estimates, pixels of 256: above 1 look closely"
+    ),
     "folding": Metric(
         "Folding", better=-1, digits=4, description="share of pixels whose Jacobian is not positive"
     ),
@@ -99,8 +102,8 @@ METRICS: dict[str, Metric] = {
 """Columns of metrics.csv by name, in the order of the page. Columns not listed here follow, without arrow."""
 
 _BEFORE = "_before"
-_REGISTRATION = ("rmse", "ssim", "ncc", "epe", "folding")
-_CARD_METRICS = ("rmse", "ssim", "ncc", "qabf", "qvif", "qcv", "seconds")
+_REGISTRATION = ("rmse", "ssim", "ncc", "epe", "disagreement", "folding")
+_CARD_METRICS = ("rmse", "ssim", "ncc", "disagreement", "qabf", "qvif", "qcv", "seconds")
 
 PAGE_BUDGET = 14_000_000
 """Bytes that a page may take, with room up to 15 MB. Tables of over 2,800 rows leave none for images."""

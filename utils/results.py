@@ -20,8 +20,9 @@ FUSION_METRICS = ("qabf", "qcv", "qvif", "qs", "qssim", "qcb", "qy", "mi", "en",
 REGISTRATION_METRICS = ("rmse", "ssim", "ncc", "rmse_before", "ssim_before", "ncc_before")
 COLUMNS = ("name", "seconds", *FUSION_METRICS, "reference", *REGISTRATION_METRICS, "folding")
 """Columns of metrics.csv."""
-TRUTH_COLUMNS = ("epe", "epe_before")
-"""Further columns where true flows are known: endpoint error of the flow and of zero flow, px."""
+FURTHER_COLUMNS = ("disagreement", "epe", "epe_before")
+"""Columns of tables that have something to say there: how far averaged estimates disagree, px of heads in 256 px; where
+true flows are known, endpoint error of the flow and of zero flow, px."""
 
 
 class FusedPair(NamedTuple):
@@ -32,6 +33,7 @@ class FusedPair(NamedTuple):
         flow: float32 (2, H, W), px; aligned(p) = moving(p + flow(p)), channel 0 is x.
         maps: (H, W) arrays by their name in `utils.visualize.MAPS`.
         seconds: time to align and fuse, without reading and writing.
+        disagreement: of the averaged estimates, as in `models.edarfusion.Output`; None for a single one.
     """
 
     fused: np.ndarray
@@ -39,6 +41,7 @@ class FusedPair(NamedTuple):
     flow: np.ndarray
     maps: dict[str, np.ndarray]
     seconds: float
+    disagreement: float | None = None
 
 
 class ResultFolder:
@@ -144,7 +147,7 @@ class ResultFolder:
         """Write metrics.csv with a final row `mean`, whole or not at all.
 
         Args:
-            rows: a mapping a pair, keys among `COLUMNS` and `TRUTH_COLUMNS`; what is missing stays empty.
+            rows: a mapping a pair, keys among `COLUMNS` and `FURTHER_COLUMNS`; what is missing stays empty.
             part: number of the process, where several share the pairs: each writes a table of its own, a hidden file
                 that `read_rows` finds, until one of them writes the whole and removes the parts.
 
@@ -152,8 +155,8 @@ class ResultFolder:
             ImageError: the file cannot be written.
         """
         rows = list(rows)
-        truth = TRUTH_COLUMNS if any("epe" in row for row in rows) else ()
-        table = with_mean(pd.DataFrame(rows, columns=[*COLUMNS, *truth]))
+        further = (column for column in FURTHER_COLUMNS if any(column in row for row in rows))
+        table = with_mean(pd.DataFrame(rows, columns=[*COLUMNS, *further]))
         path = self.table_path if part is None else self.path / f".metrics-{part}.csv"
         if not self._settings_written:
             write_bytes(self.settings_path, json.dumps(self.settings, indent=2).encode())
@@ -197,7 +200,7 @@ class _Pictures(Sequence):
         return (self[index] for index in range(len(self)))
 
 
-_NUMBERS = {column: [""] for column in (*COLUMNS, *TRUTH_COLUMNS) if column not in ("name", "reference")}
+_NUMBERS = {column: [""] for column in (*COLUMNS, *FURTHER_COLUMNS) if column not in ("name", "reference")}
 """Only an empty cell of these is no number: a pair may well be called NA."""
 
 
