@@ -14,6 +14,7 @@ from data.make_csv import MODALITIES
 from utils.maps import sobel
 
 TRUE_SHARE = 0.1  # of the loss that is taken under the true alignment, which no user has
+TONE = (17, 3.4)  # px, window and sigma of the local means that make up the tone
 SMOOTH = 0.45  # of the weight of visual information is left for SPECT
 
 
@@ -22,6 +23,7 @@ class FusionLoss(NamedTuple):
 
     total: Tensor
     intensity: Tensor
+    tone: Tensor
     gradient: Tensor
     ssim: Tensor
     information: Tensor
@@ -33,6 +35,7 @@ class FusionWeights(NamedTuple):
     """Weights of the components of `FusionLoss`, each one number or one for each pair, (B,)."""
 
     intensity: float | Tensor = 2.0
+    tone: float | Tensor = 12.0
     gradient: float | Tensor = 2.9
     ssim: float | Tensor = 0.1
     information: float | Tensor = 0.65
@@ -43,16 +46,29 @@ class FusionWeights(NamedTuple):
 def for_modalities(weights: FusionWeights, modality: Tensor) -> FusionWeights:
     """Weights for pairs of the modalities (B,), indices in `data.make_csv.MODALITIES`.
 
-    A SPECT image is so smooth that contrast beyond both images' comes cheap there, at the cost of the MRI's edges.
+    A SPECT image is so smooth that contrast beyond both images' comes cheap there, at the cost of the MRI's edges. What
+    PET and SPECT show keeps its colour, so that their tone need not take the place of the MRI's.
     """
-    smooth = modality == MODALITIES.index("SPECT")
-    return weights._replace(information=torch.where(smooth, SMOOTH * weights.information, weights.information))
+    pet, spect = (modality == MODALITIES.index(kind) for kind in ("PET", "SPECT"))
+    return weights._replace(
+        information=torch.where(spect, SMOOTH * weights.information, weights.information),
+        tone=torch.where(pet | spect, 0.0, weights.tone),
+    )
 
 
 def intensity_error(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
     """Mean absolute difference from the brighter image; all (B, 1, H, W) in [0, 1]; (n, B) for n fused images."""
     brighter = torch.maximum(fixed, moving_aligned)
     return torch.stack([(image - brighter).abs().mean(dim=(1, 2, 3)) for image in fused])
+
+
+def tone_error(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
+    """As `intensity_error`, of local means: what one image alone shows keeps its shade, bone is no hollow outline.
+
+    The other losses ask for edges and contrast; they do not mind a skull or an infarct that vanishes between its edges.
+    """
+    brighter = _local_mean(torch.maximum(fixed, moving_aligned), *TONE)
+    return torch.stack([(_local_mean(image, *TONE) - brighter).abs().mean(dim=(1, 2, 3)) for image in fused])
 
 
 def edge_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
@@ -227,7 +243,7 @@ def fusion_loss(
     Returns:
         `FusionLoss` of scalars, means over the batch.
     """
-    losses = (intensity_error, edge_loss, structure_loss, information_loss, visibility_loss)
+    losses = (intensity_error, tone_error, edge_loss, structure_loss, information_loss, visibility_loss)
     share = fused.new_tensor((1 - TRUE_SHARE, TRUE_SHARE))
     parts = [share @ loss(fixed, moving_aligned, fused, fused_true) for loss in losses]
     parts.append((fused - fused_true.detach()).abs().mean(dim=(1, 2, 3)))

@@ -18,6 +18,7 @@ from losses.fusion import (
     information_loss,
     intensity_error,
     structure_loss,
+    tone_error,
     visibility_loss,
 )
 from losses.registration import (
@@ -266,6 +267,24 @@ def test_visibility_loss_survives_images_without_edges():
     assert 0 < loss.item() < 0.25 and fused.grad.isfinite().all()
 
 
+def test_tone_is_of_places_and_not_of_pixels():
+    grey = torch.full((1, 1, 64, 64), 0.5)
+    pattern = torch.tensor([0.1, -0.1]).repeat(32)
+    assert intensity_error(grey, grey, grey + pattern).item() == pytest.approx(0.1)
+    assert tone_error(grey, grey, grey + pattern).item() < 0.01
+    assert tone_error(grey - 0.2, grey, grey - 0.2).item() == pytest.approx(0.2)
+
+
+def test_an_outline_has_not_the_tone_of_bone():
+    bone, outline = torch.zeros(2, 1, 1, 64, 64)
+    bone[..., 20:44, 20:44] = outline[..., 20:44, 20:44] = 1
+    outline[..., 22:42, 22:42] = 0.5
+    black = torch.zeros_like(bone)
+    lost, less = (tone_error(black, bone, image).item() for image in (outline, 0.9 * bone))
+    assert tone_error(black, bone, bone).item() == 0
+    assert 0.5 * 400 / 64**2 == pytest.approx(lost, rel=0.01) and less == pytest.approx(0.1 * 576 / 64**2, rel=0.01)
+
+
 def test_information_loss_wants_contrast():
     image = 0.25 + noise(1, 1, 64, 64) / 2
     losses = [information_loss(image, image, 0.5 + gain * (image - 0.5)).item() for gain in (0.0, 0.5, 1.0, 1.5)]
@@ -275,15 +294,15 @@ def test_information_loss_wants_contrast():
 
 def test_fusion_loss_is_the_weighted_sum_of_its_parts():
     fixed, label, fused, fused_true = (noise(2, 1, 64, 64, seed=s) for s in range(4))
-    weights = FusionWeights(intensity=2, gradient=0.5, ssim=3, information=0.7, consistency=7)
+    weights = FusionWeights(intensity=2, tone=5, gradient=0.5, ssim=3, information=0.7, consistency=7)
     loss = fusion_loss(fixed, label, fused, fused_true, weights)
     assert loss._fields[1:] == weights._fields
     expected = sum(w * part.item() for w, part in zip(weights, loss[1:], strict=True))
     assert loss.total.item() == pytest.approx(expected, rel=1e-5)
     assert loss.consistency.item() == pytest.approx((fused - fused_true).abs().mean().item())
     # Both the predicted and the true branch are held to the targets, the predicted one above all.
-    losses = (intensity_error, edge_loss, structure_loss, information_loss, visibility_loss)
-    for part, function in zip(loss[1:6], losses, strict=True):
+    losses = (intensity_error, tone_error, edge_loss, structure_loss, information_loss, visibility_loss)
+    for part, function in zip(loss[1:7], losses, strict=True):
         predicted, true = function(fixed, label, fused, fused_true).mean(dim=1).tolist()
         assert [predicted, true] == pytest.approx(
             [function(fixed, label, image).mean().item() for image in (fused, fused_true)], rel=1e-5
@@ -293,13 +312,16 @@ def test_fusion_loss_is_the_weighted_sum_of_its_parts():
 
 def test_each_pair_may_have_weights_of_its_own():
     fixed, label, fused, fused_true = (noise(3, 1, 64, 64, seed=s) for s in range(4))
-    ct, spect = (MODALITIES.index(kind) for kind in ("CT", "SPECT"))
-    weights = for_modalities(FusionWeights(), torch.tensor([ct, spect, -1]))
+    pet, spect = (MODALITIES.index(kind) for kind in ("PET", "SPECT"))
+    weights = for_modalities(FusionWeights(), torch.tensor([pet, spect, -1]))
     assert weights.information.tolist() == pytest.approx([0.65, 0.45 * 0.65, 0.65])
+    assert weights.tone.tolist() == [0, 0, 12]
+    assert for_modalities(FusionWeights(), torch.tensor([MODALITIES.index("CT")])).tone.tolist() == [12]
     whole = fusion_loss(fixed, label, fused, fused_true, weights)
+    each = (FusionWeights(tone=0), FusionWeights(tone=0, information=0.45 * 0.65), FusionWeights())
     singly = [
-        fusion_loss(*(image[i : i + 1] for image in (fixed, label, fused, fused_true)), weights=each).total.item()
-        for i, each in enumerate((FusionWeights(), FusionWeights(information=0.45 * 0.65), FusionWeights()))
+        fusion_loss(*(image[i : i + 1] for image in (fixed, label, fused, fused_true)), weights=each[i]).total.item()
+        for i in range(3)
     ]
     assert whole.total.item() == pytest.approx(sum(singly) / 3, rel=1e-5)
 
@@ -326,7 +348,7 @@ def test_consistency_does_not_pull_the_true_branch():
     fixed, label = noise(1, 1, 64, 64), noise(1, 1, 64, 64, seed=1)
     fused = noise(1, 1, 64, 64, seed=2).requires_grad_()
     fused_true = noise(1, 1, 64, 64, seed=3).requires_grad_()
-    fusion_loss(fixed, label, fused, fused_true, FusionWeights(0, 0, 0, 0, 0, 1)).total.backward()
+    fusion_loss(fixed, label, fused, fused_true, FusionWeights(0, 0, 0, 0, 0, 0, 1)).total.backward()
     assert fused_true.grad is None or not fused_true.grad.any()
     assert fused.grad.abs().sum() > 0
 
