@@ -35,7 +35,7 @@ class FusionWeights(NamedTuple):
     """Weights of the components of `FusionLoss`, each one number or one for each pair, (B,)."""
 
     intensity: float | Tensor = 2.0
-    tone: float | Tensor = 12.0
+    tone: float | Tensor = 7.0
     gradient: float | Tensor = 2.9
     ssim: float | Tensor = 0.1
     information: float | Tensor = 0.65

@@ -315,8 +315,8 @@ def test_each_pair_may_have_weights_of_its_own():
     pet, spect = (MODALITIES.index(kind) for kind in ("PET", "SPECT"))
     weights = for_modalities(FusionWeights(), torch.tensor([pet, spect, -1]))
     assert weights.information.tolist() == pytest.approx([0.65, 0.45 * 0.65, 0.65])
-    assert weights.tone.tolist() == [0, 0, 12]
-    assert for_modalities(FusionWeights(), torch.tensor([MODALITIES.index("CT")])).tone.tolist() == [12]
+    assert weights.tone.tolist() == [0, 0, 7]
+    assert for_modalities(FusionWeights(), torch.tensor([MODALITIES.index("CT")])).tone.tolist() == [7]
     whole = fusion_loss(fixed, label, fused, fused_true, weights)
     each = (FusionWeights(tone=0), FusionWeights(tone=0, information=0.45 * 0.65), FusionWeights())
     singly = [
