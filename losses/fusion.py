@@ -67,8 +67,8 @@ def tone_error(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
 
     The other losses ask for edges and contrast; they do not mind a skull or an infarct that vanishes between its edges.
     """
-    brighter = _local_mean(torch.maximum(fixed, moving_aligned), *TONE)
-    return torch.stack([(_local_mean(image, *TONE) - brighter).abs().mean(dim=(1, 2, 3)) for image in fused])
+    brighter, *fused = (_local_mean(image, *TONE) for image in (torch.maximum(fixed, moving_aligned), *fused))
+    return intensity_error(brighter, brighter, *fused)
 
 
 def edge_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
