@@ -34,14 +34,13 @@ from utils.flow_io import load_flow
 from utils.image_io import ImageError
 from utils.interruption import stop_on_signal
 from utils.pairs import folder_pairs, read_pair, sample_pairs, table_pairs
-from utils.report import METRICS
+from utils.report import DOUBTFUL, METRICS
 from utils.results import ResultFolder
 from utils.volume_io import is_volume
 from utils.volume_pair import VolumePair, read_volumes
 
 PROGRAM = "EDARFusion_test_val"
 SUMMARY = ("rmse", "ssim", "ncc", "epe", "disagreement", "qabf", "qvif", "qcv", "folding", "seconds")
-DOUBTFUL = 1.0  # px of 256; validation pairs disagree by less, pairs that do not belong together by more
 INTERRUPTED = 130  # what shells report for Ctrl-C
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 PART = RANK if WORLD > 1 else None

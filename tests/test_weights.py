@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from data.make_csv import MODALITIES
-from EDARFusion_test_val import DOUBTFUL
 from utils.checkpoint import load_checkpoint
 from utils.flow_io import load_flow
 from utils.image_io import LUMA, read_image
 from utils.inference import PairFuser, endpoint_scores
 from utils.metrics import folding_share, rmse
 from utils.pairs import folder_pairs, read_pair, sample_pairs
+from utils.report import DOUBTFUL
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINTS = sorted((ROOT / "checkpoints").glob("*.safetensors"))

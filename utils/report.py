@@ -72,6 +72,12 @@ class Metric(NamedTuple):
         return {1: "↑", -1: "↓", 0: ""}[self.better]
 
 
+DOUBTFUL = 1.0
+"""Disagreement, px of 256, above which an alignment is in doubt.
+
+Few validation pairs lie there, and nearly all pairs that do not belong together: experiment 83, checkpoints/README.md.
+"""
+
 METRICS: dict[str, Metric] = {
     "rmse": Metric(
         "RMSE", better=-1, digits=2, description="root mean square error to the label, grey levels"
@@ -80,7 +86,10 @@ METRICS: dict[str, Metric] = {
     "ncc": Metric("NCC", better=1, description="normalised cross-correlation with the label"),
     "epe": Metric("EPE", better=-1, digits=2, description="endpoint error of the flow in tissue, pixels"),
     "disagreement": Metric(
-        "Disagreement", better=-1, digits=2, description="of averaged estimates, pixels of 256: above 1 look closely"
+        "Disagreement",
+        better=-1,
+        digits=2,
+        description=f"of averaged estimates, pixels of 256: above {DOUBTFUL:g} look closely",
     ),
     "folding": Metric(
         "Folding", better=-1, digits=4, description="share of pixels whose Jacobian is not positive"
