@@ -69,7 +69,7 @@ def held_back(flow: Tensor, doubt: Tensor, mask: Tensor) -> Tensor:
 
 def _weight(mask: Tensor) -> Tensor:
     """A mask, but nowhere 0: a head may be missing, and slopes stay defined in one of a single row or column."""
-    return mask + 1e-3
+    return mask + 1e-4
 
 
 def affine_part(flow: Tensor, weight: Tensor) -> Tensor:
