@@ -61,7 +61,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--fixed", metavar="DIR", help="fixed images (MRI); or a volume: NIfTI, DICOM")
     data.add_argument("--moving", metavar="DIR", help="moving images, grey or colour; files pair by stem")
     data.add_argument("--label", metavar="DIR", help="truly aligned moving images, to score the alignment")
-    data.add_argument("--csv", metavar="FILE", help="table of pairs, columns fixed, moving [, label, modality, split]")
+    data.add_argument("--csv", metavar="FILE",
+                      help="table of pairs, columns fixed, moving [, label, flow, modality, split]")
     data.add_argument("--root", metavar="DIR", help="folder that its paths start from (default: that of the table)")
     data.add_argument("--split", choices=SPLITS, help="which of its rows (default: all)")
     data.add_argument("--window", type=float, nargs=2, metavar=("CENTER", "WIDTH"),
@@ -125,7 +126,9 @@ def check_pairs(pairs: list[dict], modality: str, keep_going: bool) -> tuple[lis
     # Quick enough to leave no trace in a log: None shows the bar on a terminal only.
     for pair in tqdm(pairs, desc=f"checking {modality}", unit="pair", leave=False, disable=RANK > 0 or None):
         try:
-            read_pair(pair, modality)
+            images = read_pair(pair, modality)
+            if pair["flow"]:
+                load_flow(pair["flow"], images.fixed.shape)
             good.append(pair)
         except ImageError as error:
             if not keep_going:

@@ -107,7 +107,7 @@ def read_table(
     """Read a table of pairs and check it.
 
     Args:
-        csv: CSV file with the columns ``fixed, moving`` and, if wanted, ``label, modality, group, split``.
+        csv: CSV file with the columns ``fixed, moving`` and, if wanted, ``label, flow, modality, group, split``.
         root: folder that the paths in it start from.
         modality: keep only rows of this one (needs the column); None or "all" keeps all.
         split: keep only rows of this one (needs the column); None keeps all.
@@ -121,7 +121,7 @@ def read_table(
             file. The message names the file and, where there is one, the line.
     """
     table = _read_csv(csv, ("fixed", "moving"))
-    known = [c for c in ("fixed", "moving", "label", "modality", "group", "split") if c in table]
+    known = [c for c in ("fixed", "moving", "label", "flow", "modality", "group", "split") if c in table]
     for column, allowed in (("modality", MODALITIES), ("split", SPLITS)):
         for line, value in table.get(column, pd.Series(dtype=str)).items():
             if value and value not in allowed:
@@ -130,7 +130,7 @@ def read_table(
         for line, value in table[column].items():
             if not value.strip():
                 raise DataError.at(csv, f"a value in column {column} in line {line}", "an empty cell")
-            if column in ("fixed", "moving", "label"):
+            if column in ("fixed", "moving", "label", "flow"):
                 _check_path(csv, line, value, root)
     table["name"] = [Path(path).stem for path in table["fixed"]]
     kind = table["modality"] if "modality" in table else pd.Series("", index=table.index)

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinates
 from tqdm import tqdm
 
-from data.deformation import BENCHMARK, DeformationRange, misalignment, random_flow
-from utils.flow_io import save_flow
-from utils.image_io import ImageError, read_image, write_bytes, write_image
-from utils.warp import resize_flow, warp
+from data.deformation import BENCHMARK, DeformationRange, random_flow
+from data.misalign import write_misaligned
+from utils.image_io import ImageError, write_bytes, write_image
+from utils.warp import resize_flow
 
 SAMPLE_ROOT = Path(__file__).parent / "sample"
 SLICES = {"CT": (70, 90, 116), "PET": (76, 96, 108), "SPECT": (72, 84, 102)}
@@ -268,15 +268,7 @@ def make_sample(output: Path, seed: int) -> None:
         for slice_index in slices:
             folder, name = output / modality, f"simulated_{slice_index:03d}"
             fixed, label = simulate_pair(slice_index, modality, generator)
-            write_image(folder / "fixed" / f"{name}.png", fixed)
-            write_image(folder / "label" / f"{name}.png", label)
-            # The moving image is made from the label as stored, so that rounding is no part of the misalignment.
-            label = torch.from_numpy(read_image(folder / "label" / f"{name}.png", color=modality != "CT"))
-            label = label.view(SIZE, SIZE, -1).permute(2, 0, 1)[None]
-            deformation = random_flow((SIZE, SIZE), BENCHMARK, generator)
-            moving = warp(label, resize_flow(deformation, (SIZE, SIZE)))[0].permute(1, 2, 0).squeeze(2)
-            write_image(folder / "moving" / f"{name}.png", moving.numpy())
-            save_flow(folder / "flow" / f"{name}.npy", misalignment(deformation)[0].numpy())
+            write_misaligned(folder, name, fixed, label, random_flow((SIZE, SIZE), BENCHMARK, generator))
 
 
 def make_training(output: Path, count: int, seed: int) -> None:

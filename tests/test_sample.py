@@ -84,7 +84,13 @@ def test_load_flow_refuses_other_files(tmp_path):
     (tmp_path / "empty.npy").touch()
     np.save(tmp_path / "shape.npy", np.zeros((64, 64, 2)))
     np.save(tmp_path / "pickle.npy", np.array([{}], dtype=object))
-    for name in ("text", "empty", "shape", "pickle", "missing"):
+    np.save(tmp_path / "nothing.npy", np.zeros((2, 0, 64)))
+    np.save(tmp_path / "words.npy", np.full((2, 64, 64), "a"))
+    np.save(tmp_path / "complex.npy", np.zeros((2, 64, 64), complex))
+    np.save(tmp_path / "nan.npy", np.full((2, 64, 64), np.nan))
+    np.save(tmp_path / "infinite.npy", np.full((2, 64, 64), np.inf, np.float32))
+    others = ("nothing", "words", "complex", "nan", "infinite")
+    for name in ("text", "empty", "shape", "pickle", "missing", *others):
         with pytest.raises(ImageError, match=f"{name}.npy.*expected.*found"):
             load_flow(tmp_path / f"{name}.npy")
 

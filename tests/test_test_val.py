@@ -185,6 +185,55 @@ def test_table_of_pairs_with_and_without_labels(checkpoint, tmp_path):
     assert len(read_table(tmp_path / "out/SPECT/metrics.csv")) == 4
 
 
+def with_flows(root: Path, pairs: int = 2) -> Path:
+    """A table of the pairs of `folders` with true flows: of pair n, n px to the right."""
+    (root / "flow").mkdir()
+    for number in range(1, pairs + 1):
+        np.save(root / f"flow/{number:03}.npy", np.stack((np.full(SHAPE, number), np.zeros(SHAPE))))
+    names = [f"{number:03}" for number in range(1, pairs + 1)]
+    table = {role: [f"{role}/{name}.png" for name in names] for role in ("fixed", "moving", "label")}
+    table |= {"flow": [f"flow/{name}.npy" for name in names], "modality": "CT"}
+    pd.DataFrame(table).to_csv(root / "pairs.csv", index=False)
+    return root / "pairs.csv"
+
+
+def test_true_flows_give_the_endpoint_error(checkpoint, tmp_path):
+    folders(tmp_path, label=True)
+    options = ["--csv", str(with_flows(tmp_path)), "--save-flow"]
+    assert run(checkpoint, tmp_path / "out", *options) == 0
+    scores = read_table(tmp_path / "out/CT/metrics.csv")
+    assert scores["epe_before"].to_list() == pytest.approx([1, 2, 1.5])
+    for number, found in enumerate(scores["epe"].iloc[:2], 1):
+        flow = np.load(tmp_path / f"out/CT/flow/{number:03}.npy")
+        # The pictures are bright nearly everywhere, so nearly every place counts.
+        assert found == pytest.approx(np.hypot(flow[0] - number, flow[1]).mean(), rel=0.1)
+    assert "EPE" in (tmp_path / "out/CT/report.html").read_text()
+
+
+def test_flows_that_cannot_be_used(checkpoint, tmp_path, capsys):
+    folders(tmp_path, label=True)
+    table = with_flows(tmp_path)
+    np.save(tmp_path / "flow/002.npy", np.full((2, *SHAPE), np.nan))
+    options = ["--csv", str(table)]
+    assert run(checkpoint, tmp_path / "out", *options) == 2
+    assert str(tmp_path / "flow/002.npy") in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert run(checkpoint, tmp_path / "out", *options, "--keep-going") == 1
+    assert list(read_table(tmp_path / "out/CT/metrics.csv")["name"]) == ["001", "mean"]
+    pd.read_csv(table).drop(columns="label").to_csv(table, index=False)
+    assert run(checkpoint, tmp_path / "out", *options) == 2
+    assert "a column label" in capsys.readouterr().err
+
+
+def test_resume_scores_again_when_flows_are_given(checkpoint, tmp_path):
+    folders(tmp_path, label=True)
+    table = with_flows(tmp_path)
+    pd.read_csv(table).drop(columns="flow").to_csv(tmp_path / "bare.csv", index=False)
+    assert run(checkpoint, tmp_path / "out", "--csv", str(tmp_path / "bare.csv")) == 0
+    assert "epe" not in read_table(tmp_path / "out/CT/metrics.csv")
+    assert run(checkpoint, tmp_path / "out", "--csv", str(table), "--resume") == 0
+    assert read_table(tmp_path / "out/CT/metrics.csv")["epe"].notna().all()
+
+
 def test_color_is_put_back(model):
     fixed, moving = picture(1), picture(2, channels=3)
     result = PairFuser(model, torch.device("cpu"))(fixed, moving)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from kornia.image import image_to_tensor, tensor_to_image
 
 from utils.flow_io import load_flow
 from utils.image_io import ImageError, list_images, read_image, write_image
@@ -28,9 +29,7 @@ def apply_flow(image: np.ndarray, flow: np.ndarray) -> np.ndarray:
     Returns:
         Array of the image's shape.
     """
-    channels = torch.from_numpy(np.atleast_3d(image)).permute(2, 0, 1)[None]
-    warped = warp(channels, torch.from_numpy(flow)[None])
-    return warped[0].permute(1, 2, 0).numpy().reshape(image.shape)
+    return tensor_to_image(warp(image_to_tensor(image, keepdim=False), torch.from_numpy(flow)[None]))
 
 
 def apply_flows(images: str | os.PathLike, flows: str | os.PathLike, output: str | os.PathLike) -> int:

@@ -40,8 +40,12 @@ def load_flow(path: str | os.PathLike, size: tuple[int, int] = (256, 256)) -> ND
         flow = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ImageError.at(path, "a flow (NumPy array)", str(error)) from error
-    if not isinstance(flow, np.ndarray) or flow.ndim != 3 or flow.shape[0] != 2:
+    if not isinstance(flow, np.ndarray) or flow.ndim != 3 or flow.shape[0] != 2 or flow.size == 0:
         raise ImageError.at(path, "a flow of shape (2, H, W)", f"{getattr(flow, 'shape', type(flow).__name__)}")
+    if flow.dtype.kind not in "fiu":
+        raise ImageError.at(path, "a flow of real numbers", str(flow.dtype))
+    if not np.isfinite(flow).all():
+        raise ImageError.at(path, "a flow of finite numbers", "NaN or infinity")
     # Processes that only save need no torch.
     import torch
 

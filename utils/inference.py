@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from kornia.color import rgb_to_ycbcr, ycbcr_to_rgb
-from torch import Tensor
+from kornia.image import image_to_tensor, tensor_to_image
 
 from models.edarfusion import Output
 from utils.foreground import foreground
@@ -43,7 +43,7 @@ class PairFuser:
             moving: (H, W) or (H, W, 3) in [0, 1]; the results have the same channels.
         """
         start = time.perf_counter()
-        fixed, moving = self._tensor(fixed), self._tensor(moving)
+        fixed, moving = (image_to_tensor(x, keepdim=False).to(self.device).contiguous() for x in (fixed, moving))
         color = moving.shape[1] == 3
         luma, chroma = rgb_to_ycbcr(moving).split((1, 2), dim=1) if color else (moving, None)
         output = self.model(fixed, luma, self.passes, self.average)
@@ -54,7 +54,7 @@ class PairFuser:
                 fused = fused.expand(-1, 3, -1, -1)  # by way of YCbCr rounding would tint it
             else:
                 fused = ycbcr_to_rgb(torch.cat((fused, warp(chroma, output.flow)), dim=1))
-        fused, aligned = (image[0].permute(1, 2, 0).squeeze(2).cpu().numpy() for image in (fused, aligned))
+        fused, aligned = tensor_to_image(fused), tensor_to_image(aligned)
         flow = output.flow[0].cpu().numpy()
         seconds = time.perf_counter() - start
         maps = {
@@ -68,11 +68,6 @@ class PairFuser:
         }
         maps = {name: map_[0, 0].cpu().numpy() for name, map_ in maps.items()}
         return FusedPair(fused, aligned, flow, maps, seconds, output.disagreement.item() if self.average else None)
-
-    def _tensor(self, image: np.ndarray) -> Tensor:
-        """(H, W) or (H, W, C) -> (1, C, H, W) on the device."""
-        tensor = torch.from_numpy(image).to(self.device)
-        return (tensor if tensor.ndim == 3 else tensor[..., None]).permute(2, 0, 1)[None].contiguous()
 
 
 def endpoint_scores(flow: np.ndarray, true_flow: np.ndarray, label: np.ndarray) -> dict[str, float]:

@@ -66,19 +66,21 @@ def folder_pairs(
 def table_pairs(
     csv: str | os.PathLike, root: str | os.PathLike, modality: str, split: str | None
 ) -> dict[str, list[dict]]:
-    """The pairs of a table; the form is that of `sample_pairs`, with None as flow and where there is no label.
+    """The pairs of a table; the form is that of `sample_pairs`, with None where there is no label or no flow.
 
     Args:
-        csv: table with the columns fixed, moving and, if wanted, label, modality, split.
+        csv: table with the columns fixed, moving and, if wanted, label, flow, modality, split.
         root: folder that its paths start from.
         modality: one of `MODALITIES`, or all for every one that the table has. A table without a column modality is
             taken to be of this one.
         split: which rows; None for all.
 
     Raises:
-        DataError: as `data.make_csv.read_table`, or if nothing tells the modality.
+        DataError: as `data.make_csv.read_table`, if nothing tells the modality, or for flows without labels.
     """
     table = read_table(csv, root, split=split)
+    if "flow" in table and "label" not in table:
+        raise DataError.at(csv, "a column label with the column flow", f"columns {', '.join(table.columns)}")
     if "modality" in table:
         table = read_table(csv, root, split=split, modality=modality)
     elif modality == "all":
@@ -87,8 +89,8 @@ def table_pairs(
         table["modality"] = modality
     chosen: dict[str, list[dict]] = {}
     for row in table.to_dict("records"):
-        paths = {role: Path(root, row[role]) if role in row else None for role in ("fixed", "moving", "label")}
-        chosen.setdefault(row["modality"], []).append({"name": row["name"], **paths, "flow": None})
+        paths = {role: Path(root, row[role]) if role in row else None for role in ("fixed", "moving", "label", "flow")}
+        chosen.setdefault(row["modality"], []).append({"name": row["name"], **paths})
     return chosen
 
 

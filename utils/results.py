@@ -138,9 +138,10 @@ class ResultFolder:
             raise ImageError.at(self.settings_path, f"results with {expected} to resume", f"some with {found}")
 
     def is_finished(self, pair: Mapping, rows: Mapping[str, Mapping]) -> bool:
-        """Whether a pair has a row, scored against what is now the reference, and all files that are wanted."""
+        """Whether a pair has a row, scored against what is now known of the truth, and all files that are wanted."""
         row = rows.get(pair["name"])
         scored = row is not None and row["reference"] == reference_of(pair)
+        scored = scored and (not pair["flow"] or pd.notna(row.get("epe")))
         return scored and all(path.is_file() for path in self.files(pair["name"]).values())
 
     def write_rows(self, rows: Iterable[Mapping], part: int | None = None) -> None:

@@ -1,0 +1,162 @@
+"""A benchmark out of aligned pairs: each moving image misaligned by a deformation that is known.
+
+    python -m data.misalign --root DATA --output BENCH [--modality CT] [--split val] [--rotation 10] [--size 200 256]
+    python EDARFusion_test_val.py --csv BENCH/pairs.csv
+
+writes ``BENCH/MODALITY/{fixed,moving,label}/NAME.png``, the true displacement fields ``flow/NAME.npy`` and the table
+``pairs.csv``. By default the deformations are those of the field's benchmark, and of this project's validation: the
+same folder and the same seed give the same pairs on every machine.
+"""
+
+import argparse
+import math
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from kornia.image import image_to_tensor, tensor_to_image
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from data.dataset import VAL_SEED, seeded
+from data.deformation import BENCHMARK, GRID_STRIDE, DeformationRange, affine_flow, misalignment, random_flow
+from data.make_csv import MODALITIES, SPLITS, DataError, find_table
+from utils.flow_io import save_flow
+from utils.image_io import ImageError, read_image, write_bytes, write_image
+from utils.pairs import read_pair
+from utils.warp import resize_flow, warp
+
+
+def write_misaligned(
+    folder: Path, name: str, fixed: NDArray[np.float32], label: NDArray[np.float32], deformation: Tensor
+) -> None:
+    """Write one pair: ``{fixed,moving,label}/NAME.png`` and ``flow/NAME.npy``.
+
+    Args:
+        folder: where to.
+        name: of the pair.
+        fixed: (H, W) in [0, 1].
+        label: (H, W) or (H, W, 3) in [0, 1], the truly aligned moving image.
+        deformation: (1, 2, H / 4, W / 4), px of that grid: the moving image is the label warped with it.
+
+    Raises:
+        ImageError: a file cannot be written.
+    """
+    files = {role: folder / role / f"{name}.png" for role in ("fixed", "moving", "label")}
+    write_image(files["fixed"], fixed)
+    write_image(files["label"], label)
+    # The moving image is made from the label as stored, so that rounding is no part of the misalignment.
+    stored = image_to_tensor(read_image(files["label"], color=label.ndim == 3), keepdim=False)
+    write_image(files["moving"], tensor_to_image(warp(stored, resize_flow(deformation, label.shape[:2]))))
+    save_flow(folder / "flow" / f"{name}.npy", misalignment(deformation)[0].numpy())
+
+
+def misalign(
+    table: pd.DataFrame,
+    root: str | os.PathLike,
+    output: Path,
+    *,
+    ranges: DeformationRange = BENCHMARK,
+    rotation: float = 0.0,
+    size: tuple[int, int] | None = None,
+    seed: int = VAL_SEED,
+) -> pd.DataFrame:
+    """Write a misaligned copy of each pair of a table, with the truth.
+
+    Args:
+        table: of `data.make_csv.find_table`: columns fixed, moving, modality.
+        root: folder that its paths start from.
+        output: folder to write to.
+        ranges: what each deformation is drawn from.
+        rotation: turn of every moving image beside that, degrees.
+        size: height and width to bring the images to first; None leaves them as they are.
+        seed: of the draws; pair n of a modality has the same deformation whatever the others are.
+
+    Returns:
+        What ``pairs.csv`` in `output` says: columns fixed, moving, label, flow, modality.
+
+    Raises:
+        ImageError: a file cannot be read or written, or sizes differ within a pair.
+    """
+    rows = []
+    for modality, pairs in table.groupby("modality", sort=False):
+        folder = output / modality
+        for number, paths in enumerate(tqdm(pairs.to_dict("records"), desc=modality, unit="pair")):
+            name = Path(paths["fixed"]).stem
+            pair = {role: Path(root, paths[role]) for role in ("fixed", "moving")}
+            images = read_pair(pair | {"label": None}, modality)
+            fixed, label = (_resized(image, size) for image in (images.fixed, images.moving))
+            deformation = random_flow(fixed.shape, ranges, seeded(seed, number)) + turn(fixed.shape, rotation)
+            write_misaligned(folder, name, fixed, label, deformation)
+            files = {role: f"{modality}/{role}/{name}.png" for role in ("fixed", "moving", "label")}
+            rows.append({**files, "flow": f"{modality}/flow/{name}.npy", "modality": modality})
+    written = pd.DataFrame(rows)
+    write_bytes(output / "pairs.csv", written.to_csv(index=False, lineterminator="\n").encode())
+    return written
+
+
+def turn(size: tuple[int, int], degrees: float) -> Tensor:
+    """Displacement field (1, 2, H / 4, W / 4), px of that grid, that turns an image of `size` about its centre."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return affine_flow(size, torch.tensor([[[cos, -sin], [sin, cos]]]), torch.zeros(1, 2), GRID_STRIDE)
+
+
+def _resized(image: NDArray[np.float32], size: tuple[int, int] | None) -> NDArray[np.float32]:
+    if size is None:
+        return image
+    resized = F.interpolate(image_to_tensor(image, keepdim=False), size, mode="bilinear", antialias=True)
+    return tensor_to_image(resized.clamp(0, 1))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """``python -m data.misalign``; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data.misalign", description="Misalign aligned pairs by known deformations."
+    )
+    parser.add_argument("--root", metavar="DIR", required=True, help="folder of aligned pairs, as for training")
+    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--modality", choices=(*MODALITIES, "all"), default="all", help="default: %(default)s")
+    parser.add_argument("--csv", metavar="FILE", help="table of pairs (python -m data.make_csv)")
+    parser.add_argument("--split", choices=SPLITS, default="val", help="which of its rows (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=VAL_SEED, help="default: that of the project's validation")
+    kind = parser.add_argument_group("deformation, px of images of 256 px (default: the field's benchmark)")
+    kind.add_argument("--amplitude", type=float, metavar="PX", default=BENCHMARK.amplitude[0],
+                      help="standard deviation of a component of the smooth field (default: %(default)s)")
+    kind.add_argument("--sigma", type=float, metavar="PX", default=BENCHMARK.sigma[0],
+                      help="its smoothness, the blur of the noise it is made of (default: %(default)s)")
+    kind.add_argument("--translation", type=float, metavar="PX", default=BENCHMARK.translation,
+                      help="largest shift along each axis (default: %(default)s)")
+    kind.add_argument("--rotation", type=float, metavar="DEG", default=0.0, help="of every pair (default: 0)")
+    kind.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="bring the images to this size first")
+    options = parser.parse_args(arguments)
+    for name, low in (("amplitude", 0), ("sigma", 4), ("translation", 0), ("rotation", -180)):
+        if not low <= getattr(options, name) < math.inf:
+            parser.error(f"--{name}: expected a number from {low}, found {getattr(options, name):g}")
+    if options.size and min(options.size) < 64:
+        parser.error(f"--size: expected sides from 64, found {options.size[0]} {options.size[1]}")
+    ranges = replace(BENCHMARK, amplitude=(options.amplitude,) * 2, sigma=(options.sigma,) * 2,
+                     translation=options.translation)
+    try:
+        table = find_table(options.root, options.modality, csv=options.csv)
+        table = table[table["split"] == options.split]
+        if table.empty:
+            raise DataError.at(options.csv or options.root, f"pairs of the split {options.split}", "none")
+        if "modality" not in table:
+            raise DataError.at(options.csv, "a column modality", f"columns {', '.join(table.columns)}")
+        written = misalign(table, options.root, options.output, ranges=ranges, rotation=options.rotation,
+                           size=options.size and tuple(options.size), seed=options.seed)
+    except ImageError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    print(f"Wrote {len(written)} pairs to {options.output / 'pairs.csv'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
