@@ -28,7 +28,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from data.make_csv import MODALITIES, SPLITS, DataError
-from utils.arguments import DEFAULT_CHECKPOINT, positive
+from utils.arguments import DEFAULT_CHECKPOINT, natural, positive
 from utils.evaluation import Job, evaluate, scoring_pool
 from utils.flow_io import load_flow
 from utils.image_io import ImageError
@@ -74,8 +74,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     model.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
     model.add_argument("--engine", choices=("torch", "openvino", "openvino-bf16"), default="torch",
                        help="what computes; openvino-bf16 can be faster on a CPU, after some seconds for each size")
-    model.add_argument("--passes", type=positive, metavar="N",
-                       help="registrations, each on the image aligned so far (default: as the checkpoint says)")
+    model.add_argument("--passes", type=natural, metavar="N",
+                       help="registrations, each on the image aligned so far; 0 only fuses, for pairs that are aligned "
+                            "(default: as the checkpoint says)")
     model.add_argument("--average", action=argparse.BooleanOptionalAction,
                        help="average both directions of pair and mirror image, and hold the global displacement back "
                             "as far as they disagree (default: as the checkpoint says)")
@@ -215,6 +216,7 @@ def fuse_and_score(
             raise DataError(f"--engine: {error}") from error
     settings = {"passes": 1, "average": False} | checkpoint.training.get("inference", {})
     settings |= {name: value for name in settings if (value := getattr(options, name)) is not None}
+    settings["average"] &= settings["passes"] > 0
     fuse = PairFuser(model, device, **settings)
     made_with = {
         "checkpoint": Path(options.checkpoint).name,

@@ -270,7 +270,7 @@ class EDARFusion(nn.Module):
         Args:
             fixed, moving: (B, 1, H, W) in [0, 1], any size from 64 up.
             passes: how often the registration is made, each time on the image aligned so far; of what further passes
-                find, `further_share` counts.
+                find, `further_share` counts. 0 takes the images as aligned and only fuses them.
             average: average the estimates of both directions, of the pair and of its mirror image, and hold the global
                 part of the displacement back as far as they disagree (`models.shrinkage`).
         """
@@ -281,9 +281,11 @@ class EDARFusion(nn.Module):
             )
         padder, (fixed, moving), (fixed_seen, moving_seen) = self.fit(fixed, moving)
         full = fixed.shape[2:]
+        average = average and passes > 0
         register = self.register_averaged if average else self.register
         first = register(fixed_seen, moving_seen)
-        flow, inverse_flow = first.flow, first.inverse_flow
+        found = first.flow, first.inverse_flow
+        flow, inverse_flow = found if passes else map(torch.zeros_like, found)
         for _ in range(passes - 1):
             aligned = warp(moving_seen, flow)
             further = further_share(flow, aligned) * register(fixed_seen, aligned).refined

@@ -17,7 +17,7 @@ from models.shrinkage import affine_part
 from tests.tensors import noise
 from utils.checkpoint import load_checkpoint
 from utils.maps import gradient_magnitude, halved, local_entropy
-from utils.warp import compose
+from utils.warp import compose, warp
 
 
 def images(batch: int, height: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -321,6 +321,18 @@ def test_two_passes_run(tiny, monkeypatch):
         once, twice = tiny(fixed, moving), tiny(fixed, moving, passes=2)
     check(twice, 70, 90)
     assert not torch.allclose(once.flow, twice.flow, atol=1e-3)
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_no_pass_fuses_the_images_as_they_lie(tiny, average):
+    fixed, moving = images(1, 256, 256)
+    with torch.inference_mode():
+        output = tiny(fixed, moving, passes=0, average=average)
+        found = tiny.register(fixed, moving)
+        expected = tiny.fuse(fixed, moving, found).fused
+    assert torch.equal(output.aligned, moving) and torch.equal(output.fused, expected)
+    assert output.flow.abs().max() == output.inverse_flow.abs().max() == output.disagreement == 0
+    assert not torch.equal(expected, tiny.fuse(fixed, warp(moving, found.flow), found).fused)
 
 
 # --- ablations ------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The test command keeps its contract: files, columns, colour, bad input, interruption, resumption."""
 
+import json
 import os
 import shutil
 import signal
@@ -289,6 +290,25 @@ def test_settings_of_the_checkpoint_are_the_defaults(model, tmp_path):
     assert (tables[0]["disagreement"] > 0).all() and "disagreement" not in tables[3]
     assert np.array_equal(flows[0], flows[1])
     assert not np.allclose(flows[0], flows[2]) and not np.allclose(flows[0], flows[3])
+
+
+def test_pairs_that_are_aligned_can_be_fused_only(model, tmp_path):
+    path = tmp_path / "average.safetensors"
+    training = {"inference": {"passes": 2, "average": True}, "note": "untrained"}
+    save_checkpoint(path, model, modality="PET", training=training, metrics={})
+    options = ["--modality", "PET", *folders(tmp_path, channels=3, label=True), "--passes", "0"]
+    for engine in ("torch", "openvino"):
+        output = tmp_path / engine
+        assert run(path, output, *options, "--engine", engine) == 0
+        for moving in (tmp_path / "moving").iterdir():
+            aligned = read_image(output / "PET/aligned" / moving.name, color=True)
+            assert np.array_equal(aligned, read_image(moving, color=True))
+        table = read_table(output / "PET/metrics.csv")
+        assert np.array_equal(table["rmse"], table["rmse_before"]) and "disagreement" not in table
+    settings = json.loads((output / "PET/settings.json").read_text())
+    assert settings["passes"] == 0 and settings["average"] is False
+    with pytest.raises(SystemExit, match="2"):
+        run(path, output, *options[:-1], "-1")
 
 
 def test_pairs_in_doubt_are_named(tmp_path, capsys):

@@ -18,6 +18,14 @@ def positive(text: str) -> int:
     return value
 
 
+def natural(text: str) -> int:
+    """A whole number from 0 from the command line."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"expected a number from 0, found {text}")
+    return value
+
+
 def share(text: str) -> float:
     """A share from the command line."""
     if not 0 <= float(text) <= 1:
