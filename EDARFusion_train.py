@@ -38,9 +38,9 @@ from losses.fusion import FusionLoss, FusionWeights, for_modalities, fusion_loss
 from losses.registration import RegistrationLoss, registration_loss
 from models.edarfusion import PRESETS, EDARFusion
 from models.layers import UNet
-from utils.arguments import share
+from utils.arguments import natural, share
 from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
-from utils.device import choose_device
+from utils.device import choose_device, loading_processes
 from utils.image_io import ImageError, write_bytes
 from utils.interruption import stop_on_signal
 from utils.optimizer import Muon
@@ -64,7 +64,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--wide", type=share, default=0.5, help="share of large deformations (default: %(default)s)")
     data.add_argument("--second-pass", type=share, default=0.0, metavar="SHARE",
                       help="of the steps whose pairs are first aligned by the network itself (default: %(default)s)")
-    data.add_argument("--workers", type=int, default=0, help="loading processes (default: %(default)s)")
+    data.add_argument("--workers", type=natural, metavar="N",
+                      help="processes that make the pairs (default: none on a CPU, up to 8 beside a GPU)")
     run = parser.add_argument_group("run")
     run.add_argument("--output", metavar="DIR", help="run folder (default: the next free runs/MODALITY-NNN)")
     run.add_argument("--resume", metavar="DIR", help="go on with this run; its options are kept")
@@ -289,6 +290,7 @@ def score(metrics: dict[str, float], stage: str) -> float:
 def train(options: argparse.Namespace, stop: threading.Event) -> None:
     """One run, from its beginning or --resume to its end or until `stop` is set."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    together = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     main = rank == 0
     folder = resumed = None
     if main or options.resume:
@@ -324,7 +326,7 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
         train_pairs,
         options.batch_size,
         sampler=sampler,
-        num_workers=options.workers,
+        num_workers=loading_processes(device, together) if options.workers is None else options.workers,
         pin_memory=device.type == "cuda",
     )
     batches = iter(loader)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.device import choose_device
+from utils.device import choose_device, loading_processes
 
 PAGE_FAULTS = """
 import resource, statistics, sys, torch
@@ -35,6 +35,22 @@ def test_missing_device_is_a_clear_error():
     absent = "mps" if not torch.backends.mps.is_available() else "cuda"
     with pytest.raises(ValueError, match=rf"device: expected one that is here \(.*cpu\), found {absent}"):
         choose_device(absent)
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "together", "expected"),
+    [
+        ("cpu", 64, 1, 0),
+        ("cuda", 64, 1, 8),
+        ("cuda", 8, 1, 6),
+        ("cuda", 16, 4, 2),
+        ("mps", 2, 1, 1),
+        ("cuda", None, 1, 1),
+    ],
+)
+def test_a_gpu_has_its_pairs_made_beside_it(monkeypatch, device, cores, together, expected):
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert loading_processes(torch.device(device), together) == expected
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")

@@ -1,6 +1,7 @@
-"""Choice of the device by name."""
+"""Choice of the device by name, and of how many processes load what it works on."""
 
 import ctypes
+import os
 
 import torch
 
@@ -39,3 +40,20 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     if name == "cpu":
         keep_memory()
     return torch.device("cuda", local_rank % torch.cuda.device_count()) if name == "cuda" else torch.device(name)
+
+
+def loading_processes(device: torch.device, together: int = 1) -> int:
+    """How many processes are to make the training pairs.
+
+    On a CPU none: they would take their time from the training itself. A GPU would wait for a single one; two cores
+    stay free, for this process and for those who use the machine.
+
+    Args:
+        device: where the training runs.
+        together: training processes on this machine, which share its cores.
+
+    Returns:
+        From 0 to 8.
+    """
+    cores = (os.cpu_count() or 1) // together
+    return 0 if device.type == "cpu" else max(1, min(8, cores - 2))
