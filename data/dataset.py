@@ -26,7 +26,7 @@ from utils.warp import compose, resize_flow, warp
 VAL_SEED = 1_000_003
 """Validation draws its deformations from this seed, whatever the seed of the training."""
 
-POSE = DeformationRange(amplitude=(0.0, 2.0), sigma=(24.0, 40.0), translation=8.0, rotation=10.0, scale=0.08)
+POSE = DeformationRange(amplitude=(0.0, 2.0), sigma=(24.0, 40.0), translation=8.0, rotation=(-10.0, 10.0), scale=0.08)
 """How the pair as a whole is posed and shaped, both images together."""
 
 POSED = 0.4

@@ -24,20 +24,20 @@ class DeformationRange:
         amplitude: standard deviation of each component of the random field, px at 256 x 256.
         sigma: smoothness (Gaussian blur of the noise), px at 256 x 256.
         translation: largest shift along each axis, px at 256 x 256.
-        rotation: largest rotation about the centre, degrees.
+        rotation: about the centre, degrees.
         scale: largest relative change of size.
     """
 
     amplitude: tuple[float, float]
     sigma: tuple[float, float]
     translation: float = 0.0
-    rotation: float = 0.0
+    rotation: tuple[float, float] = (0.0, 0.0)
     scale: float = 0.0
 
 
 # 256 px times the standard deviation sqrt(1/3) / (2 sqrt(pi) 16) of blurred uniform noise.
 BENCHMARK = DeformationRange(amplitude=(2.606, 2.606), sigma=(16.0, 16.0), translation=2.56)
-WIDE = DeformationRange(amplitude=(0.0, 4.5), sigma=(12.0, 28.0), translation=12.0, rotation=12.0, scale=0.08)
+WIDE = DeformationRange(amplitude=(0.0, 4.5), sigma=(12.0, 28.0), translation=12.0, rotation=(-12.0, 12.0), scale=0.08)
 
 
 def _uniform(low: float, high: float, generator: torch.Generator) -> float:
@@ -79,7 +79,7 @@ def random_flow(size: tuple[int, int], ranges: DeformationRange, generator: torc
     height, width = size[0] // GRID_STRIDE, size[1] // GRID_STRIDE
     sigma = _uniform(*ranges.sigma, generator) * unit / GRID_STRIDE
     amplitude = _uniform(*ranges.amplitude, generator) * unit / GRID_STRIDE
-    angle = math.radians(_uniform(-ranges.rotation, ranges.rotation, generator))
+    angle = math.radians(_uniform(*ranges.rotation, generator))
     zoom = 1 + _uniform(-ranges.scale, ranges.scale, generator)
     shift = torch.tensor([[_uniform(-1, 1, generator), _uniform(-1, 1, generator)]]) * ranges.translation * unit
     field = random_field(2, (height, width), sigma, generator)

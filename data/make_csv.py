@@ -29,6 +29,8 @@ from utils.image_io import ImageError, pair_files, write_bytes
 
 MODALITIES = ("CT", "PET", "SPECT")
 SPLITS = ("train", "val", "test")
+FILES = ("fixed", "moving", "label", "flow")
+"""Columns of a table that name files; the last two are optional."""
 GROUP_PATTERN = r"(.+)[0-9]{3}"
 """Harvard names are the case number and three digits of slice number: 16003 is slice 3 of case 16."""
 
@@ -121,7 +123,7 @@ def read_table(
             file. The message names the file and, where there is one, the line.
     """
     table = _read_csv(csv, ("fixed", "moving"))
-    known = [c for c in ("fixed", "moving", "label", "flow", "modality", "group", "split") if c in table]
+    known = [c for c in (*FILES, "modality", "group", "split") if c in table]
     for column, allowed in (("modality", MODALITIES), ("split", SPLITS)):
         for line, value in table.get(column, pd.Series(dtype=str)).items():
             if value and value not in allowed:
@@ -130,7 +132,7 @@ def read_table(
         for line, value in table[column].items():
             if not value.strip():
                 raise DataError.at(csv, f"a value in column {column} in line {line}", "an empty cell")
-            if column in ("fixed", "moving", "label", "flow"):
+            if column in FILES:
                 _check_path(csv, line, value, root)
     table["name"] = [Path(path).stem for path in table["fixed"]]
     kind = table["modality"] if "modality" in table else pd.Series("", index=table.index)
@@ -151,7 +153,12 @@ def read_table(
 
 
 def find_table(
-    root: str | os.PathLike, modality: str = "all", *, csv: str | os.PathLike | None = None, seed: int = 0
+    root: str | os.PathLike,
+    modality: str = "all",
+    *,
+    csv: str | os.PathLike | None = None,
+    seed: int = 0,
+    split: str | None = None,
 ) -> pd.DataFrame:
     """The pairs below a folder, with a split: what training and validation on known deformations start from.
 
@@ -161,19 +168,26 @@ def find_table(
         csv: table to take them from; by default they are listed and split as the folder's own ``*-MRI/split.csv``
             says, or else by patient.
         seed: of that split.
+        split: keep only rows of this one; None keeps all.
 
     Returns:
         As `read_table` or `make_table`, with the column ``split``.
 
     Raises:
-        DataError: as those, and for a table without that column.
+        DataError: as those, for a table without that column, and where no row is of the split that is wanted.
     """
     if csv is None:
         given = next(Path(root).glob("*-MRI/split.csv"), None)
-        return make_table(root, modality, seed=seed, split_csv=given and given.name)
-    table = read_table(csv, root, modality=modality)
+        table = make_table(root, modality, seed=seed, split_csv=given and given.name)
+    else:
+        table = read_table(csv, root, modality=modality)
     if "split" not in table:
         raise DataError.at(csv, "a column split", f"columns {', '.join(table.columns)}")
+    if split is None:
+        return table
+    table = table[table["split"] == split].reset_index(drop=True)
+    if table.empty:
+        raise DataError.at(csv or root, f"pairs of the split {split}", "none")
     return table
 
 

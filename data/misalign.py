@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 import torch.nn.functional as F
 from kornia.image import image_to_tensor, tensor_to_image
 from numpy.typing import NDArray
@@ -25,17 +24,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.dataset import VAL_SEED, seeded
-from data.deformation import BENCHMARK, GRID_STRIDE, DeformationRange, affine_flow, misalignment, random_flow
-from data.make_csv import MODALITIES, SPLITS, DataError, find_table
+from data.deformation import BENCHMARK, DeformationRange, misalignment, random_flow
+from data.make_csv import FILES, MODALITIES, SPLITS, DataError, find_table
+from utils.apply_flow import apply_flow
 from utils.flow_io import save_flow
 from utils.image_io import ImageError, read_image, write_bytes, write_image
 from utils.pairs import read_pair
-from utils.warp import resize_flow, warp
+from utils.warp import resize_flow
 
 
 def write_misaligned(
     folder: Path, name: str, fixed: NDArray[np.float32], label: NDArray[np.float32], deformation: Tensor
-) -> None:
+) -> dict[str, Path]:
     """Write one pair: ``{fixed,moving,label}/NAME.png`` and ``flow/NAME.npy``.
 
     Args:
@@ -45,16 +45,20 @@ def write_misaligned(
         label: (H, W) or (H, W, 3) in [0, 1], the truly aligned moving image.
         deformation: (1, 2, H / 4, W / 4), px of that grid: the moving image is the label warped with it.
 
+    Returns:
+        The files by `data.make_csv.FILES`.
+
     Raises:
         ImageError: a file cannot be written.
     """
-    files = {role: folder / role / f"{name}.png" for role in ("fixed", "moving", "label")}
+    files = {role: folder / role / f"{name}{'.npy' if role == 'flow' else '.png'}" for role in FILES}
     write_image(files["fixed"], fixed)
     write_image(files["label"], label)
     # The moving image is made from the label as stored, so that rounding is no part of the misalignment.
-    stored = image_to_tensor(read_image(files["label"], color=label.ndim == 3), keepdim=False)
-    write_image(files["moving"], tensor_to_image(warp(stored, resize_flow(deformation, label.shape[:2]))))
-    save_flow(folder / "flow" / f"{name}.npy", misalignment(deformation)[0].numpy())
+    stored = read_image(files["label"], color=label.ndim == 3)
+    write_image(files["moving"], apply_flow(stored, resize_flow(deformation, label.shape[:2])[0].numpy()))
+    save_flow(files["flow"], misalignment(deformation)[0].numpy())
+    return files
 
 
 def misalign(
@@ -63,7 +67,6 @@ def misalign(
     output: Path,
     *,
     ranges: DeformationRange = BENCHMARK,
-    rotation: float = 0.0,
     size: tuple[int, int] | None = None,
     seed: int = VAL_SEED,
 ) -> pd.DataFrame:
@@ -74,7 +77,6 @@ def misalign(
         root: folder that its paths start from.
         output: folder to write to.
         ranges: what each deformation is drawn from.
-        rotation: turn of every moving image beside that, degrees.
         size: height and width to bring the images to first; None leaves them as they are.
         seed: of the draws; pair n of a modality has the same deformation whatever the others are.
 
@@ -86,32 +88,24 @@ def misalign(
     """
     rows = []
     for modality, pairs in table.groupby("modality", sort=False):
-        folder = output / modality
-        for number, paths in enumerate(tqdm(pairs.to_dict("records"), desc=modality, unit="pair")):
-            name = Path(paths["fixed"]).stem
-            pair = {role: Path(root, paths[role]) for role in ("fixed", "moving")}
+        for number, row in enumerate(tqdm(pairs.to_dict("records"), desc=modality, unit="pair")):
+            name = Path(row["fixed"]).stem
+            pair = {role: Path(root, row[role]) for role in ("fixed", "moving")}
             images = read_pair(pair | {"label": None}, modality)
             fixed, label = (_resized(image, size) for image in (images.fixed, images.moving))
-            deformation = random_flow(fixed.shape, ranges, seeded(seed, number)) + turn(fixed.shape, rotation)
-            write_misaligned(folder, name, fixed, label, deformation)
-            files = {role: f"{modality}/{role}/{name}.png" for role in ("fixed", "moving", "label")}
-            rows.append({**files, "flow": f"{modality}/flow/{name}.npy", "modality": modality})
+            deformation = random_flow(fixed.shape, ranges, seeded(seed, number))
+            files = write_misaligned(output / modality, name, fixed, label, deformation)
+            paths = {role: path.relative_to(output).as_posix() for role, path in files.items()}
+            rows.append({**paths, "modality": modality})
     written = pd.DataFrame(rows)
     write_bytes(output / "pairs.csv", written.to_csv(index=False, lineterminator="\n").encode())
     return written
 
 
-def turn(size: tuple[int, int], degrees: float) -> Tensor:
-    """Displacement field (1, 2, H / 4, W / 4), px of that grid, that turns an image of `size` about its centre."""
-    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    return affine_flow(size, torch.tensor([[[cos, -sin], [sin, cos]]]), torch.zeros(1, 2), GRID_STRIDE)
-
-
 def _resized(image: NDArray[np.float32], size: tuple[int, int] | None) -> NDArray[np.float32]:
     if size is None:
         return image
-    resized = F.interpolate(image_to_tensor(image, keepdim=False), size, mode="bilinear", antialias=True)
-    return tensor_to_image(resized.clamp(0, 1))
+    return tensor_to_image(F.interpolate(image_to_tensor(image, keepdim=False), size, mode="bilinear", antialias=True))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -141,15 +135,12 @@ def main(arguments: list[str] | None = None) -> int:
     if options.size and min(options.size) < 64:
         parser.error(f"--size: expected sides from 64, found {options.size[0]} {options.size[1]}")
     ranges = replace(BENCHMARK, amplitude=(options.amplitude,) * 2, sigma=(options.sigma,) * 2,
-                     translation=options.translation)
+                     translation=options.translation, rotation=(options.rotation,) * 2)
     try:
-        table = find_table(options.root, options.modality, csv=options.csv)
-        table = table[table["split"] == options.split]
-        if table.empty:
-            raise DataError.at(options.csv or options.root, f"pairs of the split {options.split}", "none")
+        table = find_table(options.root, options.modality, csv=options.csv, split=options.split)
         if "modality" not in table:
             raise DataError.at(options.csv, "a column modality", f"columns {', '.join(table.columns)}")
-        written = misalign(table, options.root, options.output, ranges=ranges, rotation=options.rotation,
+        written = misalign(table, options.root, options.output, ranges=ranges,
                            size=options.size and tuple(options.size), seed=options.seed)
     except ImageError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from data.dataset import VAL_SEED, PairDataset
+from data.deformation import DeformationRange, random_flow
 from data.make_csv import MODALITIES, find_table, read_table
-from data.misalign import main, misalign, turn
+from data.misalign import main, misalign
 from utils.apply_flow import apply_flow
 from utils.flow_io import load_flow
 from utils.image_io import read_image, write_image
@@ -88,6 +89,10 @@ def test_a_seed_decides_and_other_modalities_do_not(root, bench, tmp_path):
 
 
 def test_turn_by_hand():
+    def turn(size: tuple[int, int], degrees: float) -> torch.Tensor:
+        only = DeformationRange(amplitude=(0, 0), sigma=(16, 16), rotation=(degrees, degrees))
+        return random_flow(size, only, torch.Generator().manual_seed(0))
+
     flow = resize_flow(turn((64, 64), 90), (64, 64))
     # About the centre (31.5, 31.5) a quarter turn takes the point 20 px to the right of it to 20 px below it.
     assert torch.allclose(flow[0, :, 32, 52], torch.tensor([-21.0, 20.0]), atol=0.01)

@@ -12,17 +12,18 @@ DEFAULT_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "edarfusion.saf
 
 def positive(text: str) -> int:
     """A positive whole number from the command line."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 1, found {text}")
-    return value
+    return _whole(text, 1)
 
 
 def natural(text: str) -> int:
     """A whole number from 0 from the command line."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, low: int) -> int:
     value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected a number from 0, found {text}")
+    if value < low:
+        raise argparse.ArgumentTypeError(f"expected a number from {low}, found {text}")
     return value
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.make_csv import MODALITIES, DataError, read_table
+from data.make_csv import FILES, MODALITIES, DataError, read_table
 from utils.image_io import check_same_size, pair_files, read_image
 
 COLOR_MODALITIES = ("PET", "SPECT")
@@ -89,7 +89,7 @@ def table_pairs(
         table["modality"] = modality
     chosen: dict[str, list[dict]] = {}
     for row in table.to_dict("records"):
-        paths = {role: Path(root, row[role]) if role in row else None for role in ("fixed", "moving", "label", "flow")}
+        paths = {role: Path(root, row[role]) if role in row else None for role in FILES}
         chosen.setdefault(row["modality"], []).append({"name": row["name"], **paths})
     return chosen
 

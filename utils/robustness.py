@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from data.dataset import VAL_SEED, Pair, PairDataset, add_one_sided, seeded
-from data.make_csv import MODALITIES, DataError, find_table
+from data.make_csv import MODALITIES, find_table
 from models.edarfusion import EDARFusion
 from utils.arguments import DEFAULT_CHECKPOINT
 from utils.checkpoint import load_checkpoint
@@ -116,10 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
     options = parser.parse_args(arguments)
     try:
-        table = find_table(options.root, options.modality, csv=options.csv)
-        table = table[table["split"] == "val"].reset_index(drop=True)
-        if table.empty:
-            raise DataError.at(options.csv or options.root, "pairs of the split val", "none")
+        table = find_table(options.root, options.modality, csv=options.csv, split="val")
         device = choose_device(options.device)
         model = load_checkpoint(options.checkpoint, modality=options.modality, device=device).model
         result = robustness(model, PairDataset(table, options.root, seed=VAL_SEED), device)
