@@ -1,9 +1,11 @@
-"""What command lines share: the default weights, and numbers as `type` of an argument.
+"""What command lines share: the default weights, numbers as `type` of an argument, and output that any console takes.
 
 What is out of range is named in argparse's own message.
 """
 
 import argparse
+import io
+import sys
 from pathlib import Path
 
 DEFAULT_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "edarfusion.safetensors"
@@ -32,3 +34,10 @@ def share(text: str) -> float:
     if not 0 <= float(text) <= 1:
         raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, found {text}")
     return float(text)
+
+
+def print_anywhere() -> None:
+    """From now on print ? for a sign that the output's encoding lacks, such as an arrow in a log file on Windows."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")

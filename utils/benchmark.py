@@ -31,7 +31,7 @@ from tqdm import tqdm
 from data.deformation import BENCHMARK, misalignment, random_flow
 from losses.registration import registration_loss
 from models.edarfusion import PRESETS, EDARFusion, Output
-from utils.arguments import positive
+from utils.arguments import positive, print_anywhere
 from utils.checkpoint import load_checkpoint
 from utils.device import choose_device
 from utils.image_io import MIN_SIDE, ImageError, write_bytes, write_image
@@ -287,6 +287,7 @@ def to_markdown(results: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """``python -m utils.benchmark``; returns the exit status."""
+    print_anywhere()
     parser = argparse.ArgumentParser(
         prog="python -m utils.benchmark",
         description="Time the network stage by stage; write benchmark.md and benchmark.json.",

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from utils.arguments import positive
+from utils.arguments import positive, print_anywhere
 from utils.image_io import ImageError, write_bytes
 from utils.markdown import markdown_table
 from utils.metrics import LOWER_IS_BETTER, score_folders
@@ -175,6 +175,7 @@ def compare_folders(
 
 def main(arguments: list[str] | None = None) -> int:
     """``python -m utils.compare``; returns the exit status."""
+    print_anywhere()
     parser = argparse.ArgumentParser(
         prog="python -m utils.compare",
         description="Compare the output of several methods on the same pairs. Files pair by stem; colour "

@@ -1,9 +1,10 @@
 """Choice of the device by name, and of how many processes load what it works on."""
 
 import ctypes
-import os
 
 import torch
+
+from utils.cores import available_cores
 
 
 def keep_memory() -> None:
@@ -55,5 +56,5 @@ def loading_processes(device: torch.device, together: int = 1) -> int:
     Returns:
         From 0 to 8.
     """
-    cores = (os.cpu_count() or 1) // together
+    cores = available_cores() // together
     return 0 if device.type == "cpu" else max(1, min(8, cores - 2))

@@ -12,11 +12,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from multiprocessing import get_context, parent_process
 from typing import NamedTuple
 
+from utils.cores import pool_size
 from utils.metrics import folding_share, score_pair
+from utils.pairs import fingerprint
 from utils.results import FUSION_METRICS, REGISTRATION_METRICS, FusedPair, ResultFolder, reference_of
-
-MOST_WAITING = 2 * (os.cpu_count() or 1)
-"""Pairs that are being saved and scored, or wait for it, at one time."""
 
 
 class Job(NamedTuple):
@@ -53,7 +52,7 @@ def save_and_score(job: Job) -> dict[str, float | str]:
     scores = score_pair({"name": pair["name"], **images})
     row = {"name": pair["name"], "seconds": job.result.seconds, "reference": reference}
     row |= {column: scores[column] for column in (*FUSION_METRICS, *REGISTRATION_METRICS) if column in scores}
-    row |= {"folding": folding_share(job.result.flow)} | dict(job.scores)
+    row |= {"folding": folding_share(job.result.flow), "inputs": fingerprint(pair)} | dict(job.scores)
     return row if job.result.disagreement is None else row | {"disagreement": job.result.disagreement}
 
 
@@ -62,15 +61,18 @@ def scoring_pool(workers: int) -> AbstractContextManager[ProcessPoolExecutor | N
     if workers == 1:
         return nullcontext()
     # Not forked: torch has threads running.
-    return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_leave_with_parent)
+    return ProcessPoolExecutor(pool_size(workers), get_context("spawn"), initializer=_begin)
 
 
-def evaluate(jobs: Iterable[Job], pool: ProcessPoolExecutor | None) -> Iterator[dict[str, float | str]]:
+def evaluate(
+    jobs: Iterable[Job], pool: ProcessPoolExecutor | None, most_waiting: int = 2
+) -> Iterator[dict[str, float | str]]:
     """Save and score pairs while `jobs` goes on making them.
 
     Args:
         jobs: taken only as fast as they are dealt with, so that few images wait in memory.
         pool: of `scoring_pool`.
+        most_waiting: pairs that are being saved and scored, or wait for it, at one time.
 
     Yields:
         The rows of `save_and_score`, in the order in which they are done.
@@ -83,7 +85,7 @@ def evaluate(jobs: Iterable[Job], pool: ProcessPoolExecutor | None) -> Iterator[
         return
     waiting: set[Future] = set()
     for job in jobs:
-        if len(waiting) >= MOST_WAITING:
+        if len(waiting) >= most_waiting:
             wait(waiting, return_when=FIRST_COMPLETED)
         done = {future for future in waiting if future.done()}
         waiting -= done
@@ -106,8 +108,10 @@ def _signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _leave_with_parent() -> None:
-    """End this process when the one that started it is gone, however it ended."""
+def _begin() -> None:
+    """End this process when the one that started it is gone, however that ended, and not before."""
+    # Where signals cannot be held as above, Ctrl-C reaches all processes of a terminal.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def follow() -> None:
         parent_process().join()

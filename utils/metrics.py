@@ -9,7 +9,6 @@ scores folders of images.
 """
 
 import argparse
-import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
@@ -23,6 +22,7 @@ from scipy import fft, ndimage
 from tqdm import tqdm
 
 from utils.arguments import positive
+from utils.cores import available_cores, pool_size
 from utils.image_io import ImageError, check_same_size, pair_files, read_image, write_bytes
 
 LOWER_IS_BETTER = frozenset({"qcv", "rmse"})
@@ -908,7 +908,7 @@ def score_folders(
         ImageError: a folder or file cannot be used, or names do not pair.
     """
     pairs = pair_files(**folders)
-    workers = min(workers or os.cpu_count() or 1, len(pairs))
+    workers = pool_size(min(workers or available_cores(), len(pairs)))
     bar = {"total": len(pairs), "unit": "pair", "desc": description}
     if workers == 1:
         return pd.DataFrame(tqdm(map(score_pair, pairs), **bar))
