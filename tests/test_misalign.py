@@ -61,7 +61,7 @@ def test_the_flow_brings_the_moving_image_to_its_label(bench):
         assert fixed.shape == moving.shape == label.shape == ((256, 256, 3) if color else (256, 256))
         inside = np.s_[12:-12, 12:-12]
         before = np.abs(moving - label)[inside].mean()
-        assert np.abs(apply_flow(moving, load_flow(bench / row.flow)) - label)[inside].mean() < before / 4
+        assert np.abs(apply_flow(moving, load_flow(bench / row.flow, (256, 256))) - label)[inside].mean() < before / 4
 
 
 def test_by_default_the_pairs_are_those_of_the_validation(root, bench):
@@ -71,7 +71,7 @@ def test_by_default_the_pairs_are_those_of_the_validation(root, bench):
         written = read_table(bench / "pairs.csv", bench, modality=modality)
         for pair, row in zip((validation[n] for n in range(2)), written.itertuples(), strict=True):
             flow = resize_flow(pair.flow[None], (256, 256))[0].numpy()
-            assert np.allclose(load_flow(bench / row.flow), flow, atol=1e-5)
+            assert np.allclose(load_flow(bench / row.flow, (256, 256)), flow, atol=1e-5)
             # Luma is taken before the warp there and after it here, and both round.
             assert np.abs(read_image(bench / row.moving) - pair.moving[0].numpy()).max() < 0.01
             assert np.abs(read_image(bench / row.label) - pair.moving_aligned[0].numpy()).max() < 0.01
@@ -117,7 +117,7 @@ def test_larger_and_smoother_deformations_are_so(root, tmp_path):
     for name, options in (("usual", []), ("large", ["--amplitude", "5.212"]), ("smooth", ["--sigma", "40"])):
         arguments = ["--root", str(root), "--modality", "CT", "--translation", "0", *options]
         assert main([*arguments, "--output", str(tmp_path / name)]) == 0
-        flows = np.stack([load_flow(path) for path in sorted((tmp_path / name).rglob("*.npy"))])
+        flows = np.stack([load_flow(path, (256, 256)) for path in sorted((tmp_path / name).rglob("*.npy"))])
         strength[name] = np.std(flows), np.std(np.diff(flows, axis=3))
     assert strength["large"][0] > 1.7 * strength["usual"][0]
     assert strength["smooth"][1] < 0.6 * strength["usual"][1]

@@ -20,7 +20,7 @@ from utils.volume_io import (
     looks_like_hu,
     read_volume,
     resample_volume,
-    robust_scale,
+    robust_window,
     window,
     write_volume,
 )
@@ -107,6 +107,23 @@ def test_is_volume(tmp_path: Path) -> None:
     assert not is_volume(tmp_path)
     (tmp_path / "slice.DCM").touch()
     assert is_volume(tmp_path)
+
+
+def test_dicom_files_are_known_without_their_suffix(tmp_path: Path) -> None:
+    slices = noise(3, 64, 66)
+    series(tmp_path, slices, [(-20, -30, 4.0 * k) for k in range(3)])
+    for path in list(tmp_path.iterdir()):
+        path.rename(tmp_path / f"IM{path.stem}")
+    (tmp_path / "readme.txt").write_text("from the archive")
+    (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    assert is_volume(tmp_path) and is_volume(next(tmp_path.glob("IM*")))
+    np.testing.assert_array_equal(read_volume(tmp_path).slices, slices)
+
+
+def test_a_fourth_axis_of_one_is_no_axis(tmp_path: Path) -> None:
+    volume = read_volume(nifti(tmp_path / "3d.nii", patient()))
+    longer = read_volume(nifti(tmp_path / "4d.nii", patient()[..., None, None]))
+    np.testing.assert_array_equal(longer.slices, volume.slices)
 
 
 # --- axes ---------------------------------------------------------------------------------------------------
@@ -242,6 +259,37 @@ def test_resampling_fills_with_the_lowest_value_and_keeps_what_is_on_the_grid(tm
     np.testing.assert_allclose(found.slices[2:], read_volume(tmp_path / "moving.nii").slices, atol=1e-2)
 
 
+@pytest.mark.parametrize("count", [1, 5])
+def test_resampling_reaches_to_the_faces_of_the_voxels(tmp_path: Path, count: int) -> None:
+    # Oblique grids of one extent that differ by rounding, and by less than half a voxel: nothing may be lost.
+    angle = np.radians(20)
+    affine = np.eye(4)
+    affine[:3, :3] = [[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]]
+    affine[:3, :3] *= [0.9, 0.8, 4.0]
+    affine[:3, 3] = [-80.1, -100.3, 20.7]
+    array = patient()[..., :count]
+    like = read_volume(nifti(tmp_path / "fixed.nii", array, affine))
+    for shift, same in ((1e-6, True), (0.45, False)):
+        moved = affine.copy()
+        moved[:3, 3] += shift * affine[:3].sum(axis=1)[:3] - shift * affine[:3, 3]
+        volume = read_volume(nifti(tmp_path / "moving.nii", array + 100, moved))
+        found = resample_volume(volume, like)
+        assert (found.slices >= volume.slices.min()).all()
+        if same:
+            np.testing.assert_allclose(found.slices, volume.slices, atol=1e-2)
+        # Where nothing reaches, the lowest value stands: not at a face that is half a voxel away.
+        inner = found.slices[:, 1:-1, 1:-1]
+        assert np.corrcoef(inner.ravel(), volume.slices[:, 1:-1, 1:-1].ravel())[0, 1] > 0.9
+    moved[:3, 3] = affine[:3, 3] + 0.6 * affine[:3, 2]
+    volume = read_volume(nifti(tmp_path / "moving.nii", array + 100, moved))
+    if count == 1:
+        with pytest.raises(ValueError, match="overlap"):
+            resample_volume(volume, like)
+    else:
+        lowest = [(plane == volume.slices.min()).all() for plane in resample_volume(volume, like).slices]
+        assert lowest == [True, False, False, False, False]
+
+
 def test_volumes_apart_are_not_resampled(tmp_path: Path) -> None:
     affine = np.eye(4)
     like = read_volume(nifti(tmp_path / "fixed.nii", patient(), affine.copy()))
@@ -367,7 +415,7 @@ def test_nuclear_medicine_frames_follow_the_first_ones_position(tmp_path: Path) 
 
 def test_missing_and_foreign_files(tmp_path: Path) -> None:
     message_of(tmp_path / "none.nii", "nothing there")
-    message_of(tmp_path, "without .dcm files")
+    message_of(tmp_path, "without DICOM files")
     (tmp_path / "a.png").write_bytes(b"x")
     message_of(tmp_path / "a.png", ".nii")
     for name, words in {"text.nii": "NIfTI", "text.nii.gz": "NIfTI", "text.dcm": "DICOM"}.items():
@@ -502,7 +550,10 @@ def test_brain_window() -> None:
         window(values, 40, 0)
 
 
-def test_robust_scale_maps_percentiles_and_ignores_what_is_rare() -> None:
+def test_robust_window_maps_percentiles_and_ignores_what_is_rare() -> None:
+    def robust_scale(values: np.ndarray) -> np.ndarray:
+        return window(values, *robust_window(values))
+
     values = np.arange(1001, dtype=np.float32).reshape(7, 11, 13)
     scaled = robust_scale(values)
     assert scaled.dtype == np.float32 and scaled.shape == values.shape

@@ -20,11 +20,15 @@ def save_flow(path: str | os.PathLike, flow: NDArray[np.float32]) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def load_flow(path: str | os.PathLike, size: tuple[int, int] = (256, 256)) -> NDArray[np.float32]:
+COARSE = 4
+"""Pixels of an image a side of a cell of the coarse grid on which a file may hold its flow."""
+
+
+def load_flow(path: str | os.PathLike, size: tuple[int, int]) -> NDArray[np.float32]:
     """Read a displacement field at the resolution of its images.
 
-    A file may hold it on a coarser grid, in pixels of that grid, as those of the embedded sample do: (2, H / 4, W / 4),
-    which the flow's smoothness allows.
+    A file may hold it on a grid of (H // 4, W // 4), in pixels of that grid, as those of the embedded sample do: the
+    flow's smoothness allows it.
 
     Args:
         path: ``flow/NAME.npy``.
@@ -34,7 +38,7 @@ def load_flow(path: str | os.PathLike, size: tuple[int, int] = (256, 256)) -> ND
         float32 (2, H, W), px: ``aligned(p) = moving(p + flow(p))``, channel 0 is x.
 
     Raises:
-        ImageError: the file cannot be read or is no flow.
+        ImageError: the file cannot be read, is no flow, or is one for images of another size.
     """
     try:
         flow = np.load(path, allow_pickle=False)
@@ -46,6 +50,9 @@ def load_flow(path: str | os.PathLike, size: tuple[int, int] = (256, 256)) -> ND
         raise ImageError.at(path, "a flow of real numbers", str(flow.dtype))
     if not np.isfinite(flow).all():
         raise ImageError.at(path, "a flow of finite numbers", "NaN or infinity")
+    fitting = [(2, *size), (2, *(side // COARSE for side in size))]
+    if flow.shape not in fitting:
+        raise ImageError.at(path, f"a flow of shape {fitting[0]} or {fitting[1]}, as the images are", f"{flow.shape}")
     # Processes that only save need no torch.
     import torch
 

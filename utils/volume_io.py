@@ -26,7 +26,7 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_modality_lut
 
-from utils.image_io import MIN_SIDE, ImageError, write_bytes
+from utils.image_io import IMAGE_SUFFIXES, MIN_SIDE, ImageError, write_bytes
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 DICOM_SUFFIX = ".dcm"
@@ -65,10 +65,10 @@ class Volume(NamedTuple):
 
 
 def is_volume(path: str | os.PathLike) -> bool:
-    """True for a name that ends in .nii, .nii.gz or .dcm, and for a folder that holds .dcm files."""
+    """True for a NIfTI file by its name, for a DICOM file, and for a folder that holds DICOM files."""
     if os.path.isdir(path):
         return bool(_dicom_files(Path(path)))
-    return Path(path).name.lower().endswith((*NIFTI_SUFFIXES, DICOM_SUFFIX))
+    return Path(path).name.lower().endswith(NIFTI_SUFFIXES) or _is_dicom(Path(path))
 
 
 def read_volume(path: str | os.PathLike) -> Volume:
@@ -87,8 +87,8 @@ def read_volume(path: str | os.PathLike) -> Volume:
     if not os.path.exists(path):
         raise ImageError.at(path, "a NIfTI or DICOM file or a folder of DICOM files", "nothing there")
     if not is_volume(path):
-        found = "a folder without .dcm files" if path.is_dir() else repr(path.name)
-        raise ImageError.at(path, "a .nii, .nii.gz or .dcm file or a folder of .dcm files", found)
+        found = "a folder without DICOM files" if path.is_dir() else repr(path.name)
+        raise ImageError.at(path, "a .nii, .nii.gz or DICOM file or a folder of DICOM files", found)
     nifti = path.name.lower().endswith(NIFTI_SUFFIXES) and path.is_file()
     array, affine, modality, units = _read_nifti(path) if nifti else _read_dicom(path)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
@@ -153,17 +153,18 @@ def resample_volume(volume: Volume, like: Volume) -> Volume:
 
     Returns:
         Slices of the shape of `like` and its affine, in the volume's own units; its lowest value where it does not
-        reach.
+        reach. It reaches to the outer faces of its voxels, so that a single slice has the thickness that its affine
+        gives it.
 
     Raises:
         ValueError: the volumes do not overlap.
     """
     source, target = (_to_nifti(x.slices, x.affine) for x in (volume, like))
-    array = resample_from_to(source, target, order=1, cval=np.nan).get_fdata(dtype=np.float32)
-    beyond = np.isnan(array)
-    if beyond.all():
+    array = resample_from_to(source, target, order=1, mode="nearest").get_fdata(dtype=np.float32)
+    inside = _covered(target, source)
+    if not inside.any():
         raise ValueError("expected volumes that overlap in space, found one beside the other")
-    array[beyond] = volume.slices.min()
+    array[~inside] = volume.slices.min()
     return Volume(_to_slices(array, like.affine), like.affine, volume.modality, volume.units)
 
 
@@ -185,24 +186,21 @@ def window(slices: np.ndarray, center: float, width: float) -> np.ndarray:
     return np.clip((slices - np.float32(center - width / 2)) / np.float32(width), 0, 1).astype(np.float32)
 
 
-def robust_scale(slices: np.ndarray) -> np.ndarray:
-    """Map the 1st to the 99.5th percentile of a whole volume linearly to [0, 1] and clip.
+def robust_window(slices: np.ndarray) -> tuple[float, float]:
+    """Center and width of the window from the 1st to the 99.5th percentile of a whole volume.
 
     For modalities without a scale of their own (MRI) or with rare extremes (PET, SPECT). Where both percentiles are
-    the same value the full range takes their place; a constant volume becomes 0.
+    the same value the full range takes their place; that of a constant volume has its value as lower end, so that the
+    window makes it 0.
 
     Args:
         slices: (S, H, W), finite.
-
-    Returns:
-        float32 (S, H, W) in [0, 1].
     """
-    low, high = np.percentile(slices, (1, 99.5))
+    low, high = map(float, np.percentile(slices, (1, 99.5)))
     if low == high:
-        low, high = slices.min(), slices.max()
-    if low == high:
-        return np.zeros(slices.shape, np.float32)
-    return window(slices, (float(low) + float(high)) / 2, float(high) - float(low))
+        low, high = float(slices.min()), float(slices.max())
+    width = high - low or 1.0
+    return low + width / 2, width
 
 
 def looks_like_hu(slices: np.ndarray) -> bool:
@@ -235,6 +233,18 @@ def _to_nifti(slices: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
     return nib.Nifti1Image(apply_orientation(slices.transpose(2, 1, 0), ornt_transform(view, own)), affine)
 
 
+def _covered(target: nib.Nifti1Image, source: nib.Nifti1Image) -> np.ndarray:
+    """Which voxels of `target` have their centre in a voxel of `source`: boolean, of the target's shape."""
+    to_source = np.linalg.inv(source.affine) @ target.affine
+    along = np.ogrid[tuple(slice(side) for side in target.shape)]
+    inside = np.ones(target.shape, bool)
+    for row, side in zip(to_source[:3], source.shape, strict=True):
+        index = sum(step * place for step, place in zip(row[:3], along, strict=True)) + row[3]
+        # The faces belong to it, whatever the rounding of the affines.
+        inside &= (index >= -0.5 - 1e-4) & (index <= side - 0.5 + 1e-4)
+    return inside
+
+
 def _slices_affine(volume: Volume) -> np.ndarray:
     """(column, row, slice) of `Volume.slices` to RAS mm."""
     turn = ornt_transform(*_orientations(volume.affine, single=len(volume.slices) == 1))
@@ -263,7 +273,7 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, str, str]:
         raise ImageError.at(path, "a complete NIfTI file", f"a damaged or truncated file ({error})") from error
     if not isinstance(image, nib.Nifti1Image):
         raise ImageError.at(path, "a NIfTI file", type(image).__name__)
-    if len(image.shape) not in (2, 3) or 0 in image.shape:
+    if len(image.shape) < 2 or 0 in image.shape or np.prod(image.shape[3:]) != 1:
         raise ImageError.at(path, "a slice (2D) or a volume (3D)", f"{len(image.shape)}D, shape {image.shape}")
     if image.get_data_dtype().kind not in "iuf":
         raise ImageError.at(path, "one real number a voxel", f"data type {image.header.get_value_label('datatype')}")
@@ -277,7 +287,8 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, str, str]:
                     pass
     except Exception as error:
         raise ImageError.at(path, "a complete NIfTI file", f"a damaged or truncated file ({error})") from error
-    return array.reshape(*array.shape, *(1,) * (3 - array.ndim)), image.affine, "", ""
+    # PET is often written with a fourth axis of one time.
+    return array.reshape(*array.shape[:3], *(1,) * (3 - array.ndim)), image.affine, "", ""
 
 
 # --- DICOM --------------------------------------------------------------------------------------------------
@@ -413,9 +424,20 @@ def _functional_groups(dataset: Dataset, number: int) -> Dataset:
 
 
 def _dicom_files(folder: Path) -> list[Path]:
-    """The .dcm files directly in a folder, by name; hidden files are skipped."""
+    """The DICOM files directly in a folder, by name; hidden files are skipped."""
     try:
-        found = [p for p in folder.iterdir() if p.suffix.lower() == DICOM_SUFFIX and not p.name.startswith(".")]
+        found = [p for p in folder.iterdir() if not p.name.startswith(".") and p.is_file() and _is_dicom(p)]
     except OSError as error:
         raise ImageError.at(folder, "a folder that can be read", error.strerror or str(error)) from error
-    return sorted(p for p in found if p.is_file())
+    # A disc's table of contents is DICOM too, but no image.
+    return sorted(p for p in found if p.name.upper() != "DICOMDIR")
+
+
+def _is_dicom(path: Path) -> bool:
+    """By its suffix or, as archives and scanners often give none, by the letters that follow the preamble."""
+    if path.suffix.lower() == DICOM_SUFFIX:
+        return True
+    if path.suffix.lower() in IMAGE_SUFFIXES or not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"

@@ -16,7 +16,7 @@ from utils.volume_io import (
     looks_like_hu,
     read_volume,
     resample_volume,
-    robust_scale,
+    robust_window,
     window,
     write_volume,
 )
@@ -26,6 +26,10 @@ BRAIN_WINDOW = (40.0, 80.0)
 
 NEAR = 0.5
 """Millimetres between volumes that still count as lying on one grid."""
+
+
+DICOM_KINDS = {"CT": {"CT"}, "PET": {"PT", "NM"}, "SPECT": {"NM", "PT"}}
+"""What DICOM calls the modalities of moving images; both kinds of emission imaging are found under either name."""
 
 
 class VolumePair(NamedTuple):
@@ -46,6 +50,11 @@ class VolumePair(NamedTuple):
         fixed, *others = self.volumes
         apart = {role: distance_between(self.volumes[role], self.volumes[fixed]) for role in others}
         return {role: distance for role, distance in apart.items() if distance > NEAR}
+
+    def of_other_kind(self, modality: str) -> dict[str, str]:
+        """Role -> DICOM modality of volumes that say to be something else than an MRI and `modality`."""
+        wanted = {"fixed": {"MR"}, "moving": DICOM_KINDS[modality], "label": DICOM_KINDS[modality]}
+        return {role: x.modality for role, x in self.volumes.items() if x.modality not in wanted[role] | {""}}
 
     def write_slices(self, folder: str | os.PathLike) -> list[dict]:
         """Write the slices as images and return the pairs they make, as `utils.pairs` does.
@@ -97,7 +106,7 @@ def read_volumes(
     Args:
         fixed, moving, label: NIfTI files, DICOM files or folders of them.
         center_width: window of moving and label in their own units. By default `BRAIN_WINDOW` for Hounsfield units;
-            other values are scaled by their percentiles.
+            other values are scaled by the percentiles of the moving volume.
         resample: bring moving and label onto the grid of the fixed volume first, by their affines.
 
     Raises:
@@ -116,14 +125,13 @@ def read_volumes(
         if volume.slices.shape != shape:
             expected = f"the grid of {os.fspath(fixed)}, {_text(shape)} (--resample brings it there)"
             raise ImageError.at(paths[role], expected, _text(volume.slices.shape))
-    if center_width is None and (volumes["moving"].units == "HU" or looks_like_hu(volumes["moving"].slices)):
-        center_width = BRAIN_WINDOW
-    levels = {
-        role: robust_scale(volume.slices)
-        if role == "fixed" or center_width is None
-        else window(volume.slices, *center_width)
-        for role, volume in volumes.items()
-    }
+    moving = volumes["moving"]
+    if center_width is None:
+        in_hu = moving.units == "HU" or looks_like_hu(moving.slices)
+        center_width = BRAIN_WINDOW if in_hu else robust_window(moving.slices)
+    # One window for moving and label: their grey levels are compared.
+    windows = {"fixed": robust_window(volumes["fixed"].slices), "moving": center_width, "label": center_width}
+    levels = {role: window(volume.slices, *windows[role]) for role, volume in volumes.items()}
     name = Path(fixed).name
     for suffix in (*NIFTI_SUFFIXES, ".dcm"):
         name = name[: -len(suffix)] if name.lower().endswith(suffix) else name
