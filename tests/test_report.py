@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from utils import report
+from utils.metrics import with_mean
 from utils.report import PairImages, write_report
 
 NAMES = ["case 2", "case 10", "<b>bold</b></script>", "case 1"]
@@ -56,11 +57,6 @@ def make_table(names=NAMES, label=True):
         }
     )
     return with_mean(table)
-
-
-def with_mean(table):
-    mean = {**table.mean(numeric_only=True), "name": "mean"}
-    return pd.concat([table, pd.DataFrame([mean])], ignore_index=True)
 
 
 class Page(HTMLParser):
@@ -179,6 +175,16 @@ def test_without_labels_the_columns_that_need_them_are_left_out(write):
     assert page.columns == ["folding", "qabf", "qcv", "seconds"]
     assert [card["views"] for card in page.cards] == [["Fused", "Fixed", "Moving", "Aligned"]] * 4
     assert "fusion reference: aligned" in page.html
+
+
+def test_endpoint_errors_and_doubts_stand_with_the_first_figures(write):
+    table = make_table().iloc[:-1]
+    table = table.assign(epe_before=4.0, epe=[1.0, 2.0, 3.0, 5.0], disagreement=[0.3, 1.2, 0.4, 2.5])
+    page = write(with_mean(table))
+    texts = {name: " ".join("".join(page.texts[name]).split()) for name in ("div", "b")}
+    assert re.search(r"EPE.*2\.75 3 of 4 pairs better than before", texts["div"])
+    assert re.search(r"Disagreement.*1\.10 2 of 4 pairs above 1: look closely", texts["div"])
+    assert page.html.count('class="doubtful"') == 2
 
 
 def test_a_missing_value_is_a_dash_that_sorts_as_empty(write):

@@ -179,6 +179,21 @@ def test_figure_pair_leaves_out_what_is_not_known(pair):
     assert figure.get_figheight() < full.get_figheight()
 
 
+def test_figure_strip_shows_both_overlays_and_fits_the_paper(pair):
+    images = {name: pair[name] for name in ("fixed", "moving", "aligned", "fused")}
+    figure = visualize.figure_strip(**images)
+    assert [axes.get_title() for axes in figure.axes] == [
+        "Fixed", "Moving", "Overlay before", "Overlay after", "Fused",
+    ]  # fmt: skip
+    before, after = (figure.axes[n].images[0].get_array() for n in (2, 3))
+    np.testing.assert_allclose(before, visualize.red_green_overlay(pair["fixed"], pair["moving"]))
+    np.testing.assert_allclose(after, visualize.red_green_overlay(pair["fixed"], pair["aligned"]))
+    box = figure.axes[0].get_window_extent()
+    assert box.width / box.height == pytest.approx(WIDTH / HEIGHT, rel=0.02)
+    with pytest.raises(ValueError, match="fused 8 x 8"):
+        visualize.figure_strip(**images | {"fused": np.zeros((8, 8))})
+
+
 def test_figure_pair_names_the_input_that_does_not_fit(pair):
     with pytest.raises(ValueError, match=f"flow 32 x {WIDTH}"):
         visualize.figure_pair(**pair, flow=np.zeros((2, 32, WIDTH)))

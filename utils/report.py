@@ -112,7 +112,7 @@ METRICS: dict[str, Metric] = {
 
 _BEFORE = "_before"
 _REGISTRATION = ("rmse", "ssim", "ncc", "epe", "disagreement", "folding")
-_CARD_METRICS = ("rmse", "ssim", "ncc", "disagreement", "qabf", "qvif", "qcv", "seconds")
+_CARD_METRICS = ("epe", "rmse", "ssim", "ncc", "disagreement", "qabf", "qvif", "qcv", "seconds")
 
 PAGE_BUDGET = 14_000_000
 """Bytes that a page may take, with room up to 15 MB. Tables of over 2,800 rows leave none for images."""
@@ -323,7 +323,7 @@ def _improved(paired: pd.DataFrame, better: int) -> pd.Series:
 def _tiles(rows: pd.DataFrame, columns: Sequence[str]) -> list[dict]:
     """The few figures a reader looks for first."""
     tiles = []
-    for key in ("rmse", "ssim", "ncc"):
+    for key in ("epe", "rmse", "ssim", "ncc"):
         if key not in columns or key + _BEFORE not in columns:
             continue
         metric, paired = METRICS[key], _paired(rows, key)
@@ -338,11 +338,13 @@ def _tiles(rows: pd.DataFrame, columns: Sequence[str]) -> list[dict]:
                 "detail": f"{good} of {len(paired)} pairs better than before",
             }
         )
-    for key in ("qabf", "qvif", "folding", "seconds"):
+    for key in ("disagreement", "qabf", "qvif", "folding", "seconds"):
         if key not in columns:
             continue
         metric, values = METRICS[key], rows[key].dropna()
         detail = f"{_format(values.min(), metric.digits)} to {_format(values.max(), metric.digits)}"
+        if key == "disagreement":
+            detail = f"{int((values > DOUBTFUL).sum())} of {len(values)} pairs above {DOUBTFUL:g}: look closely"
         tiles.append(
             {"metric": metric, "before": "", "value": _format(values.mean(), metric.digits), "detail": detail}
         )
@@ -362,6 +364,8 @@ def _facts(row: pd.Series, columns: Sequence[str]) -> list[dict]:
             fact["before"] = _format(float(before), metric.digits)
             gain = (value - float(before)) * metric.better
             fact["verdict"] = "better" if gain > 0 else "worse" if gain < 0 else ""
+        elif key == "disagreement" and value > DOUBTFUL:
+            fact["verdict"] = "doubtful"
         facts.append(fact)
     return facts
 

@@ -78,6 +78,13 @@ def _check_same_size(**images: np.ndarray) -> None:
         raise ValueError(f"expected images of one height and width, found {found}")
 
 
+def _images(**images: np.ndarray) -> dict[str, np.ndarray]:
+    """The images of one pair, checked and clipped to [0, 1]."""
+    images = {name: np.clip(_check_image(image, name), 0.0, 1.0) for name, image in images.items()}
+    _check_same_size(**images)
+    return images
+
+
 def _grey(image: np.ndarray) -> np.ndarray:
     """BT.601 luma of an RGB image; a grey image as it is."""
     image = np.ascontiguousarray(image, dtype=np.float32)
@@ -330,6 +337,38 @@ _COLUMNS = (
 )
 
 
+def figure_strip(fixed: np.ndarray, moving: np.ndarray, aligned: np.ndarray, fused: np.ndarray) -> Figure:
+    """A pair in one row, as papers show it: fixed, moving, both laid over each other before and after, fused.
+
+    Args:
+        fixed, moving, aligned, fused: images in [0, 1], (H, W) or (H, W, 3), one size.
+
+    Returns:
+        A figure to be given to `save_figure`.
+
+    Raises:
+        ValueError: wrong shapes or different sizes; the message names them.
+    """
+    fixed, moving, aligned, fused = _images(fixed=fixed, moving=moving, aligned=aligned, fused=fused).values()
+    views = {
+        "Fixed": fixed,
+        "Moving": moving,
+        "Overlay before": red_green_overlay(fixed, moving),
+        "Overlay after": red_green_overlay(fixed, aligned),
+        "Fused": fused,
+    }
+    height, width = fixed.shape[:2]
+    scale = 2.4 / max(height, width)
+    panel_height, panel_width, gap, head = height * scale, max(width * scale, 1.3), 0.06, 0.3
+    figure = _new_figure(len(views) * (panel_width + gap) - gap, panel_height + head)
+    for number, (title, image) in enumerate(views.items()):
+        axes = _place(figure, number * (panel_width + gap), head, panel_width, panel_height)
+        axes.imshow(image, cmap="gray", vmin=0, vmax=1)
+        axes.set_axis_off()
+        axes.set_title(title, fontsize=12, pad=4)
+    return figure
+
+
 def figure_pair(
     fixed: np.ndarray,
     moving: np.ndarray,
@@ -362,12 +401,10 @@ def figure_pair(
     images = {"fixed": fixed, "moving": moving, "aligned": aligned, "fused": fused}
     if label is not None:
         images["label"] = label
-    images = {name: np.clip(_check_image(image, name), 0.0, 1.0) for name, image in images.items()}
-    sized = dict(images)
+    images = _images(**images)
     if flow is not None:
         flow = _check_flow(flow)
-        sized["flow"] = flow[0]
-    _check_same_size(**sized)
+        _check_same_size(fixed=images["fixed"], flow=flow[0])
     maps = {name: _check_map(array, name, "maps") for name, array in (maps or {}).items()}
 
     views: dict[str, tuple[str, np.ndarray]] = {
