@@ -28,7 +28,8 @@ from rich.table import Table
 from tqdm import tqdm
 
 from data.make_csv import MODALITIES, SPLITS, DataError
-from utils.arguments import DEFAULT_CHECKPOINT, natural, positive
+from utils.arguments import DEFAULT_CHECKPOINT, natural, positive, print_anywhere
+from utils.cores import available_cores
 from utils.evaluation import Job, evaluate, scoring_pool
 from utils.flow_io import load_flow
 from utils.image_io import ImageError
@@ -41,6 +42,7 @@ from utils.volume_pair import VolumePair, read_volumes
 
 PROGRAM = "EDARFusion_test_val"
 SUMMARY = ("rmse", "ssim", "ncc", "epe", "disagreement", "qabf", "qvif", "qcv", "folding", "seconds")
+DARK = 4096 / 65535  # of the range: 12 bits in a file of 16 reach no further
 INTERRUPTED = 130  # what shells report for Ctrl-C
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 PART = RANK if WORLD > 1 else None
@@ -62,7 +64,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--moving", metavar="DIR", help="moving images, grey or colour; files pair by stem")
     data.add_argument("--label", metavar="DIR", help="truly aligned moving images, to score the alignment")
     data.add_argument("--csv", metavar="FILE",
-                      help="table of pairs, columns fixed, moving [, label, flow, modality, split]")
+                      help="table of pairs, columns fixed, moving [, name, label, flow, modality, split]")
     data.add_argument("--root", metavar="DIR", help="folder that its paths start from (default: that of the table)")
     data.add_argument("--split", choices=SPLITS, help="which of its rows (default: all)")
     data.add_argument("--window", type=float, nargs=2, metavar=("CENTER", "WIDTH"),
@@ -83,11 +85,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     output = parser.add_argument_group("results")
     output.add_argument("--output", metavar="DIR", type=Path, default=Path("results"), help="default: %(default)s")
     output.add_argument("--save-flow", action="store_true", help="displacement fields, flow/NAME.npy")
-    output.add_argument("--save-maps", action="store_true", help="entropy, gate, reliability ..., maps/MAP/NAME.png")
-    output.add_argument("--save-figures", action="store_true", help="all of a pair in one picture, figures/NAME.png")
+    output.add_argument("--save-maps", action="store_true",
+                        help="entropy, gate, reliability ...: maps/MAP/NAME.png, their values maps/values/NAME.npz")
+    output.add_argument("--save-figures", action="store_true",
+                        help="figures/NAME.png, all of a pair, and figures/strips/NAME.png, a row for a paper")
     output.add_argument("--resume", action="store_true", help="leave out the pairs that an earlier run has finished")
     output.add_argument("--keep-going", action="store_true", help="leave out pairs that cannot be read; exit 1")
-    output.add_argument("--workers", type=positive, metavar="N", default=max(1, (os.cpu_count() or 1) // WORLD),
+    output.add_argument("--workers", type=positive, metavar="N", default=max(1, available_cores() // WORLD),
                         help="processes that save and score (default: one a core)")
     options = parser.parse_args(arguments)
     if options.modality not in (*MODALITIES, "all"):
@@ -123,7 +127,7 @@ def find_pairs(options: argparse.Namespace) -> dict[str, list[dict]]:
 
 def check_pairs(pairs: list[dict], modality: str, keep_going: bool) -> tuple[list[dict], list[str]]:
     """The pairs that can be read, and what is wrong with the others; without `keep_going` the first one raises."""
-    good, bad = [], []
+    good, bad, brightest = [], [], {"fixed": 0.0, "moving": 0.0}
     # Quick enough to leave no trace in a log: None shows the bar on a terminal only.
     for pair in tqdm(pairs, desc=f"checking {modality}", unit="pair", leave=False, disable=RANK > 0 or None):
         try:
@@ -131,11 +135,23 @@ def check_pairs(pairs: list[dict], modality: str, keep_going: bool) -> tuple[lis
             if pair["flow"]:
                 load_flow(pair["flow"], images.fixed.shape)
             good.append(pair)
+            brightest = {role: max(level, getattr(images, role).max()) for role, level in brightest.items()}
         except ImageError as error:
             if not keep_going:
                 raise
             bad.append(str(error))
+    for role, level in brightest.items():
+        if 0 < level < DARK:
+            where = f"{good[0][role]}{' and the others' * (len(good) > 1)}"
+            say(f"{where}: expected grey levels up to about 1, found none above {level:.2f}; 12 bits in a file of 16? "
+                "Stretch them, the network takes them as they are")
     return good, bad
+
+
+def say(what: str) -> None:
+    """What is no error but should be known; once, however many processes there are."""
+    if RANK == 0:
+        print(f"{PROGRAM}: {what}", file=sys.stderr)
 
 
 def print_summary(tables: dict[str, pd.DataFrame], folders: dict[str, ResultFolder]) -> None:
@@ -166,12 +182,12 @@ def run(options: argparse.Namespace) -> int:
     if not (options.fixed and is_volume(options.fixed)):
         return fuse_and_score(options, find_pairs(options))
     volumes = read_volumes(options.fixed, options.moving, options.label, options.window, resample=options.resample)
-    for role, distance in volumes.off_grid().items() if RANK == 0 else ():
-        print(
-            f"EDARFusion_test_val: {getattr(options, role)}: expected the place in space of {options.fixed}, found one "
-            f"up to {distance:.1f} mm off; taken voxel by voxel as it lies (--resample goes by the place)",
-            file=sys.stderr,
-        )
+    for role, distance in volumes.off_grid().items():
+        say(f"{getattr(options, role)}: expected the place in space of {options.fixed}, found one up to {distance:.1f} "
+            "mm off; taken voxel by voxel as it lies (--resample goes by the place)")
+    for role, found in volumes.of_other_kind(options.modality).items():
+        say(f"{getattr(options, role)}: expected the {role} volume, found a DICOM series of modality {found}; are "
+            "--fixed (MRI) and --moving the right way round?")
     # The aligned volume is made from the moving one's own values with the flow.
     options.save_flow = True
     with tempfile.TemporaryDirectory() as slices:
@@ -214,9 +230,7 @@ def fuse_and_score(
             model = OpenVINOModel(model, options.engine)
         except ValueError as error:
             raise DataError(f"--engine: {error}") from error
-    settings = {"passes": 1, "average": False} | checkpoint.training.get("inference", {})
-    settings |= {name: value for name in settings if (value := getattr(options, name)) is not None}
-    settings["average"] &= settings["passes"] > 0
+    settings = checkpoint.inference(options.passes, options.average)
     fuse = PairFuser(model, device, **settings)
     made_with = {
         "checkpoint": Path(options.checkpoint).name,
@@ -266,18 +280,19 @@ def fuse_and_score(
             if pair["flow"]:
                 true_flow = load_flow(pair["flow"], images.fixed.shape)
                 scores = endpoint_scores(result.flow, true_flow, read_image(pair["label"]))
-            yield Job(folder, pair, result, scores)
+            # Seven maps of a pair are more than all else that waits with it.
+            yield Job(folder, pair, result if folder.maps or folder.figures else result._replace(maps={}), scores)
 
     tables = {}
-    most = max(len(pairs) for pairs in chosen.values())
-    with stop_on_signal(second_breaks_in=True) as stop, scoring_pool(max(1, min(options.workers, most))) as pool:
+    workers = max(1, min(options.workers, max(len(pairs) for pairs in chosen.values())))
+    with stop_on_signal(second_breaks_in=WORLD == 1) as stop, scoring_pool(workers) as pool:
         for modality, pairs in chosen.items():
             folder, order = folders[modality], {pair["name"]: place for place, pair in enumerate(pairs)}
             todo = [pair for pair in pairs if pair["name"] not in rows[modality]][RANK::WORLD]
             known = rows[modality] if RANK == 0 else {}
             progress = tqdm(total=len(todo), desc=modality, unit="pair", disable=RANK > 0)
             with progress:
-                for row in evaluate(align_and_fuse(todo, folder), pool):
+                for row in evaluate(align_and_fuse(todo, folder), pool, 2 * workers):
                     known[row["name"]] = row
                     folder.write_rows(sorted(known.values(), key=lambda row: order[row["name"]]), PART)
                     progress.update()
@@ -287,7 +302,7 @@ def fuse_and_score(
                 return INTERRUPTED
             if WORLD > 1:
                 dist.barrier()
-                known = folder.read_rows() if RANK == 0 else {}
+                known = folder.read_rows() if RANK == 0 and pairs else {}
             if known and RANK == 0:
                 ordered = sorted(known.values(), key=lambda row: order[row["name"]])
                 folder.write_rows(ordered)
@@ -298,12 +313,17 @@ def fuse_and_score(
                 tables[modality] = pd.DataFrame(ordered)
     if RANK == 0:
         print_summary(tables, folders)
+        for modality, folder in folders.items():
+            if strangers := folder.strangers(chosen[modality]):
+                listed = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
+                say(f"{folder.path}: {len(strangers)} images of an earlier run lie there as well: {listed}")
         for reason in bad:
-            print(f"{PROGRAM}: left out: {reason}", file=sys.stderr)
+            say(f"left out: {reason}")
     return 1 if bad else 0
 
 
 def main(arguments: list[str] | None = None) -> int:
+    print_anywhere()
     try:
         return run(parse_arguments(arguments))
     except ImageError as error:

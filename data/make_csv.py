@@ -47,6 +47,7 @@ def make_table(
     seed: int = 0,
     group_pattern: str = GROUP_PATTERN,
     split_csv: str | os.PathLike | None = None,
+    draw_others: bool = False,
 ) -> pd.DataFrame:
     """List the pairs below a folder and split them by patient.
 
@@ -55,10 +56,12 @@ def make_table(
         modality: CT, PET, SPECT or all.
         ratio: share of each modality's slices that goes to ``train``, 0 to 1; met only about, as patients stay whole.
         seed: of the draw; the same folder, ratio and seed give the same table on every machine.
-        group_pattern: regular expression that a whole stem must match; its first group, or the whole match where it
-            has none, is the patient.
+        group_pattern: regular expression that a whole stem must match for the split to be drawn; its first group, or
+            the whole match where it has none, is the patient. Where a split is given, a stem that it does not match
+            stands for a patient of its own.
         split_csv: a file with the columns ``split, name`` to take the split from instead of drawing it. Looked for
             beside each modality's folders (``root/CT-MRI/split.csv``) first, then as a path.
+        draw_others: look for that file beside the folders only, and draw the split of modalities without one.
 
     Returns:
         Columns fixed, moving, modality, group, split; strings; in natural order of the names.
@@ -84,18 +87,22 @@ def make_table(
             folder = root
         for pair in pair_files(fixed=folder / "MRI", moving=folder / name):
             match = pattern.fullmatch(pair["name"])
-            if not match:
-                expected = f"a name that matches the group pattern {group_pattern}"
-                raise DataError.at(pair["fixed"], expected, pair["name"])
+            group = match[match.re.groups and 1] if match else None
             paths = {role: pair[role].relative_to(root).as_posix() for role in ("fixed", "moving")}
-            rows.append({**paths, "modality": name, "group": match[match.re.groups and 1], "split": ""})
+            rows.append({**paths, "modality": name, "group": group, "split": ""})
     table = pd.DataFrame(rows)
-    if split_csv is None:
-        table["split"] = _draw_split(table, ratio, seed)
-    else:
-        for _, part in table.groupby("modality", sort=False):
-            beside = root / Path(part["fixed"].iloc[0]).parents[1] / split_csv
+    for _, part in table.groupby("modality", sort=False) if split_csv is not None else ():
+        beside = root / Path(part["fixed"].iloc[0]).parents[1] / split_csv
+        if beside.is_file() or not draw_others:
             table.loc[part.index, "split"] = _given_split(part, beside if beside.is_file() else Path(split_csv))
+    ungiven = table["split"] == ""
+    unnamed = table["group"].isna()
+    for path in table.loc[ungiven & unnamed, "fixed"].head(1):
+        expected = f"a name that matches the group pattern {group_pattern} (--group-pattern), so that patients are told"
+        raise DataError.at(root / path, expected, repr(Path(path).stem))
+    table.loc[unnamed, "group"] = [Path(path).stem for path in table.loc[unnamed, "fixed"]]
+    if ungiven.any():
+        table.loc[ungiven, "split"] = _draw_split(table[ungiven], ratio, seed)
     return table
 
 
@@ -109,21 +116,21 @@ def read_table(
     """Read a table of pairs and check it.
 
     Args:
-        csv: CSV file with the columns ``fixed, moving`` and, if wanted, ``label, flow, modality, group, split``.
+        csv: CSV file with the columns ``fixed, moving`` and, if wanted, ``name, label, flow, modality, group, split``.
         root: folder that the paths in it start from.
-        modality: keep only rows of this one (needs the column); None or "all" keeps all.
+        modality: keep only rows of this one; a table without the column is taken to be of it. None or "all" keeps all.
         split: keep only rows of this one (needs the column); None keeps all.
 
     Returns:
-        The file's columns as strings, paths still relative to ``root``, and ``name``, the stem of ``fixed``.
+        The file's columns as strings, paths still relative to ``root``, and ``name``, by default the stem of ``fixed``.
 
     Raises:
         DataError: no such file, not a CSV file, a needed column is missing, no rows, an empty cell, an unknown
-            modality or split, two rows (of one modality) with one name, a path that leaves the root or leads to no
-            file. The message names the file and, where there is one, the line.
+            modality or split, two rows (of one modality) with one name, a name that cannot be a file's, a path that
+            leaves the root or leads to no file. The message names the file and, where there is one, the line.
     """
     table = _read_csv(csv, ("fixed", "moving"))
-    known = [c for c in (*FILES, "modality", "group", "split") if c in table]
+    known = [c for c in ("name", *FILES, "modality", "group", "split") if c in table]
     for column, allowed in (("modality", MODALITIES), ("split", SPLITS)):
         for line, value in table.get(column, pd.Series(dtype=str)).items():
             if value and value not in allowed:
@@ -134,13 +141,20 @@ def read_table(
                 raise DataError.at(csv, f"a value in column {column} in line {line}", "an empty cell")
             if column in FILES:
                 _check_path(csv, line, value, root)
-    table["name"] = [Path(path).stem for path in table["fixed"]]
+            if column == "name" and not re.fullmatch(r"[^/\\:*?\"<>|.][^/\\:*?\"<>|]*", value):
+                raise DataError.at(csv, f"a name for files in line {line}", repr(value))
+    if "name" not in table:
+        table["name"] = [Path(path).stem for path in table["fixed"]]
     kind = table["modality"] if "modality" in table else pd.Series("", index=table.index)
     seen: dict[tuple[str, str], int] = {}
     for line, key in zip(table.index, zip(kind, table["name"], strict=True), strict=True):
         if seen.setdefault(key, line) != line:
-            raise DataError.at(csv, "one row a name", f"{key[1]!r} in lines {seen[key]} and {line}")
-    for column, wanted in (("modality", None if modality == "all" else modality), ("split", split)):
+            expected = "one row a name (a column name gives others than those of the fixed files)"
+            raise DataError.at(csv, expected, f"{key[1]!r} in lines {seen[key]} and {line}")
+    modality = None if modality == "all" else modality
+    if modality is not None and "modality" not in table:
+        table["modality"] = modality
+    for column, wanted in (("modality", modality), ("split", split)):
         if wanted is None:
             continue
         if column not in table:
@@ -159,30 +173,34 @@ def find_table(
     csv: str | os.PathLike | None = None,
     seed: int = 0,
     split: str | None = None,
+    group_pattern: str = GROUP_PATTERN,
 ) -> pd.DataFrame:
     """The pairs below a folder, with a split: what training and validation on known deformations start from.
 
     Args:
         root: folder of aligned pairs, see the module's description.
         modality: CT, PET, SPECT or all.
-        csv: table to take them from; by default they are listed and split as the folder's own ``*-MRI/split.csv``
-            says, or else by patient.
+        csv: table to take them from; by default they are listed and split as ``split.csv`` beside the folders of a
+            modality says, or else by patient.
         seed: of that split.
         split: keep only rows of this one; None keeps all.
+        group_pattern: which names are one patient's, as in `make_table`.
 
     Returns:
-        As `read_table` or `make_table`, with the column ``split``.
+        As `read_table` or `make_table`, with the columns ``modality`` and ``split``.
 
     Raises:
-        DataError: as those, for a table without that column, and where no row is of the split that is wanted.
+        DataError: as those, for a table without these columns, and where no row is of the split that is wanted.
     """
     if csv is None:
-        given = next(Path(root).glob("*-MRI/split.csv"), None)
-        table = make_table(root, modality, seed=seed, split_csv=given and given.name)
+        table = make_table(
+            root, modality, seed=seed, group_pattern=group_pattern, split_csv="split.csv", draw_others=True
+        )
     else:
         table = read_table(csv, root, modality=modality)
-    if "split" not in table:
-        raise DataError.at(csv, "a column split", f"columns {', '.join(table.columns)}")
+    for column in ("modality", "split"):
+        if column not in table:
+            raise DataError.at(csv, f"a column {column}", f"columns {', '.join(table.columns)}")
     if split is None:
         return table
     table = table[table["split"] == split].reset_index(drop=True)
@@ -268,6 +286,12 @@ def _check_path(csv: str | os.PathLike, line: int, value: str, root: str | os.Pa
         raise DataError.at(csv, f"a file in line {line}", f"nothing at {os.path.join(root, value)!r}")
 
 
+def add_group_pattern(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """The option --group-pattern of all commands that split pairs by patient."""
+    parser.add_argument("--group-pattern", default=GROUP_PATTERN, metavar="REGEX",
+                        help="what a name must match; its first group is the patient (default: %(default)s)")
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Make a CSV table of aligned pairs, split by patient.")
     parser.add_argument("--root", type=Path, required=True, help="folder with CT-MRI, PET-MRI, SPECT-MRI in it")
@@ -275,8 +299,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="file to write (default: MODALITY.csv here)")
     parser.add_argument("--ratio", type=float, default=0.8, help="share of slices for training (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the split (default: %(default)s)")
-    parser.add_argument("--group-pattern", default=GROUP_PATTERN, metavar="REGEX",
-                        help="what a name must match; its first group is the patient (default: %(default)s)")
+    add_group_pattern(parser)
     parser.add_argument("--split-csv", metavar="FILE",
                         help="take the split from this file (columns split, name), in the modality's folder or a path")
     options = parser.parse_args(arguments)

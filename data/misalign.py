@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from data.dataset import VAL_SEED, seeded
 from data.deformation import BENCHMARK, DeformationRange, misalignment, random_flow
-from data.make_csv import FILES, MODALITIES, SPLITS, DataError, find_table
+from data.make_csv import FILES, MODALITIES, SPLITS, add_group_pattern, find_table
 from utils.apply_flow import apply_flow
 from utils.flow_io import save_flow
 from utils.image_io import ImageError, read_image, write_bytes, write_image
@@ -73,7 +73,7 @@ def misalign(
     """Write a misaligned copy of each pair of a table, with the truth.
 
     Args:
-        table: of `data.make_csv.find_table`: columns fixed, moving, modality.
+        table: of `data.make_csv.find_table`: columns fixed, moving, modality and, where it has one, name.
         root: folder that its paths start from.
         output: folder to write to.
         ranges: what each deformation is drawn from.
@@ -89,7 +89,7 @@ def misalign(
     rows = []
     for modality, pairs in table.groupby("modality", sort=False):
         for number, row in enumerate(tqdm(pairs.to_dict("records"), desc=modality, unit="pair")):
-            name = Path(row["fixed"]).stem
+            name = row.get("name", Path(row["fixed"]).stem)
             pair = {role: Path(root, row[role]) for role in ("fixed", "moving")}
             images = read_pair(pair | {"label": None}, modality)
             fixed, label = (_resized(image, size) for image in (images.fixed, images.moving))
@@ -117,6 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder to write to")
     parser.add_argument("--modality", choices=(*MODALITIES, "all"), default="all", help="default: %(default)s")
     parser.add_argument("--csv", metavar="FILE", help="table of pairs (python -m data.make_csv)")
+    add_group_pattern(parser)
     parser.add_argument("--split", choices=SPLITS, default="val", help="which of its rows (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=VAL_SEED, help="default: that of the project's validation")
     kind = parser.add_argument_group("deformation, px of images of 256 px (default: the field's benchmark)")
@@ -137,9 +138,9 @@ def main(arguments: list[str] | None = None) -> int:
     ranges = replace(BENCHMARK, amplitude=(options.amplitude,) * 2, sigma=(options.sigma,) * 2,
                      translation=options.translation, rotation=(options.rotation,) * 2)
     try:
-        table = find_table(options.root, options.modality, csv=options.csv, split=options.split)
-        if "modality" not in table:
-            raise DataError.at(options.csv, "a column modality", f"columns {', '.join(table.columns)}")
+        table = find_table(
+            options.root, options.modality, csv=options.csv, split=options.split, group_pattern=options.group_pattern
+        )
         written = misalign(table, options.root, options.output, ranges=ranges,
                            size=options.size and tuple(options.size), seed=options.seed)
     except ImageError as error:

@@ -1,5 +1,6 @@
 """data/make_csv.py: tables are complete, split by patient and repeatable; bad tables give one clear line."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from data.make_csv import DataError, main, make_table, read_table
+from data.make_csv import DataError, find_table, main, make_table, read_table
 from utils.image_io import ImageError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -109,6 +110,36 @@ class TestMakeTable:
         assert make_table(root, "CT", split_csv="split.csv")["split"].tolist() == wanted
         assert make_table(root, "CT", split_csv=root / "CT-MRI/split.csv")["split"].tolist() == wanted
 
+    def test_names_without_a_patient_in_them(self, root, tmp_path):
+        for role in ("MRI", "CT"):
+            folder = tmp_path / "CT-MRI" / role
+            folder.mkdir(parents=True)
+            for number, path in enumerate(sorted((root / "CT-MRI" / role).iterdir())):
+                shutil.copy(path, folder / f"{number % 4}_{number}.png")
+        message_of(lambda: make_table(tmp_path, "CT"), "--group-pattern", "0_0")
+        assert set(find_table(tmp_path, "CT", group_pattern="(.)_.*")["group"]) == set("0123")
+        # Where the split is given nobody needs to know.
+        names = [path.name for path in (tmp_path / "CT-MRI/MRI").iterdir()]
+        (tmp_path / "CT-MRI/split.csv").write_text("split,name\n" + "\n".join(f"train,{name}" for name in names))
+        table = find_table(tmp_path, "CT")
+        assert set(table["split"]) == {"train"} and table["group"].nunique() == 20
+
+    @pytest.mark.parametrize("inner", [False, True])
+    def test_a_split_is_taken_where_it_lies_and_drawn_elsewhere(self, root, inner, monkeypatch, tmp_path):
+        # One in the working folder belongs to something else.
+        monkeypatch.chdir(tmp_path)
+        Path("split.csv").write_text("split,name\n")
+        names = [path.name for path in (root / "CT-MRI/MRI").iterdir()]
+        (root / "CT-MRI/split.csv").write_text("split,name\n" + "\n".join(f"val,{name}" for name in names))
+        if inner:
+            assert set(find_table(root / "CT-MRI", "CT")["split"]) == {"val"}
+            return
+        table = find_table(root, "all", seed=3)
+        assert set(table.loc[table["modality"] == "CT", "split"]) == {"val"}
+        for modality in ("PET", "SPECT"):
+            assert set(table.loc[table["modality"] == modality, "split"]) == {"train", "val"}
+        assert find_table(root, "PET", seed=3)["split"].tolist() == make_table(root, "PET", seed=3)["split"].tolist()
+
     def test_bad_input(self, root, tmp_path):
         message_of(lambda: make_table(root, "US"), "US", "CT, PET, SPECT")
         message_of(lambda: make_table(root, "CT", ratio=1.2), "1.2")
@@ -139,6 +170,21 @@ class TestReadTable:
         table = read_table(tmp_path / "t.csv", root)
         assert table[COLUMNS].astype(object).equals(made.astype(object))
         assert table["name"].tolist() == [Path(p).stem for p in made["fixed"]]
+
+    def test_a_table_without_modalities_is_of_the_one_that_is_asked_for(self, root, table_file):
+        path = table_file("CT-MRI/MRI/2001.png,CT-MRI/CT/2001.png,train", header="fixed,moving,split")
+        assert read_table(path, root, modality="CT")["modality"].tolist() == ["CT"]
+        assert "modality" not in read_table(path, root, modality="all")
+        message_of(lambda: find_table(root, csv=path), "column modality")
+
+    def test_names_of_ones_own(self, root, table_file):
+        first, second = "CT-MRI/MRI/2001.png,CT-MRI/CT/2001.png", "CT-MRI/MRI/2001.png,CT-MRI/CT/2002.png"
+        header = "fixed,moving,name"
+        path = table_file(f"{first},p1 slice.2", f"{second},p2", header=header)
+        assert read_table(path, root)["name"].tolist() == ["p1 slice.2", "p2"]
+        message_of(lambda: read_table(table_file(f"{first},a", f"{second},a", header=header), root), "one row a name")
+        for name in ("../a", "a/b", "a\\b", ".a", "c:d", ""):
+            message_of(lambda name=name: read_table(table_file(f"{first},{name}", header=header), root), "line 2")
 
     def test_choice_of_rows(self, root, table_file):
         path = table_file(row("2001"), row("2002", split="val"), row("2001", "PET"))

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from kornia.color import rgb_to_ycbcr
+from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 import EDARFusion_test_val as script
@@ -25,7 +26,7 @@ from utils.image_io import read_image, write_image
 from utils.inference import PairFuser
 from utils.maps import jacobian_determinant
 from utils.metrics import fusion_metrics, read_grey, registration_metrics
-from utils.results import COLUMNS
+from utils.results import COLUMNS, ResultFolder
 from utils.visualize import MAPS
 from utils.volume_pair import read_volumes
 from utils.warp import warp
@@ -103,7 +104,7 @@ def test_embedded_sample(sample_run, modality):
     assert table["rmse"].iloc[-1] == pytest.approx(table["rmse"].iloc[:-1].mean())
     assert table["epe_before"].between(2, 6).all()
     assert sorted(p.name for p in folder.iterdir()) == [
-        "aligned", "flow", "fused", "metrics.csv", "report.html", "settings.json",
+        "aligned", "flow", "fused", "inputs.json", "metrics.csv", "report.html", "settings.json",
     ]  # fmt: skip
     for kind in ("fused", "aligned"):
         assert [p.stem for p in sorted((folder / kind).iterdir())] == list(names)
@@ -209,6 +210,58 @@ def test_true_flows_give_the_endpoint_error(checkpoint, tmp_path):
         # The pictures are bright nearly everywhere, so nearly every place counts.
         assert found == pytest.approx(np.hypot(flow[0] - number, flow[1]).mean(), rel=0.1)
     assert "EPE" in (tmp_path / "out/CT/report.html").read_text()
+
+
+def test_the_endpoint_error_of_a_label_without_tissue_is_that_of_the_whole_image(checkpoint, tmp_path):
+    options = folders(tmp_path, pairs=1, label=True)
+    write_image(tmp_path / "label/001.png", np.zeros(SHAPE, np.float32))
+    np.save(tmp_path / "flow.npy", np.full((2, *SHAPE), 3.0, np.float32))
+    row = "fixed/001.png,moving/001.png,label/001.png,flow.npy"
+    (tmp_path / "pairs.csv").write_text(f"fixed,moving,label,flow\n{row}\n")
+    assert options and run(checkpoint, tmp_path / "out", "--modality", "CT", "--csv", str(tmp_path / "pairs.csv")) == 0
+    table = read_table(tmp_path / "out/CT/metrics.csv")
+    assert table.loc[0, "epe_before"] == pytest.approx(np.hypot(3, 3), rel=1e-5)
+    assert table["epe"].notna().all()
+
+
+def test_names_of_the_table(checkpoint, tmp_path, capsys):
+    folders(tmp_path, pairs=2)
+    for patient, number in (("a", 1), ("b", 2)):
+        for role in ("fixed", "moving"):
+            (tmp_path / patient / role).mkdir(parents=True)
+            shutil.move(tmp_path / role / f"{number:03}.png", tmp_path / patient / role / "slice.png")
+    rows = [f"{patient}/fixed/slice.png,{patient}/moving/slice.png" for patient in "ab"]
+    path = tmp_path / "pairs.csv"
+    path.write_text("fixed,moving\n" + "\n".join(rows))
+    options = ["--modality", "CT", "--csv", str(path)]
+    assert run(checkpoint, tmp_path / "out", *options) == 2
+    assert "column name" in capsys.readouterr().err
+    path.write_text("fixed,moving,name\n" + "\n".join(f"{row},{name}" for row, name in zip(rows, "ab", strict=True)))
+    assert run(checkpoint, tmp_path / "out", *options) == 0
+    assert sorted(p.name for p in (tmp_path / "out/CT/fused").iterdir()) == ["a.png", "b.png"]
+
+
+def test_images_that_hardly_use_their_range_are_named(checkpoint, tmp_path, capsys):
+    options = ["--modality", "CT", *folders(tmp_path, pairs=2)]
+    assert run(checkpoint, tmp_path / "out", *options) == 0
+    assert "grey levels" not in capsys.readouterr().err
+    for path in (tmp_path / "moving").iterdir():
+        # A CT of 12 bits as programs write it: 16 bits, none above 4095.
+        Image.fromarray((read_image(path) * 4095).astype(np.uint16)).save(path)
+    assert run(checkpoint, tmp_path / "out", *options) == 0
+    line = next(line for line in capsys.readouterr().err.splitlines() if "grey levels" in line)
+    assert str(tmp_path / "moving/001.png") in line and "0.06" in line and "12 bits" in line
+
+
+def test_images_of_an_earlier_run_are_named(checkpoint, tmp_path, capsys):
+    options = ["--modality", "CT", *folders(tmp_path, pairs=3)]
+    assert run(checkpoint, tmp_path / "out", *options) == 0
+    for role in ("fixed", "moving"):
+        (tmp_path / role / "002.png").unlink()
+    capsys.readouterr()
+    assert run(checkpoint, tmp_path / "out", *options) == 0
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "earlier run" in line and "1 images" in line and "002" in line and "001" not in line
 
 
 def test_flows_that_cannot_be_used(checkpoint, tmp_path, capsys):
@@ -327,8 +380,12 @@ def test_pairs_in_doubt_are_named(tmp_path, capsys):
 def test_maps_and_figures(checkpoint, tmp_path):
     options = folders(tmp_path, pairs=1)
     assert run(checkpoint, tmp_path / "out", "--modality", "CT", *options, "--save-maps", "--save-figures") == 0
-    assert {p.name for p in (tmp_path / "out/CT/maps").iterdir()} == set(MAPS)
-    for path in (*(tmp_path / f"out/CT/maps/{kind}/001.png" for kind in MAPS), tmp_path / "out/CT/figures/001.png"):
+    assert {p.name for p in (tmp_path / "out/CT/maps").iterdir()} == {*MAPS, "values"}
+    with np.load(tmp_path / "out/CT/maps/values/001.npz") as values:
+        assert set(values) == set(MAPS) and all(values[kind].shape == SHAPE for kind in MAPS)
+        assert values["jacobian"].mean() == pytest.approx(1, abs=0.1) and 0.15 <= values["gate"].min()
+    figures = [tmp_path / f"out/CT/figures/{name}" for name in ("001.png", "strips/001.png")]
+    for path in (*(tmp_path / f"out/CT/maps/{kind}/001.png" for kind in MAPS), *figures):
         assert read_image(path).std() > 0
     page = (tmp_path / "out/CT/report.html").read_text()
     assert all(style.title in page for style in MAPS.values())
@@ -381,6 +438,31 @@ class TestVolumes:
         np.testing.assert_allclose(levels, np.clip(values / 80, 0, 1), atol=1e-5)
         fixed = read_volumes(options[3], options[5]).levels["fixed"]
         assert fixed.min() == 0 and fixed.max() == 1 and 0.2 < fixed.mean() < 0.8
+
+    def test_moving_volume_and_label_have_one_scale(self, tmp_path, options):
+        # No Hounsfield units; the label has more of nothing around the head, so percentiles of its own.
+        moving = 300 * np.stack([picture(seed) for seed in range(3)])
+        label = np.where(moving > 150, moving, 0)
+        paths = [self.save(tmp_path / f"{name}.nii", x) for name, x in (("moving", moving), ("label", label))]
+        levels = read_volumes(options[3], *paths).levels
+        inside = moving > 150
+        np.testing.assert_allclose(levels["label"][inside], levels["moving"][inside], atol=1e-6)
+        low, high = np.percentile(moving, (1, 99.5))
+        np.testing.assert_allclose(levels["moving"], np.clip((moving - low) / (high - low), 0, 1), atol=1e-4)
+
+    def test_volumes_of_another_kind_are_named(self, tmp_path, options):
+        volumes = read_volumes(options[3], options[5])
+        assert volumes.of_other_kind("CT") == {}  # NIfTI does not say
+        kinds = {"fixed": "CT", "moving": "MR"}
+        swapped = volumes._replace(
+            volumes={role: x._replace(modality=kinds[role]) for role, x in volumes.volumes.items()}
+        )
+        assert swapped.of_other_kind("CT") == kinds
+        right = {"fixed": "MR", "moving": "PT"}
+        volumes = volumes._replace(
+            volumes={role: x._replace(modality=right[role]) for role, x in volumes.volumes.items()}
+        )
+        assert volumes.of_other_kind("PET") == {} and volumes.of_other_kind("CT") == {"moving": "PT"}
 
     def test_resample_brings_the_moving_volume_onto_the_fixed_grid(self, checkpoint, tmp_path, options, capsys):
         # The same voxels but one slice higher up, and one slice more: only the header says so.
@@ -599,6 +681,44 @@ def test_resume_does_not_mix_results(checkpoint, model, tmp_path, capsys, change
     # Without --resume they are results of a new run.
     assert run(checkpoint, tmp_path / "out", *options) == 0
     assert run(checkpoint, tmp_path / "out", *options, "--resume") == 0
+
+
+@pytest.mark.parametrize("role", ["fixed", "moving", "label"])
+def test_resume_makes_pairs_again_whose_files_are_others(checkpoint, tmp_path, role):
+    options = ["--modality", "CT", *folders(tmp_path, pairs=2, label=True), "--save-flow"]
+    assert run(checkpoint, tmp_path / "out", *options) == 0
+    table, kept = (read_table(tmp_path / "out/CT/metrics.csv") for _ in range(2))
+    # Another patient's slice of the same name.
+    write_image(tmp_path / role / "002.png", picture(77))
+    assert run(checkpoint, tmp_path / "out", *options, "--resume") == 0
+    again = read_table(tmp_path / "out/CT/metrics.csv")
+    assert again.loc[0].equals(kept.loc[0]) and not again.loc[1].equals(table.loc[1])
+    assert run(checkpoint, tmp_path / "anew", *options) == 0
+    anew = read_table(tmp_path / "anew/CT/metrics.csv")
+    pd.testing.assert_frame_equal(again.drop(columns="seconds"), anew.drop(columns="seconds"))
+
+
+def test_rows_without_known_inputs_are_made_again(checkpoint, tmp_path):
+    options = ["--modality", "CT", *folders(tmp_path, pairs=1)]
+    assert run(checkpoint, tmp_path / "out", *options) == 0
+    before = (tmp_path / "out/CT/fused/001.png").stat()
+    (tmp_path / "out/CT/inputs.json").write_text("no json")
+    assert run(checkpoint, tmp_path / "out", *options, "--resume") == 0
+    assert (tmp_path / "out/CT/fused/001.png").stat().st_ino != before.st_ino
+    assert list(json.loads((tmp_path / "out/CT/inputs.json").read_text())) == ["001"]
+
+
+def test_parts_of_several_processes_are_resumed(checkpoint, tmp_path):
+    folder = ResultFolder(tmp_path, "CT")
+    rows = {name: dict.fromkeys(COLUMNS, 0.5) | {"name": name, "reference": "label"} for name in ("001", "002", "003")}
+    folder.write_rows([rows["003"] | {"inputs": "old"}])
+    for part, name in enumerate(("001", "002")):
+        folder.write_rows([rows[name] | {"inputs": f"of {name}"}], part)
+    found = folder.read_rows()
+    # What the processes left when they broke off is newer than the whole table.
+    assert {name: row["inputs"] for name, row in found.items()} == {"001": "of 001", "002": "of 002"}
+    folder.remove_parts()
+    assert {name: row["inputs"] for name, row in folder.read_rows().items()} == {"003": "old"}
 
 
 def test_resume_scores_again_when_labels_are_given(checkpoint, tmp_path):

@@ -44,6 +44,20 @@ class Checkpoint(NamedTuple):
     metrics: dict[str, Any]
     state: dict[str, Tensor]
 
+    def inference(self, passes: int | None = None, average: bool | None = None) -> dict[str, Any]:
+        """How the model is to be used: arguments `passes` and `average` of `EDARFusion.forward`.
+
+        Args:
+            passes, average: what is wished for; None leaves it to the checkpoint, which was tried out with it. Those of
+                a training run say nothing: one pass, not averaged.
+        """
+        settings = {"passes": 1, "average": False} | self.training.get("inference", {})
+        wishes = {"passes": passes, "average": average}
+        settings |= {name: value for name, value in wishes.items() if value is not None}
+        # Nothing is estimated that could be averaged.
+        settings["average"] &= settings["passes"] > 0
+        return settings
+
 
 def save_checkpoint(
     path: str | os.PathLike,
@@ -97,7 +111,8 @@ def load_checkpoint(
             raise CheckpointError.at(path, "a safetensors file", "a PyTorch file (pickle), which is not loaded")
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            # Copies: the file stays free to be replaced, which Windows denies while it is mapped.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise CheckpointError.at(path, "a complete safetensors file", str(error)) from error
     fields = _fields(path, metadata)

@@ -2,7 +2,8 @@
 
 ``python -m utils.export --help``. The graph takes ``fixed`` and ``moving`` (1, 1, H, W), float32 in [0, 1], of the one
 size that it was made for, and gives ``fused`` and ``aligned`` (1, 1, H, W) and ``flow`` (1, 2, H, W) in px, with
-channel 0 along the columns: `aligned(p) = moving(p + flow(p))`. Needs the packages onnx, onnxscript and onnxruntime.
+channel 0 along the columns: `aligned(p) = moving(p + flow(p))`. By default it does what the test command does: as many
+passes, averaged, as the checkpoint says. Needs the packages onnx, onnxscript and onnxruntime.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from data.make_sample import SAMPLE_ROOT
 from models.edarfusion import EDARFusion
+from utils.arguments import natural
 from utils.checkpoint import load_checkpoint
 from utils.image_io import MIN_SIDE, ImageError, read_image, write_bytes
 
@@ -40,22 +42,27 @@ class Exported(NamedTuple):
 
 
 class Graph(nn.Module):
-    """The part of `EDARFusion` that is exported: (fixed, moving) -> `Exported`."""
-
-    def __init__(self, model: EDARFusion) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, fixed: Tensor, moving: Tensor) -> Exported:
-        output = self.model(fixed, moving)
-        return Exported(output.fused, output.aligned, output.flow)
-
-
-def to_onnx(model: EDARFusion, size: tuple[int, int], metadata: dict[str, str] | None = None) -> bytes:
-    """The ONNX file of a network for images of one size.
+    """What is exported of an `EDARFusion`: (fixed, moving) -> `Exported`.
 
     Args:
         model: in evaluation mode, on the CPU.
+        passes, average: as in `EDARFusion.forward`.
+    """
+
+    def __init__(self, model: EDARFusion, passes: int = 1, average: bool = False) -> None:
+        super().__init__()
+        self.model, self.passes, self.average = model, passes, average
+
+    def forward(self, fixed: Tensor, moving: Tensor) -> Exported:
+        output = self.model(fixed, moving, self.passes, self.average)
+        return Exported(output.fused, output.aligned, output.flow)
+
+
+def to_onnx(graph: Graph, size: tuple[int, int], metadata: dict[str, str] | None = None) -> bytes:
+    """The ONNX file of a network for images of one size.
+
+    Args:
+        graph: what it is to compute.
         size: height and width, from `MIN_SIDE` up.
         metadata: name -> text that is kept in the file.
     """
@@ -65,7 +72,7 @@ def to_onnx(model: EDARFusion, size: tuple[int, int], metadata: dict[str, str] |
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            Graph(model), pair, dynamo=True, verbose=False, input_names=["fixed", "moving"],
+            graph, pair, dynamo=True, verbose=False, input_names=["fixed", "moving"],
             output_names=list(Exported._fields),
         )  # fmt: skip
     program.model.metadata_props.update(metadata or {})
@@ -89,7 +96,7 @@ def sample_pair(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def accurate_means(model: EDARFusion) -> Iterator[None]:
+def accurate_means(model: nn.Module) -> Iterator[None]:
     """Inside, the network normalises groups of channels from copies that lie as PyTorch averages them accurately.
 
     As convolutions leave them, PyTorch on a CPU adds up their values one by one, the longer the fewer its threads. What
@@ -104,10 +111,10 @@ def accurate_means(model: EDARFusion) -> Iterator[None]:
             hook.remove()
 
 
-def largest_differences(data: bytes, model: EDARFusion, fixed: Tensor, moving: Tensor) -> dict[str, float]:
+def largest_differences(data: bytes, graph: Graph, fixed: Tensor, moving: Tensor) -> dict[str, float]:
     """Largest absolute difference of each output between the ONNX file and the network: grey value, or px of flow."""
-    with torch.inference_mode(), accurate_means(model):
-        expected = Graph(model)(fixed, moving)
+    with torch.inference_mode(), accurate_means(graph):
+        expected = graph(fixed, moving)
     found = run_onnx(data, fixed, moving)
     return {name: (a - b).abs().max().item() for name, a, b in zip(Exported._fields, found, expected, strict=True)}
 
@@ -121,13 +128,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--checkpoint", metavar="FILE", required=True, help="trained network")
     parser.add_argument("--output", metavar="FILE", required=True, type=Path, help="file to write, by custom NAME.onnx")
     parser.add_argument("--size", metavar=("H", "W"), nargs=2, type=_side, default=(256, 256), help="default: 256 256")
+    parser.add_argument("--passes", type=natural, metavar="N", help="registrations (default: as the checkpoint says)")
+    parser.add_argument("--average", action=argparse.BooleanOptionalAction,
+                        help="average both directions of pair and mirror image (default: as the checkpoint says)")
     options = parser.parse_args(arguments)
     size = tuple(options.size)
     try:
         checkpoint = load_checkpoint(options.checkpoint)
+        settings = checkpoint.inference(options.passes, options.average)
+        graph = Graph(checkpoint.model, **settings)
         metadata = {"modality": checkpoint.modality, "arguments": json.dumps(checkpoint.model.arguments)}
-        data = to_onnx(checkpoint.model, size, metadata)
-        differences = largest_differences(data, checkpoint.model, *sample_pair(size))
+        data = to_onnx(graph, size, metadata | {"inference": json.dumps(settings)})
+        differences = largest_differences(data, graph, *sample_pair(size))
         described = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
         if not all(differences[name] <= limit for name, limit in TOLERANCE.items()):
             limits = ", ".join(f"{name} {limit:.0e}" for name, limit in TOLERANCE.items())
@@ -139,7 +151,8 @@ def main(arguments: list[str] | None = None) -> int:
     except ImportError as error:
         print(f"{parser.prog}: expected the packages {', '.join(PACKAGES)}, found: {error}", file=sys.stderr)
         return 2
-    print(f"{options.output}: {len(data) / 2**20:.1f} MiB, {size[0]} x {size[1]}; largest difference: {described}")
+    made = f"{size[0]} x {size[1]}, {settings['passes']} passes{', averaged' * settings['average']}"
+    print(f"{options.output}: {len(data) / 2**20:.1f} MiB, {made}; largest difference: {described}")
     return 0
 
 

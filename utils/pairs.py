@@ -1,5 +1,6 @@
 """Which pairs the test command is to align, and reading them."""
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.make_csv import FILES, MODALITIES, DataError, read_table
-from utils.image_io import check_same_size, pair_files, read_image
+from utils.image_io import ImageError, check_same_size, pair_files, read_image
 
 COLOR_MODALITIES = ("PET", "SPECT")
 """Modalities whose images are shown in colour, so that results are RGB even where a file is grey."""
@@ -69,7 +70,7 @@ def table_pairs(
     """The pairs of a table; the form is that of `sample_pairs`, with None where there is no label or no flow.
 
     Args:
-        csv: table with the columns fixed, moving and, if wanted, label, flow, modality, split.
+        csv: table with the columns fixed, moving and, if wanted, name, label, flow, modality, split.
         root: folder that its paths start from.
         modality: one of `MODALITIES`, or all for every one that the table has. A table without a column modality is
             taken to be of this one.
@@ -78,15 +79,11 @@ def table_pairs(
     Raises:
         DataError: as `data.make_csv.read_table`, if nothing tells the modality, or for flows without labels.
     """
-    table = read_table(csv, root, split=split)
+    table = read_table(csv, root, split=split, modality=modality)
     if "flow" in table and "label" not in table:
         raise DataError.at(csv, "a column label with the column flow", f"columns {', '.join(table.columns)}")
-    if "modality" in table:
-        table = read_table(csv, root, split=split, modality=modality)
-    elif modality == "all":
+    if "modality" not in table:
         raise DataError.at(csv, f"a column modality, or --modality {'|'.join(MODALITIES)}", "neither")
-    else:
-        table["modality"] = modality
     chosen: dict[str, list[dict]] = {}
     for row in table.to_dict("records"):
         paths = {role: Path(root, row[role]) if role in row else None for role in FILES}
@@ -110,3 +107,24 @@ def read_pair(pair: Mapping, modality: str) -> SourceImages:
     images = SourceImages(fixed, moving, label)
     check_same_size(images._asdict(), pair)
     return images
+
+
+def fingerprint(pair: Mapping) -> str:
+    """What tells the files of a pair (fixed, moving, label, flow) from others that have the same names.
+
+    Returns:
+        The first 16 hexadecimal digits of a SHA-256 of what is in them.
+
+    Raises:
+        ImageError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for role in FILES:
+        if pair[role] is None:
+            continue
+        try:
+            with open(pair[role], "rb") as file:
+                digest.update(role.encode() + hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise ImageError.at(pair[role], "a file that can be read", error.strerror or str(error)) from error
+    return digest.hexdigest()[:16]

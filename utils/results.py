@@ -1,5 +1,6 @@
 """The results of one modality on disk: where each file lies, the table of metrics, what is finished, the report."""
 
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,9 +13,9 @@ import pandas as pd
 from utils.flow_io import save_flow
 from utils.image_io import ImageError, read_image, write_bytes, write_image
 from utils.metrics import with_mean
-from utils.pairs import read_pair
+from utils.pairs import fingerprint, read_pair
 from utils.report import PairImages, write_report
-from utils.visualize import MAPS, figure_pair, save_figure, save_map
+from utils.visualize import MAPS, figure_pair, figure_strip, save_figure, save_map
 
 FUSION_METRICS = ("qabf", "qcv", "qvif", "qs", "qssim", "qcb", "qy", "mi", "en", "sd", "sf", "ag")
 REGISTRATION_METRICS = ("rmse", "ssim", "ncc", "rmse_before", "ssim_before", "ncc_before")
@@ -71,9 +72,11 @@ class ResultFolder:
         self.flow, self.maps, self.figures = flow, maps, figures
 
     def files(self, name: str) -> dict[str, Path]:
-        """The files of a pair: fused, aligned and, if wanted, flow, maps/MAP, figures."""
-        kinds = ["fused", "aligned", *(f"maps/{kind}" for kind in MAPS if self.maps), *["figures"] * self.figures]
+        """The files of a pair: fused, aligned and, if wanted, flow, maps/MAP, maps/values, figures, figures/strips."""
+        kinds = ["fused", "aligned", *(f"maps/{kind}" for kind in MAPS if self.maps)]
+        kinds += ["figures", "figures/strips"] * self.figures
         files = {kind: self.path / kind / f"{name}.png" for kind in kinds}
+        files |= {"maps/values": self.path / "maps" / "values" / f"{name}.npz"} if self.maps else {}
         return files | ({"flow": self.path / "flow" / f"{name}.npy"} if self.flow else {})
 
     def prepare(self) -> None:
@@ -85,6 +88,10 @@ class ResultFolder:
         probe = self.path / ".probe"
         write_bytes(probe, b"")
         probe.unlink(missing_ok=True)
+
+    def strangers(self, pairs: Iterable[Mapping]) -> list[str]:
+        """Names of fused images that are none of these pairs': what an earlier run left in the folder."""
+        return sorted({path.stem for path in self.path.glob("fused/*.png")} - {pair["name"] for pair in pairs})
 
     def save(self, pair: Mapping, result: FusedPair) -> dict[str, Path]:
         """Write the files of a pair and return them.
@@ -100,6 +107,9 @@ class ResultFolder:
         if self.maps:
             for kind in MAPS:
                 save_map(files[f"maps/{kind}"], result.maps[kind], kind)
+            values = io.BytesIO()
+            np.savez_compressed(values, **{kind: result.maps[kind] for kind in MAPS})
+            write_bytes(files["maps/values"], values.getvalue())
         if self.figures:
             images = read_pair(pair, self.modality)
             figure = figure_pair(
@@ -107,12 +117,15 @@ class ResultFolder:
                 label=images.label, flow=result.flow, maps=result.maps, title=f"{self.modality} {name}",
             )  # fmt: skip
             save_figure(files["figures"], figure)
+            strip = figure_strip(images.fixed, images.moving, result.aligned, result.fused)
+            save_figure(files["figures/strips"], strip)
         return files
 
     def read_rows(self) -> dict[str, dict]:
         """The rows of metrics.csv by name of the pair, without the mean; none where there is no table.
 
-        Parts that several processes left when they broke off are newer than metrics.csv and stand in its place.
+        Each has what `write_rows` takes, `inputs` as well if that is known. Parts that several processes left when they
+        broke off are newer than metrics.csv and stand in its place.
 
         Raises:
             ImageError: a table that is not one of ours, or was made with other settings.
@@ -120,6 +133,10 @@ class ResultFolder:
         rows = {}
         for path in sorted(self.path.glob(".metrics-*.csv")) or [self.table_path]:
             rows |= _read_rows(path) if path.exists() else {}
+        for path in sorted(self.path.glob(".inputs-*.json")) or [self.path / "inputs.json"]:
+            inputs = _read_inputs(path)
+            for name in rows.keys() & inputs.keys():
+                rows[name]["inputs"] = inputs[name]
         if rows:
             self._check_settings()
         return rows
@@ -138,19 +155,19 @@ class ResultFolder:
             raise ImageError.at(self.settings_path, f"results with {expected} to resume", f"some with {found}")
 
     def is_finished(self, pair: Mapping, rows: Mapping[str, Mapping]) -> bool:
-        """Whether a pair has a row, scored against what is now known of the truth, and all files that are wanted."""
-        row = rows.get(pair["name"])
-        scored = row is not None and row["reference"] == reference_of(pair)
-        scored = scored and (not pair["flow"] or pd.notna(row.get("epe")))
-        return scored and all(path.is_file() for path in self.files(pair["name"]).values())
+        """Whether a pair has a row that was made of the same images, label and true flow, and all files wanted."""
+        row = rows.get(pair["name"], {})
+        written = all(path.is_file() for path in self.files(pair["name"]).values())
+        return written and row.get("inputs") == fingerprint(pair)
 
     def write_rows(self, rows: Iterable[Mapping], part: int | None = None) -> None:
-        """Write metrics.csv with a final row `mean`, whole or not at all.
+        """Write metrics.csv with a final row `mean`, whole or not at all, and inputs.json.
 
         Args:
-            rows: a mapping a pair, keys among `COLUMNS` and `FURTHER_COLUMNS`; what is missing stays empty.
-            part: number of the process, where several share the pairs: each writes a table of its own, a hidden file
-                that `read_rows` finds, until one of them writes the whole and removes the parts.
+            rows: a mapping a pair, keys among `COLUMNS` and `FURTHER_COLUMNS`, what is missing stays empty; and
+                `inputs`, the `utils.pairs.fingerprint` of its files.
+            part: number of the process, where several share the pairs: each writes files of its own, hidden ones that
+                `read_rows` finds, until one of them writes the whole and removes the parts.
 
         Raises:
             ImageError: the file cannot be written.
@@ -159,14 +176,18 @@ class ResultFolder:
         further = (column for column in FURTHER_COLUMNS if any(column in row for row in rows))
         table = with_mean(pd.DataFrame(rows, columns=[*COLUMNS, *further]))
         path = self.table_path if part is None else self.path / f".metrics-{part}.csv"
+        inputs_path = self.path / ("inputs.json" if part is None else f".inputs-{part}.json")
         if not self._settings_written:
             write_bytes(self.settings_path, json.dumps(self.settings, indent=2).encode())
             self._settings_written = True
         write_bytes(path, table.to_csv(index=False, lineterminator="\n", float_format="%.10g").encode())
+        # Last: a row whose inputs are not known yet is made again, one that is older than they are would be kept.
+        inputs = {row["name"]: row["inputs"] for row in rows if "inputs" in row}
+        write_bytes(inputs_path, json.dumps(inputs, indent=2).encode())
 
     def remove_parts(self) -> None:
-        """Remove the tables that processes wrote for themselves."""
-        for path in self.path.glob(".metrics-*.csv"):
+        """Remove what processes wrote for themselves."""
+        for path in (*self.path.glob(".metrics-*.csv"), *self.path.glob(".inputs-*.json")):
             path.unlink(missing_ok=True)
 
     def write_report(self, pairs: Sequence[Mapping], notes: Mapping[str, str]) -> None:
@@ -175,7 +196,7 @@ class ResultFolder:
         Raises:
             ImageError: a picture cannot be read, or the report not be written.
         """
-        table = pd.read_csv(self.table_path, dtype={"name": str}, keep_default_na=False, na_values=_NUMBERS)
+        table = pd.read_csv(self.table_path, dtype=_TEXTS, keep_default_na=False, na_values=_NUMBERS)
         title = f"EDARFusion: {self.modality} and MRI, {len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'}"
         write_report(self.report_path, table, _Pictures(self, pairs), title, notes)
 
@@ -201,7 +222,8 @@ class _Pictures(Sequence):
         return (self[index] for index in range(len(self)))
 
 
-_NUMBERS = {column: [""] for column in (*COLUMNS, *FURTHER_COLUMNS) if column not in ("name", "reference")}
+_TEXTS = {"name": str, "reference": str}
+_NUMBERS = {column: [""] for column in (*COLUMNS, *FURTHER_COLUMNS) if column not in _TEXTS}
 """Only an empty cell of these is no number: a pair may well be called NA."""
 
 
@@ -212,7 +234,7 @@ def reference_of(pair: Mapping) -> str:
 
 def _read_rows(path: Path) -> dict[str, dict]:
     try:
-        table = pd.read_csv(path, dtype={"name": str, "reference": str}, keep_default_na=False, na_values=_NUMBERS)
+        table = pd.read_csv(path, dtype=_TEXTS, keep_default_na=False, na_values=_NUMBERS)
     except (OSError, ValueError) as error:
         # pandas' own errors are ValueErrors.
         raise ImageError.at(path, "a table of metrics to resume from", str(error)) from error
@@ -223,3 +245,11 @@ def _read_rows(path: Path) -> dict[str, dict]:
     if rows and rows[-1]["name"] == "mean":
         rows.pop()
     return {row["name"]: row for row in rows}
+
+
+def _read_inputs(path: Path) -> dict[str, str]:
+    """Name of the pair -> fingerprint; nothing where there is no file, or none that can be read."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}

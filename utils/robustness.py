@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from data.dataset import VAL_SEED, Pair, PairDataset, add_one_sided, seeded
-from data.make_csv import MODALITIES, find_table
+from data.make_csv import MODALITIES, add_group_pattern, find_table
 from models.edarfusion import EDARFusion
 from utils.arguments import DEFAULT_CHECKPOINT
 from utils.checkpoint import load_checkpoint
@@ -111,12 +111,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--root", metavar="DIR", required=True, help="folder of aligned pairs, as for training")
     parser.add_argument("--csv", metavar="FILE", help="table of pairs (python -m data.make_csv)")
+    add_group_pattern(parser)
     parser.add_argument("--modality", choices=(*MODALITIES, "all"), default="all", help="default: %(default)s")
     parser.add_argument("--checkpoint", metavar="FILE", default=DEFAULT_CHECKPOINT, help="default: %(default)s")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
     options = parser.parse_args(arguments)
     try:
-        table = find_table(options.root, options.modality, csv=options.csv, split="val")
+        table = find_table(
+            options.root, options.modality, csv=options.csv, split="val", group_pattern=options.group_pattern
+        )
         device = choose_device(options.device)
         model = load_checkpoint(options.checkpoint, modality=options.modality, device=device).model
         result = robustness(model, PairDataset(table, options.root, seed=VAL_SEED), device)
