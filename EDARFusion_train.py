@@ -33,7 +33,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from data.dataset import VAL_SEED, EndlessSampler, Pair, PairDataset, balance, seeded
-from data.make_csv import MODALITIES, DataError, find_table
+from data.make_csv import MODALITIES, DataError, add_group_pattern, find_table
 from losses.fusion import FusionLoss, FusionWeights, for_modalities, fusion_loss
 from losses.registration import RegistrationLoss, registration_loss
 from models.edarfusion import PRESETS, EDARFusion
@@ -42,7 +42,7 @@ from utils.arguments import natural, share
 from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from utils.device import choose_device, loading_processes
 from utils.image_io import ImageError, write_bytes
-from utils.interruption import stop_on_signal
+from utils.interruption import leave_signals_to_parent, stop_on_signal
 from utils.optimizer import Muon
 from utils.training_state import pack_state, unpack_state
 from utils.validation import summary, validate
@@ -50,6 +50,8 @@ from utils.visualize import MAPS, figure_pair, learning_curve_figure, save_figur
 from utils.warp import warp
 
 STAGES = ("registration", "fusion")
+WHERE = {"device", "workers", "root", "save_minutes", "stop_after"}
+"""Options that --resume may be given anew: they change where and how long a run computes, but not what."""
 ABLATIONS = ("entropy", "prereg", "reliability", "aggregation", "gate", "refinement", "consistency")
 Autocast = torch.autocast | nullcontext
 
@@ -60,6 +62,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--modality", choices=(*MODALITIES, "all"), default="all", help="default: %(default)s")
     data.add_argument("--root", nargs="+", metavar="DIR", help="folders of aligned pairs, or what --csv starts from")
     data.add_argument("--csv", metavar="FILE", help="table of pairs (python -m data.make_csv)")
+    add_group_pattern(data)
     data.add_argument("--overfit", type=int, metavar="N", help="train and validate on N pairs with fixed deformations")
     data.add_argument("--wide", type=share, default=0.5, help="share of large deformations (default: %(default)s)")
     data.add_argument("--second-pass", type=share, default=0.0, metavar="SHARE",
@@ -68,7 +71,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
                       help="processes that make the pairs (default: none on a CPU, up to 8 beside a GPU)")
     run = parser.add_argument_group("run")
     run.add_argument("--output", metavar="DIR", help="run folder (default: the next free runs/MODALITY-NNN)")
-    run.add_argument("--resume", metavar="DIR", help="go on with this run; its options are kept")
+    run.add_argument("--resume", metavar="DIR", help="go on with this run; its options are kept, but for\n"
+                     f"{', '.join(f'--{name}'.replace('_', '-') for name in sorted(WHERE))}")
     run.add_argument("--init", metavar="FILE", help="checkpoint whose weights to start from")
     run.add_argument("--epochs", type=int, help="length of the run")
     run.add_argument("--minutes", type=float, help="length of the run as training time, instead of --epochs")
@@ -78,7 +82,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     run.add_argument("--save-minutes", type=float, default=3, help="time between checkpoints (default: %(default)s)")
     run.add_argument("--val-every", type=int, default=5, metavar="EPOCHS", help="default: %(default)s")
     model = parser.add_argument_group("model and optimisation")
-    model.add_argument("--preset", choices=PRESETS, default="small", help="size (default: %(default)s)")
+    model.add_argument("--preset", choices=PRESETS, help="size (default: small; with --init that of the checkpoint)")
     model.add_argument("--without", nargs="+", choices=ABLATIONS, default=[], metavar="PART",
                        help=f"ablation: leave out {', '.join(ABLATIONS)}")
     model.add_argument("--batch-size", type=int, default=8, help="of one process (default: %(default)s)")
@@ -90,7 +94,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     model.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
     model.add_argument("--amp", action="store_true", help="bfloat16 where it is safe")
     options = parser.parse_args(arguments)
+    # What already has a value gets no default.
+    trial = parser.parse_args(arguments, argparse.Namespace(**dict.fromkeys(vars(options))))
+    options.given = {name for name, value in vars(trial).items() if value is not None}
     if options.resume:
+        if kept := options.given - WHERE - {"resume"}:
+            names = ", ".join(f"--{name}".replace("_", "-") for name in sorted(kept))
+            parser.error(f"--resume: expected the run's own options, found {names}; for others --init")
         return options
     if not options.root:
         parser.error("--root: expected a folder of aligned pairs")
@@ -98,6 +108,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("expected either --epochs or --minutes")
     if options.csv and len(options.root) > 1:
         parser.error("--csv: expected one --root with it")
+    if options.stage == "fusion" and not options.init:
+        parser.error("--stage fusion: expected --init FILE with a trained registration, found none")
     for name in ("epochs", "minutes", "batch_size", "lr", "save_minutes", "val_every", "overfit", "stop_after"):
         if (value := getattr(options, name)) is not None and value <= 0:
             parser.error(f"--{name.replace('_', '-')}: expected a number above 0, found {value}")
@@ -108,7 +120,8 @@ def load_table(options: argparse.Namespace) -> pd.DataFrame:
     """The pairs of all roots, paths included."""
     tables = []
     for root in options.root:
-        table = find_table(root, options.modality, csv=options.csv, seed=options.seed)
+        table = find_table(root, options.modality, csv=options.csv, seed=options.seed,
+                           group_pattern=options.group_pattern)
         for role in ("fixed", "moving"):
             table[role] = [str(Path(root, path)) for path in table[role]]
         tables.append(table)
@@ -178,15 +191,16 @@ def learning_rate(highest: float, step: int, progress: float) -> float:
     return highest * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * cosine)
 
 
-def running_mean(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    """Exponential mean of weights that forgets the first, untrained ones faster."""
-    return lambda mean, new, n: mean + (new - mean) * max(1 - decay, 9 / (10 + int(n)))
+def running_mean(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+    """Exponential mean of weights, in place, that forgets the first, untrained ones faster."""
+    return lambda means, new, n: torch._foreach_lerp_(means, new, max(1 - decay, 9 / (10 + int(n))))
 
 
 def agree(progress: float, stopping: bool, device: torch.device, world: int) -> tuple[float, bool]:
     """The furthest progress among all processes, and whether any of them is to stop."""
     if world > 1:
-        flags = torch.tensor([progress, float(stopping)], dtype=torch.float32, device=device)
+        # In double precision, as a single process computes: a share that is rounded would end a stage a step later.
+        flags = torch.tensor([progress, float(stopping)], dtype=torch.float64, device=device)
         dist.all_reduce(flags, dist.ReduceOp.MAX)
         progress, stopping = flags[0].item(), bool(flags[1].item())
     return progress, stopping
@@ -205,10 +219,10 @@ def describe(row: dict[str, float]) -> str:
 
 
 def write_history(folder: Path, history: list[dict]) -> None:
-    """Training log as a table and as a picture."""
+    """Training log as a table and, where its last row was validated, as a picture."""
     table = pd.DataFrame(history)
     write_bytes(folder / "history.csv", table.to_csv(index=False).encode())
-    if any(column.startswith("epe_") for column in table):
+    if any(name.startswith("epe_") for name in history[-1]):
         # A stage may end within an epoch and be validated once more there.
         by_epoch = table.groupby("epoch", as_index=False).last()
         save_figure(folder / "learning_curve.png", learning_curve_figure(by_epoch))
@@ -240,6 +254,24 @@ def new_run_folder(modality: str) -> Path:
     raise ImageError.at("runs", "a free run folder", "999 runs")
 
 
+def initial_network(options: argparse.Namespace) -> EDARFusion:
+    """The network that a run begins with: a new one, or that of --init."""
+    parts = {"use_gate" if part == "gate" else part: False for part in options.without if part != "consistency"}
+    if not options.init:
+        return EDARFusion(options.preset or "small", **parts)
+    network = load_checkpoint(options.init).model
+    wanted = parts | ({"preset": options.preset} if options.preset else {})
+    if other := {name: network.arguments[name] for name in wanted if network.arguments[name] != wanted[name]}:
+        expected, found = (", ".join(f"{name} {x[name]}" for name in other) for x in (wanted, other))
+        raise CheckpointError.at(options.init, f"a network of {expected}, as the options say", f"one of {found}")
+    return network
+
+
+def recorded(options: argparse.Namespace) -> dict:
+    """The options that belong to a run."""
+    return {name: value for name, value in vars(options).items() if name != "given"}
+
+
 def open_run(options: argparse.Namespace) -> tuple[argparse.Namespace, Path, Checkpoint | None]:
     """Run folder and, for --resume, the run's own options and its last checkpoint."""
     if not options.resume:
@@ -247,14 +279,19 @@ def open_run(options: argparse.Namespace) -> tuple[argparse.Namespace, Path, Che
         if (folder / "last.safetensors").exists():
             raise ImageError.at(folder, "a folder without a run in it", "one; --resume goes on with it")
         # Also shows at once whether the folder can be written to.
-        write_bytes(folder / "options.json", json.dumps(vars(options), indent=2).encode())
+        write_bytes(folder / "options.json", json.dumps(recorded(options), indent=2).encode())
         return options, folder, None
     folder = Path(options.resume)
     checkpoint = load_checkpoint(folder / "last.safetensors")
     if "options" not in checkpoint.training:
         raise CheckpointError.at(folder / "last.safetensors", "a checkpoint of a training run", "one without options")
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if (began := checkpoint.training.get("processes", world)) != world:
+        # The number of steps, and which pairs a step sees, follow from it.
+        raise CheckpointError.at(folder, f"{began} processes (torchrun --nproc_per_node), as it began with", f"{world}")
     # Options that a run of an older version does not know are at their defaults.
-    return argparse.Namespace(**(vars(options) | checkpoint.training["options"])), folder, checkpoint
+    kept = checkpoint.training["options"] | {name: getattr(options, name) for name in options.given & WHERE}
+    return argparse.Namespace(**(vars(options) | kept)), folder, checkpoint
 
 
 class Clock:
@@ -283,6 +320,9 @@ def score(metrics: dict[str, float], stage: str) -> float:
     """What the best checkpoint has least of: endpoint error over zero flow's, or what fusion loses of the edges."""
     kinds = [name.removeprefix("epe_") for name in metrics if name.startswith("epe_")]
     if stage == "registration":
+        for kind in kinds:
+            if not metrics[f"zero_{kind}"] > 0:
+                raise DataError.at(kind, "tissue in the validation pairs, brighter than 0.08 of the range", "none")
         return sum(metrics[f"epe_{kind}"] / metrics[f"zero_{kind}"] for kind in kinds) / len(kinds)
     return 1 - sum(metrics[f"qabf_{kind}"] for kind in kinds) / len(kinds)
 
@@ -296,25 +336,33 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
     if main or options.resume:
         options, folder, resumed = open_run(options)
     device = choose_device(options.device, int(os.environ.get("LOCAL_RANK", 0)))
+    if world > 1 and device.type == "mps":
+        raise ValueError("device: expected cpu or cuda for several processes, found mps (--device cpu)")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if world > 1:
         # Only one process validates; the others wait for it.
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
+        backend, own = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+        dist.init_process_group(backend, timeout=timedelta(hours=2), device_id=own)
     torch.manual_seed(options.seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # An accelerator has no deterministic form of some operators: there it would only cost time.
+    torch.use_deterministic_algorithms(device.type == "cpu", warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
     train_pairs, val_pairs = build_datasets(options)
     amp = torch.autocast(device.type, torch.bfloat16) if options.amp else nullcontext()
+    if main:
+        print(f"{len(train_pairs)} pairs an epoch, {len(val_pairs)} to validate on")
 
     plan = stages(options)
     if resumed:
         start, record = resumed.model, resumed.training
     else:
-        parts = {"use_gate" if part == "gate" else part: False for part in options.without if part != "consistency"}
-        start = load_checkpoint(options.init).model if options.init else EDARFusion(options.preset, **parts)
-        record = {"options": vars(options), "stage": next(iter(plan)), "step": 0, "stage_step": 0, "seconds": 0.0}
-        record |= {"best": None, "sums": {}, "history": []}
+        start = initial_network(options)
+        record = {"options": recorded(options), "processes": world, "stage": next(iter(plan))}
+        record |= {"step": 0, "stage_step": 0, "seconds": 0.0, "best": None, "sums": {}, "history": []}
     # Two copies: one is trained, the other is the running mean of its weights, which is validated and kept.
     model = copy.deepcopy(start).to(device).train()
-    averaged = AveragedModel(start.to(device), avg_fn=running_mean(options.averaging)).eval()
+    averaged = AveragedModel(start.to(device), multi_avg_fn=running_mean(options.averaging)).eval()
     averaged.n_averaged.fill_(record["step"] - record["stage_step"])
 
     epoch_steps = math.ceil(len(train_pairs) / (options.batch_size * world))
@@ -328,9 +376,10 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
         sampler=sampler,
         num_workers=loading_processes(device, together) if options.workers is None else options.workers,
         pin_memory=device.type == "cuda",
+        worker_init_fn=leave_signals_to_parent,
     )
     batches = iter(loader)
-    board = SummaryWriter(str(folder / "tensorboard"), purge_step=record["step"]) if main else None
+    board = SummaryWriter(str(folder / "tensorboard"), purge_step=record["step"] // epoch_steps + 1) if main else None
     clock, saved = Clock(record["seconds"]), time.monotonic()
 
     def save(name: str, state: dict[str, Tensor] | None = None) -> None:
@@ -398,7 +447,9 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
             loss = step_loss(pair, amp)
             optimizer.zero_grad(set_to_none=True)
             loss.total.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
+            norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+            if not norm.isfinite():
+                raise ValueError(f"step {record['step']}: expected finite gradients, found {norm}; the last save stays")
             optimizer.step()
             averaged.update_parameters(model)
             record["step"] += 1
@@ -416,21 +467,25 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
                 continue
 
             record["seconds"] = clock.read()
-            means = {name: value / epoch_steps for name, value in record["sums"].items()}
+            # A stage may begin within an epoch.
+            summed = min(epoch_steps, record["step"] - record["stage_step"])
+            losses = {name: value / summed for name, value in record["sums"].items()}
             row = {"epoch": epoch, "stage": stage, "step": record["step"], "minutes": record["seconds"] / 60}
-            row |= {"lr": rate, **means}
+            row |= {"lr": rate, **losses}
             record["sums"] = {}
             record["history"].append(row)
             if main:
+                metrics = {}
                 if epoch % options.val_every == 0:
-                    row |= check(averaged.module, val_pairs, device, stage)
+                    metrics = check(averaged.module, val_pairs, device, stage)
+                    row |= metrics
                     keep_if_best(row)
                     figure = picture(averaged.module, val_pairs, device, epoch % len(val_pairs))
                     board.add_figure("val/pair", figure, epoch)
-                    write_history(folder, record["history"])
-                for name, value in row.items():
-                    if isinstance(value, float):
-                        board.add_scalar(f"{'val' if '_' in name else 'train'}/{name}", value, epoch)
+                write_history(folder, record["history"])
+                for group, values in (("train", {"lr": rate, **losses}), ("val", metrics)):
+                    for name, value in values.items():
+                        board.add_scalar(f"{group}/{name}", value, epoch)
                 tqdm.write(describe(row))
                 save("last", pack_state(model, optimizer))
                 saved = time.monotonic()

@@ -60,7 +60,8 @@ class Pair(NamedTuple):
 
     def to(self, device: torch.device) -> "Pair":
         """A batch on another device."""
-        return Pair(*(field.to(device, non_blocking=True) for field in self))
+        # From pinned memory, which only CUDA has; elsewhere a copy that has not ended could be overwritten.
+        return Pair(*(field.to(device, non_blocking=device.type == "cuda") for field in self))
 
     def aligned_by(self, flow: Tensor, inverse_flow: Tensor) -> "Pair":
         """A batch whose moving images an estimate has aligned, with the displacements that it has left to find.

@@ -74,8 +74,10 @@ def edge_error(error: Tensor, edges: Tensor) -> Tensor:
     """
     xx, xy, yy = edges.unbind(1)
     e_x, e_y = error.unbind(1)
-    # The root has no slope at zero; a hundredth of a px rounds it off.
-    return (xx * e_x * e_x + 2 * xy * e_x * e_y + yy * e_y * e_y + 1e-4).sqrt().mean()
+    # No square is negative, but rounding makes one so where a strong edge is straight and the error runs along it. The
+    # root has no slope at zero; a hundredth of a px rounds it off.
+    square = xx * e_x * e_x + 2 * xy * e_x * e_y + yy * e_y * e_y
+    return (square.clamp_min(0) + 1e-4).sqrt().mean()
 
 
 def matching_error(scores: Tensor, true_flow: Tensor, mask: Tensor, radius: int) -> Tensor:
@@ -144,6 +146,7 @@ def registration_loss(
     last, refined = registration.steps[-1], registration.refined
     size = last.flow.shape[2:]
     truth = CELL * torch.cat((resize_flow(true_flow, size), resize_flow(true_inverse, size)))
+    # The way back lies on the moving image's grid, where the head is a few px off: less than the foreground's 8 px.
     mask = torch.cat((foreground(moving_aligned, size), foreground(fixed, size))) + BACKGROUND
     flow = sum(masked_mean((step.flow - truth).abs(), mask) for step in registration.steps)
     strength = edge_strength(torch.cat((moving_aligned, moving)), size)

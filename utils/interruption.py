@@ -6,13 +6,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+def leave_signals_to_parent(worker: int) -> None:
+    """Ctrl-C and SIGTERM do not end this process: for `worker_init_fn` of a DataLoader, whose parent saves first.
+
+    Without it the parent finds that a worker was killed, and fails before it has saved.
+    """
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, signal.SIG_IGN)
+
+
 @contextmanager
 def stop_on_signal(second_breaks_in: bool) -> Iterator[threading.Event]:
     """Ctrl-C and SIGTERM set the event instead of breaking in anywhere.
 
     Args:
-        second_breaks_in: a second one raises KeyboardInterrupt. Not under torchrun, which passes Ctrl-C on to processes
-            that have it already.
+        second_breaks_in: a second one raises KeyboardInterrupt. Not under torchrun, which may pass Ctrl-C on to
+            processes that have it from the terminal already.
     """
     stop = threading.Event()
 

@@ -1,0 +1,155 @@
+"""EDARFusion_train.py where something is not as it should be: other options, other processes, numbers that are none."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import EDARFusion_train as script
+from losses.registration import edge_error, edge_strength
+from models.edarfusion import EDARFusion
+from tests.kill_training import ENVIRONMENT, ROOT, sample_table
+from utils.checkpoint import CheckpointError, save_checkpoint
+from utils.image_io import ImageError
+
+RUN = ("--root", "somewhere", "--epochs", "7")
+
+
+@pytest.fixture
+def begun(tmp_path) -> Path:
+    """The folder of a run by one process."""
+    options = script.recorded(script.parse_arguments([*RUN, "--seed", "3", "--save-minutes", "9"]))
+    training = {"options": options, "processes": 1, "step": 5}
+    save_checkpoint(tmp_path / "last.safetensors", EDARFusion("tiny"), modality="all", training=training, metrics={})
+    return tmp_path
+
+
+def test_a_resumed_run_may_move_but_keeps_its_options(begun, capsys):
+    line = ["--resume", str(begun), "--device", "cpu", "--workers", "1", "--root", "elsewhere", "--stop-after", "2"]
+    options, _, _ = script.open_run(script.parse_arguments(line))
+    assert (options.device, options.workers, options.root, options.stop_after) == ("cpu", 1, ["elsewhere"], 2)
+    assert (options.epochs, options.seed, options.save_minutes) == (7, 3, 9)
+    for other in (["--epochs", "9"], ["--lr", "1"], ["--seed", "3"], ["--amp"]):
+        with pytest.raises(SystemExit):
+            script.parse_arguments(["--resume", str(begun), *other])
+        assert other[0] in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_run_goes_on_with_as_many_processes_as_before(begun, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(CheckpointError, match=f"{begun}: expected 1 processes .* found 4"):
+        script.open_run(script.parse_arguments(["--resume", str(begun)]))
+
+
+def test_a_network_to_start_from_is_that_of_the_options(begun):
+    start = str(begun / "last.safetensors")
+    assert script.initial_network(script.parse_arguments([*RUN, "--init", start])).arguments["preset"] == "tiny"
+    for options, words in ((["--preset", "small"], "preset small"), (["--without", "gate"], "use_gate False")):
+        with pytest.raises(CheckpointError, match=f"{words}.* found"):
+            script.initial_network(script.parse_arguments([*RUN, "--init", start, *options]))
+    agreeing = ["--preset", "tiny", "--without", "consistency"]
+    assert script.initial_network(script.parse_arguments([*RUN, "--init", start, *agreeing])).arguments["use_gate"]
+
+
+def test_the_fusion_alone_needs_a_registration(capsys):
+    with pytest.raises(SystemExit):
+        script.parse_arguments([*RUN, "--stage", "fusion"])
+    assert "--init" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_validation_pairs_without_tissue_are_no_measure():
+    with pytest.raises(ImageError, match="PET: expected tissue"):
+        script.score({"epe_CT": 1, "zero_CT": 2, "epe_PET": 0, "zero_PET": 0}, "registration")
+
+
+def test_edge_error_of_an_error_along_a_single_sharp_edge_is_a_number():
+    # One short edge in an empty image: its tensor is of rank 1 and huge, so that rounding makes a negative square.
+    image = torch.zeros(1, 1, 256, 256)
+    image[..., 100:104, 100:104] = torch.tril(torch.ones(4, 4))
+    edges = edge_strength(image, (64, 64)) * 1e3
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    error = torch.stack((x / 3 + 0.1, y / 3 + 0.1))[None].requires_grad_()
+    loss = edge_error(error, edges)
+    loss.backward()
+    assert loss.isfinite() and error.grad.isfinite().all()
+    # A tensor of rank 1 across (1, -1), with the last digit of a float32 off.
+    edges = torch.tensor([1e4, 1.0001e4, 1e4]).view(1, 3, 1, 1)
+    assert edge_error(torch.tensor([1.0, -1.0]).view(1, 2, 1, 1), edges).item() == pytest.approx(0.01)
+
+
+def test_a_run_stops_at_gradients_that_are_none_and_keeps_what_it_saved(tmp_path, monkeypatch):
+    table = sample_table(tmp_path / "pairs.csv")
+    steps = []
+
+    def broken(*arguments):
+        loss = true_loss(*arguments)
+        steps.append(loss)
+        return loss if len(steps) < 3 else loss._replace(total=loss.total * float("nan"))
+
+    true_loss = script.registration_loss
+    monkeypatch.setattr(script, "registration_loss", broken)
+    line = ["--csv", str(table), "--output", str(tmp_path / "run"), "--preset", "tiny"]
+    line += ["--overfit", "1", "--epochs", "9", "--val-every", "9", "--stage", "registration", "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", ["EDARFusion_train.py", *line, "--root", str(ROOT / "data" / "sample")])
+    try:
+        assert script.main() == 2
+    finally:
+        torch.use_deterministic_algorithms(False)
+    history = pd.read_csv(tmp_path / "run" / "history.csv")
+    assert history["step"].tolist() == [1, 2] and history["total"].notna().all()
+    assert script.load_checkpoint(tmp_path / "run" / "last.safetensors").training["step"] == 2
+
+
+def test_losses_of_a_stage_that_begins_within_an_epoch_are_means_of_its_steps(tmp_path, monkeypatch):
+    table = sample_table(tmp_path / "pairs.csv")
+    seen = []
+
+    def watched(*arguments):
+        loss = true_loss(*arguments)
+        seen.append(loss.total.item())
+        return loss
+
+    true_loss = script.fusion_loss
+    monkeypatch.setattr(script, "fusion_loss", watched)
+    # Four steps an epoch; the fusion has the last three of them.
+    line = ["--csv", str(table), "--output", str(tmp_path / "run"), "--preset", "tiny", "--batch-size", "1"]
+    line += ["--overfit", "4", "--epochs", "1", "--fusion-share", "0.75", "--val-every", "9", "--device", "cpu"]
+    try:
+        script.train(script.parse_arguments([*line, "--root", str(ROOT / "data" / "sample")]), script.threading.Event())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    (row,) = pd.read_csv(tmp_path / "run" / "history.csv").dropna(subset="total").to_dict("records")
+    assert row["stage"] == "fusion" and len(seen) == 3
+    assert row["total"] == pytest.approx(sum(seen) / 3, rel=1e-5)
+
+
+def test_several_processes_agree_as_exactly_as_one_counts(monkeypatch):
+    monkeypatch.setattr(script.dist, "all_reduce", lambda *_: None)
+    assert script.agree(0.7, False, torch.device("cpu"), 2) == (0.7, False)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups to signal")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_saves_although_others_make_the_pairs(tmp_path, number):
+    table = sample_table(tmp_path / "pairs.csv")
+    line = [sys.executable, str(ROOT / "EDARFusion_train.py"), "--csv", str(table), "--root", str(ROOT / "data/sample")]
+    line += ["--output", str(tmp_path / "run"), "--preset", "tiny", "--batch-size", "1", "--epochs", "5000"]
+    line += ["--val-every", "5000", "--save-minutes", "0.001", "--workers", "2", "--device", "cpu"]
+    process = subprocess.Popen(line, cwd=ROOT, env=ENVIRONMENT, start_new_session=True, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    last = tmp_path / "run" / "last.safetensors"
+    try:
+        for _ in range(1200):
+            if last.exists() or process.poll() is not None:
+                break
+            script.time.sleep(0.1)
+        script.os.killpg(process.pid, number)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0 and "Traceback" not in errors, errors[-2000:]
+    assert "go on with --resume" in output
