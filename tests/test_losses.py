@@ -22,6 +22,7 @@ from losses.fusion import (
     visibility_loss,
 )
 from losses.registration import (
+    RegistrationLoss,
     RegistrationWeights,
     edge_error,
     edge_strength,
@@ -32,7 +33,7 @@ from losses.registration import (
 )
 from models.eda_flowreg import CELL, FlowStep, candidates
 from models.edarfusion import EDARFusion, Registration
-from tests.tensors import noise
+from tests.tensors import constant_flow, noise
 from utils.image_io import pair_files, read_image
 from utils.metrics import qabf, qcv, viff
 from utils.warp import resize_flow, warp
@@ -40,10 +41,6 @@ from utils.warp import resize_flow, warp
 SAMPLE = Path(__file__).parents[1] / "data/sample"
 EDGE_FLOOR = 1 - 0.9994 / (1 + math.exp(-15 * 0.5)) * 0.9879 / (1 + math.exp(-22 * 0.2))
 """What the sigmoids of Q^AB/F leave even where every edge is kept: 0.025."""
-
-
-def constant_flow(x: float, y: float, size: tuple[int, int] = (8, 8)) -> Tensor:
-    return torch.tensor([x, y], dtype=torch.float32).view(1, 2, 1, 1).expand(1, 2, *size).clone()
 
 
 def sample_pairs() -> list[tuple[Tensor, Tensor]]:
@@ -179,6 +176,61 @@ def test_registration_loss_sees_swapped_directions_and_axes():
     assert registration_loss(transposed, *arguments).flow.item() == pytest.approx(4, rel=1e-4)
     assert registration_loss(misled, *arguments).refined_flow.item() == pytest.approx((16 + 8) / 2, rel=1e-4)
     assert registration_loss(misled, *arguments).similarity > 0.05
+
+
+def test_each_direction_counts_where_its_image_has_tissue():
+    # The aligned image fills the left half, the fixed one the right; deep in the black any flow will do.
+    registration, (moving, moving_aligned, fixed, *flows) = true_case()
+    moving_aligned, fixed = moving_aligned.clamp_min(0.2), fixed.clamp_min(0.2)
+    moving_aligned[..., 64:] = fixed[..., :64] = 0
+    (step,) = registration.steps
+    left, right = slice(4), slice(12, None)
+
+    def loss_of_errors(there: slice, back: slice) -> RegistrationLoss:
+        flow, scores = step.flow.clone(), step.scores[0].clone()
+        flow[:2, 0, :, there] += 8
+        flow[2:, 0, :, back] += 8
+        scores[:2, :, :, there] = scores[2:, :, :, back] = 0
+        wrong = registration._replace(steps=[step._replace(flow=flow, scores=[scores])], refined=flow[:2])
+        return registration_loss(wrong, moving, moving_aligned, fixed, *flows)
+
+    in_black, in_tissue = loss_of_errors(right, left), loss_of_errors(left, right)
+    assert in_black.flow < 0.1 and in_black.refined_flow < 0.1 and in_black.matching < 0.2
+    assert in_tissue.flow > 1 and in_tissue.refined_flow > 1 and in_tissue.matching > 1
+
+
+def test_matching_is_held_against_what_the_earlier_scales_left():
+    registration, arguments = true_case()
+    (step,) = registration.steps
+    # Half of the 8 px along x is found already: one step there is left, and the whole of the 4 px along y.
+    found = constant_flow(4, 0, (16, 16))
+    found = torch.cat((found, found, -found, -found))
+    rest = torch.zeros_like(step.scores[0])
+    rest[:2, 3 * 5 + 3] = rest[2:, 1 * 5 + 1] = 50
+    for scores, is_right in ((rest, True), (step.scores[0], False)):
+        later = registration._replace(steps=[step._replace(before=found, scores=[scores])])
+        matching = registration_loss(later, *arguments).matching.item()
+        assert matching < 1e-3 if is_right else matching > 10
+
+
+def test_edge_errors_are_those_across_the_edges_at_the_flows_own_place():
+    # Vertical edges where the forward flow ends, in the aligned image, horizontal ones where the way back ends.
+    registration, (_, _, fixed, *flows) = true_case()
+    stripes = (torch.arange(128) // 8 % 2).float().expand(2, 1, 128, 128)
+    (step,) = registration.steps
+
+    def loss_of_errors(*errors: Tensor) -> RegistrationLoss:
+        flow = step.flow + torch.cat(errors).repeat_interleave(2, dim=0)
+        wrong = registration._replace(steps=[step._replace(flow=flow)], refined=flow[:2])
+        return registration_loss(wrong, stripes.mT, stripes, fixed, *flows)
+
+    none, along_x, along_y = (constant_flow(x, y, (16, 16)) for x, y in ((0, 0), (3, 0), (0, 3)))
+    for errors in ((along_x, none), (none, along_y)):
+        assert loss_of_errors(*errors).edges.item() == pytest.approx(3 / 2, rel=0.05)
+    for errors in ((along_y, none), (none, along_x)):
+        assert loss_of_errors(*errors).edges < 0.02
+    assert loss_of_errors(along_x, none).refined_edges.item() == pytest.approx(3, rel=0.05)
+    assert loss_of_errors(along_y, none).refined_edges < 0.02
 
 
 def test_registration_loss_is_the_weighted_sum_with_finite_gradients():

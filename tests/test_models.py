@@ -1,12 +1,14 @@
 """models/: matching against brute force, any size in, ranges kept, no NaN, ablations that do what they say."""
 
 import math
+from itertools import cycle
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from data.deformation import affine_flow
 from models.eda_flowreg import CELL, STEP, EDAFlowReg, FlowStep, Scale, candidates, correlate, warp_phases
 from models.edarfusion import PRESETS, EDARFusion, Output, further_share
 from models.encoder import Encoders, EntropyAtQuarter
@@ -14,7 +16,7 @@ from models.frg_prereg import FRGPreReg, reliability_prior
 from models.fusion import FlowGuidedFusion, alignment_consistency
 from models.layers import GaussianBlur, UNet, side_by_side
 from models.shrinkage import affine_part
-from tests.tensors import noise
+from tests.tensors import constant_flow, noise
 from utils.checkpoint import load_checkpoint
 from utils.maps import gradient_magnitude, halved, local_entropy
 from utils.warp import compose, warp
@@ -129,7 +131,7 @@ def test_warp_phases_with_zero_flow_is_the_identity():
 def test_warp_phases_by_whole_and_half_cells(x, y):
     values = features()
     for px in (CELL, STEP):
-        flow = torch.tensor([x, y]).mul(px).float().view(1, 2, 1, 1).expand(2, 2, 8, 10)
+        flow = constant_flow(x * px, y * px, (8, 10)).expand(2, 2, 8, 10)
         shift = px // STEP
         rolled = fine_grid(values).roll((-y * shift, -x * shift), dims=(2, 3))
         moved = fine_grid(warp_phases(values, flow))
@@ -260,15 +262,25 @@ def test_inverse_flow_is_the_flow_of_exchanged_features(tiny):
     assert not torch.allclose(there[:1], there[1:], atol=1e-1)
 
 
-def estimate_shift(model: EDARFusion, monkeypatch, x: float, y: float) -> None:
-    """Let the registration find the same displacement everywhere, on the grid of cells, px."""
+def estimate(model: EDARFusion, monkeypatch, *flows: Tensor) -> None:
+    """Let the registrations, one after the other and then from the first on again, find these flows.
+
+    Args:
+        flows: on the grid of cells, px; batch and sides are 1 or what they are to be.
+    """
+    found = cycle(flows)
 
     def match(fixed: Tensor, *_) -> list[FlowStep]:
-        flow = torch.tensor([x, y]).view(1, 2, 1, 1).expand(fixed.shape[0], 2, *fixed.shape[3:])
+        flow = next(found).expand(len(fixed), 2, *fixed.shape[3:])
         return [FlowStep(flow, torch.zeros_like(flow), [], 1)]
 
     monkeypatch.setattr(model.eda_flowreg, "forward", match)
     monkeypatch.setattr(model.refinement, "forward", lambda *call: call[-1])
+
+
+def estimate_shift(model: EDARFusion, monkeypatch, x: float, y: float) -> None:
+    """Let the registration find the same displacement everywhere, px."""
+    estimate(model, monkeypatch, constant_flow(x, y, (1, 1)))
 
 
 def test_passes_add_up(tiny, monkeypatch):
@@ -277,12 +289,29 @@ def test_passes_add_up(tiny, monkeypatch):
     with torch.inference_mode():
         for passes in (1, 2, 3):
             output = tiny(fixed, moving, passes=passes)
-            expected = torch.tensor([6.0 * passes, -3.0 * passes]).view(1, 2, 1, 1).expand(1, 2, 192, 256)
+            expected = constant_flow(6 * passes, -3 * passes, (192, 256))
             assert torch.allclose(output.flow, expected, atol=1e-4)
             assert torch.allclose(output.inverse_flow, -expected, atol=1e-4)
             rolled = moving.roll((3 * passes, -6 * passes), dims=(2, 3))
             # The image is sampled once with the composed flow, however many the passes.
             assert torch.allclose(output.aligned[..., 18:-18, 18:-18], rolled[..., 18:-18, 18:-18], atol=1e-4)
+
+
+def test_a_further_pass_comes_after_the_first(tiny, monkeypatch):
+    size, shift, angle = (192, 256), torch.tensor([6.0, -3.0]), math.radians(10)
+    turn = torch.tensor([[[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]])
+    first = CELL * affine_flow(size, turn, torch.zeros(1, 2), CELL)
+    estimate(tiny, monkeypatch, first, constant_flow(6, -3, (1, 1)))
+    with torch.inference_mode():
+        output = tiny(*images(1, *size), passes=2)
+    # aligned(p) = moving(centre + turn (p + shift - centre)); the way back turns back first, then shifts.
+    expected = affine_flow(size, turn, turn @ shift)
+    expected_inverse = affine_flow(size, turn.mT, -shift[None])
+    # The other order would show.
+    assert (turn @ shift - shift).norm() > 1
+    inside = (..., slice(48, -48), slice(48, -48))
+    assert torch.allclose(output.flow[inside], expected[inside], atol=1e-2)
+    assert torch.allclose(output.inverse_flow[inside], expected_inverse[inside], atol=1e-2)
 
 
 def test_further_passes_count_by_what_was_found(tiny, monkeypatch):
@@ -292,7 +321,7 @@ def test_further_passes_count_by_what_was_found(tiny, monkeypatch):
         assert torch.allclose(tiny(fixed, moving, passes=3).flow, tiny(fixed, moving).flow, atol=1e-5)
         estimate_shift(tiny, monkeypatch, -2.4, 3.2)  # 4 px, half-way
         twice = tiny(fixed, moving, passes=2)
-        expected = 1.5 * torch.tensor([-2.4, 3.2]).view(1, 2, 1, 1).expand(1, 2, 192, 256)
+        expected = 1.5 * constant_flow(-2.4, 3.2, (192, 256))
         assert torch.allclose(twice.flow, expected, atol=1e-4)
         assert torch.allclose(twice.inverse_flow, -expected, atol=1e-4)
 
@@ -364,14 +393,6 @@ def test_without_gate_it_is_one_everywhere(tiny):
     with torch.inference_mode():
         assert torch.equal(build(use_gate=False)(fixed, moving).gate, torch.ones(1, 1, 64, 64))
         assert tiny(fixed, moving).gate.std() > 0
-
-
-def test_gate_moves_the_flow(tiny):
-    f, m, r = features(height=8, width=12), features(height=8, width=12, seed=1), noise(2, 1, 8, 12)
-    with torch.inference_mode():
-        low = tiny.eda_flowreg(f, m, r, torch.full((2, 1, 8, 12), 0.15))[-1].flow
-        high = tiny.eda_flowreg(f, m, r, torch.ones(2, 1, 8, 12))[-1].flow
-    assert not torch.equal(low, high)
 
 
 def test_gate_holds_the_matched_increment_back():
@@ -491,10 +512,13 @@ def test_adapter_by_hand():
 def test_reliability_prior_by_hand():
     f = features()[:, 0]
     flat = torch.zeros(2, 1, 32, 40)
-    # Equal features, no edges: R0 = 1. Opposite features: cos01 = 0 and a distance of 2 |f|.
+    # Equal features, no edges: R0 = 1.
     assert torch.allclose(reliability_prior(f, f, flat), torch.ones(2, 1, 8, 10), atol=1e-5)
-    opposite = reliability_prior(f, -f, flat)
-    assert opposite.min() >= 0.15 and opposite.max() < 0.45
+    # Opposite ones that point along one of the 16 channels: cos01 = 0, and 2 in that channel is a mean of 2 / 16.
+    f = torch.zeros(2, 16, 8, 10)
+    f[:, 3] = 1
+    expected = torch.full((2, 1, 8, 10), 0.15 + 0.85 * math.exp(-(2 / 16) / 0.35) / 2)
+    assert torch.allclose(reliability_prior(f, -f, flat), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("column", [36, 38, 40, 42])
@@ -529,6 +553,32 @@ def test_consistency_is_low_where_edges_contradict():
     ones = torch.ones(1, 1, 8, 8)
     c = alignment_consistency(ramp, ramp.transpose(2, 3), ones, ones)
     assert c[..., 4:-4, 4:-4].median() < 0.2
+
+
+def test_the_four_pixels_of_a_place_are_mixed_and_corrected_each_by_its_own_values():
+    fusion = FlowGuidedFusion(8)
+    # Its weights are zero at first, so that the head says its bias: four mixing weights row by row, four corrections.
+    fusion.head.bias.data = torch.tensor([0, 1, 2, 3, 0.1, 0.2, 0.3, 0.4])
+    ones = torch.ones(1, 1, 8, 8)
+    fused = fusion(torch.full((1, 1, 64, 64), 0.5), torch.full((1, 1, 64, 64), 0.25), ones, ones).fused
+    # sigmoid(weight - 3) of the way from the brighter to the darker image; corrections bounded by one half.
+    for y, x, weight, correction in ((0, 0, 0, 0.1), (0, 1, 1, 0.2), (1, 0, 2, 0.3), (1, 1, 3, 0.4)):
+        expected = 0.5 - 0.25 / (1 + math.exp(3 - weight)) + correction / (1 + correction / 0.5)
+        assert torch.allclose(fused[..., y::2, x::2], torch.full((1, 1, 32, 32), expected), atol=1e-5)
+
+
+def test_fusion_sees_the_images_and_how_far_they_may_be_trusted():
+    fusion, seen = FlowGuidedFusion(8), []
+    for part in (fusion.stem, fusion.down):
+        part.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    fixed, aligned = noise(1, 1, 64, 72), noise(1, 1, 64, 72, seed=1)
+    reliability, gate = noise(1, 1, 32, 36, seed=2), noise(1, 1, 32, 36, seed=3)
+    with torch.inference_mode():
+        consistency = fusion(fixed, aligned, reliability, gate).consistency
+    pictures, with_maps = seen
+    assert torch.equal(pictures, torch.cat((fixed, aligned, torch.maximum(fixed, aligned)), dim=1) - 0.25)
+    assert torch.equal(with_maps[:, 8:], torch.cat((consistency, reliability, gate), dim=1))
+    assert torch.equal(consistency, alignment_consistency(halved(fixed), halved(aligned), reliability, gate))
 
 
 def test_blur_keeps_a_constant_inside_and_spreads_a_point():
@@ -599,7 +649,7 @@ def test_registration_sees_heads_of_the_size_it_has_learned(tiny, monkeypatch, s
     fixed, moving = images(1, *size)
     with torch.inference_mode():
         flow = tiny(fixed, moving).flow
-    expected = torch.tensor([3.0 * scale, -2.0 * scale]).view(1, 2, 1, 1).expand(1, 2, *size)
+    expected = constant_flow(3 * scale, -2 * scale, size)
     assert torch.allclose(flow, expected, atol=1e-3)
 
 
@@ -621,6 +671,55 @@ def test_average_of_a_mirrored_pair_is_the_mirrored_average(tiny):
         mirrored = tiny(fixed.flip(3), moving.flip(3), average=True)
     assert torch.allclose(mirrored.flow.flip(3) * torch.tensor([-1.0, 1.0]).view(1, 2, 1, 1), straight.flow, atol=2e-3)
     assert straight.flow.norm(dim=1).mean() > 0.1
+
+
+def test_average_of_four_matches_by_hand(tiny, monkeypatch):
+    # What is found for the pair, for its mirror image, and for both with the images exchanged. A second pair is twice
+    # as far apart, in the other direction.
+    shifts = torch.tensor([[4.0, 2], [-2, 2], [-6, -1], [3, -5]])
+    estimate(tiny, monkeypatch, torch.stack((shifts, -2 * shifts), dim=1).view(8, 2, 1, 1))
+    pairs = images(2, 64, 96)
+    with torch.inference_mode():
+        found = tiny.register_averaged(*pairs)
+        # The refinement sees the mirror images, too; what it adds there, along x, is of the other sign in the pair.
+        added = torch.tensor([[1.0, 0], [0, 0], [3, 4], [0, 0]]).view(4, 2, 1, 1)
+        monkeypatch.setattr(tiny.refinement, "forward", lambda *call: call[-1] + added)
+        refined = tiny.register_averaged(*pairs)
+    # In the pair's own terms: (4, 2), (2, 2), (6, 1), (3, 5).
+    expected = torch.cat((constant_flow(3.75, 2.5, (64, 96)), constant_flow(-7.5, -5, (64, 96))))
+    assert torch.allclose(found.flow, expected, atol=1e-4)
+    assert torch.allclose(found.inverse_flow, -expected, atol=1e-4)
+    # Mean squares of the distances 0.25, -1.75, 2.25, -0.75 along x and -0.5, -0.5, -1.5, 2.5 along y.
+    spread = (2.1875 + 2.25) * torch.tensor([1.0, 4]).view(2, 1, 1, 1)
+    assert torch.allclose(found.disagreement, spread.expand(2, 1, 8, 12), atol=1e-4)
+    expected = torch.cat((constant_flow((1 - 3) / 2, (0 + 4) / 2, (64, 96)), constant_flow(0, 0, (64, 96))))
+    assert torch.allclose(refined.flow - found.flow, expected, atol=1e-4)
+
+
+def test_averaging_inverts_the_way_back(tiny, monkeypatch):
+    # Zooms about the centre are their own mirror images. That of 1.25 moves by a quarter of the distance from there,
+    # its inverse by a fifth: with the sign changed and no more it would be too short.
+    size, no_shift = (128, 128), torch.zeros(1, 2)
+    there, back = (CELL * affine_flow(size, zoom * torch.eye(2)[None], no_shift, CELL) for zoom in (1.25, 1 / 1.25))
+    estimate(tiny, monkeypatch, torch.cat((there, there, back, back)))
+    with torch.inference_mode():
+        found = tiny.register_averaged(*images(1, *size))
+    inside = (..., slice(3, -3), slice(3, -3))
+    assert torch.allclose(found.refined[inside], there[inside], atol=1e-2)
+    assert found.disagreement[inside].max() < 1e-4
+
+
+def test_averaging_takes_the_maps_of_the_mirror_image_back(tiny):
+    pair = images(2, 64, 96)
+    with torch.inference_mode():
+        averaged, straight = tiny.register_averaged(*pair), tiny.register(*pair)
+        mirrored = tiny.register(*(image.flip(3) for image in pair))
+    expected = (straight.reliability + mirrored.reliability.flip(3)) / 2
+    assert torch.allclose(averaged.reliability, expected, atol=1e-3)
+    # Entropies, and the gate that is made of them, have no sides.
+    for name in ("entropy_fixed", "entropy_moving", "gate"):
+        assert torch.allclose(getattr(averaged, name), getattr(straight, name), atol=1e-3), name
+        assert not torch.allclose(getattr(straight, name), getattr(mirrored, name), atol=1e-1), name
 
 
 def test_estimates_that_disagree_hold_the_global_displacement_back(tiny, monkeypatch):

@@ -2,11 +2,9 @@ import pytest
 import torch
 
 from models.shrinkage import AGREEMENT, CAUTION, LARGE, affine_part, disagreement, held_back, mean_disagreement
-from tests.tensors import noise
+from tests.tensors import constant_flow, noise
 
-
-def constant(x: float, y: float, height: int = 6, width: int = 10) -> torch.Tensor:
-    return torch.tensor([x, y]).view(1, 2, 1, 1).repeat(1, 1, height, width)
+SIZE = (6, 10)
 
 
 def scalar(value: float) -> torch.Tensor:
@@ -14,13 +12,14 @@ def scalar(value: float) -> torch.Tensor:
 
 
 def test_disagreement_by_hand():
-    estimates = torch.stack([constant(3.0, 0), constant(-3.0, 0), constant(0.0, 4), constant(0.0, -4)])
+    shifts = ((3, 0), (-3, 0), (0, 4), (0, -4))
+    estimates = torch.stack([constant_flow(x, y, SIZE) for x, y in shifts])
     estimates[:, :, :, 0] += 7  # what all have in common
-    assert torch.allclose(disagreement(estimates), torch.full((1, 1, 6, 10), (9 + 9 + 16 + 16) / 4), atol=1e-5)
+    assert torch.allclose(disagreement(estimates), torch.full((1, 1, *SIZE), (9 + 9 + 16 + 16) / 4), atol=1e-5)
 
 
 def test_mean_disagreement_is_that_of_the_head():
-    spread, head = torch.full((2, 1, 6, 10), 7.0), torch.zeros(2, 1, 6, 10)
+    spread, head = torch.full((2, 1, *SIZE), 7.0), torch.zeros(2, 1, *SIZE)
     head[..., :5] = 1
     spread[0, ..., :5], spread[1, ..., :5] = 1, 3
     found = mean_disagreement(spread, head)
@@ -32,12 +31,12 @@ def test_mean_disagreement_is_that_of_the_head():
 def test_affine_part_of_an_affine_field_is_the_field():
     y, x = torch.meshgrid(torch.arange(6.0), torch.arange(10.0), indexing="ij")
     field = torch.stack((1 + 0.2 * x - 0.3 * y, -2 + 0.1 * x + 0.5 * y))[None]
-    for weight in (torch.ones(1, 1, 6, 10), noise(1, 1, 6, 10) + 0.01):
+    for weight in (torch.ones(1, 1, *SIZE), noise(1, 1, *SIZE) + 0.01):
         assert torch.allclose(affine_part(field, weight), field, atol=1e-4)
 
 
 def test_affine_part_leaves_nothing_affine_in_the_rest_and_each_image_has_its_own():
-    flow, weight = 5 * noise(2, 2, 6, 10), noise(2, 1, 6, 10, seed=1) + 0.01
+    flow, weight = 5 * noise(2, 2, *SIZE), noise(2, 1, *SIZE, seed=1) + 0.01
     rest = (flow - affine_part(flow, weight)) * weight
     y, x = torch.meshgrid(torch.arange(6.0), torch.arange(10.0), indexing="ij")
     for direction in (torch.ones_like(x), x, y):
@@ -50,19 +49,19 @@ def test_affine_part_leaves_nothing_affine_in_the_rest_and_each_image_has_its_ow
 
 @pytest.mark.parametrize(("doubt", "share"), [(0, 0), (AGREEMENT, 0), (AGREEMENT + 25 / CAUTION, 0.5)])
 def test_share_that_is_held_back(doubt, share):
-    flow = constant(3.0, 4.0)  # of a mean square of 25
-    taken = held_back(flow, scalar(doubt), torch.ones(1, 1, 6, 10))
+    flow = constant_flow(3, 4, SIZE)  # of a mean square of 25
+    taken = held_back(flow, scalar(doubt), torch.ones(1, 1, *SIZE))
     assert torch.allclose(taken, share * flow, atol=1e-5)
 
 
 def test_a_large_displacement_is_held_back_less():
-    flow = constant(0.0, 2 * LARGE**0.5)  # of a mean square of 4 LARGE
-    taken = held_back(flow, scalar(AGREEMENT + 4 * LARGE / CAUTION), torch.ones(1, 1, 6, 10))
+    flow = constant_flow(0, 2 * LARGE**0.5, SIZE)  # of a mean square of 4 LARGE
+    taken = held_back(flow, scalar(AGREEMENT + 4 * LARGE / CAUTION), torch.ones(1, 1, *SIZE))
     assert torch.allclose(taken, flow / (1 + 4), atol=1e-4)
 
 
 def test_only_the_head_counts():
-    flow, head = constant(3.0, 4.0), torch.zeros(1, 1, 6, 10)
+    flow, head = constant_flow(3, 4, SIZE), torch.zeros(1, 1, *SIZE)
     head[..., :5] = 1
     flow[..., 5:] = 20
     taken = held_back(flow, scalar(AGREEMENT + 25 / CAUTION), head)
@@ -70,22 +69,22 @@ def test_only_the_head_counts():
 
 
 def test_what_is_local_stays():
-    flow = constant(3.0, 4.0)
+    flow = constant_flow(3, 4, SIZE)
     ripple = torch.tensor([1.0, -1, -1, 1, 0, 0, 1, -1, -1, 1]).expand_as(flow)  # orthogonal to all that is affine
-    taken = held_back(flow + ripple, scalar(5), torch.ones(1, 1, 6, 10))
+    taken = held_back(flow + ripple, scalar(5), torch.ones(1, 1, *SIZE))
     assert torch.allclose(taken, taken.mean(dim=(2, 3), keepdim=True).expand_as(taken), atol=1e-5)
     assert taken.abs().min() > 1
 
 
 def test_no_flow_and_no_head():
-    nothing = torch.zeros(1, 1, 6, 10)
-    assert held_back(constant(0.0, 0.0), scalar(5), nothing + 1).abs().max() == 0
-    taken = held_back(constant(3.0, 4.0), scalar(AGREEMENT + 25 / CAUTION), nothing)
-    assert torch.allclose(taken, constant(1.5, 2.0))
+    nothing = torch.zeros(1, 1, *SIZE)
+    assert held_back(constant_flow(0, 0, SIZE), scalar(5), nothing + 1).abs().max() == 0
+    taken = held_back(constant_flow(3, 4, SIZE), scalar(AGREEMENT + 25 / CAUTION), nothing)
+    assert torch.allclose(taken, constant_flow(1.5, 2, SIZE))
 
 
 def test_a_head_in_a_single_row():
-    head = torch.zeros(1, 1, 6, 10)
+    head = torch.zeros(1, 1, *SIZE)
     head[..., 2, :] = 1
-    taken = held_back(constant(3.0, 4.0), scalar(AGREEMENT + 25 / CAUTION), head)
-    assert torch.allclose(taken, constant(1.5, 2.0), atol=1e-3)
+    taken = held_back(constant_flow(3, 4, SIZE), scalar(AGREEMENT + 25 / CAUTION), head)
+    assert torch.allclose(taken, constant_flow(1.5, 2, SIZE), atol=1e-3)

@@ -9,15 +9,12 @@ from torch import Tensor
 from data.deformation import BENCHMARK, affine_flow, random_flow
 from models.eda_flowreg import FlowStep
 from models.edarfusion import EDARFusion
+from tests.tensors import constant_flow
 from utils.warp import compose, invert, resize_flow, warp
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def constant_flow(x: float, y: float, height: int, width: int) -> Tensor:
-    return torch.tensor([x, y], dtype=torch.float32).view(1, 2, 1, 1).expand(1, 2, height, width).clone()
 
 
 def smooth_flow(size: tuple[int, int], seed: int = 0) -> Tensor:
@@ -57,8 +54,8 @@ def test_model_with_zero_flow_returns_the_moving_image_exactly(monkeypatch):
 
 def test_channel_0_moves_along_columns_and_channel_1_along_rows():
     image = torch.arange(12.0).view(1, 1, 3, 4)
-    right = warp(image, constant_flow(1, 0, 3, 4))
-    down = warp(image, constant_flow(0, 1, 3, 4))
+    right = warp(image, constant_flow(1, 0, (3, 4)))
+    down = warp(image, constant_flow(0, 1, (3, 4)))
     # aligned(p) = moving(p + flow(p)); beyond the border the border repeats.
     assert torch.allclose(right[0, 0], torch.tensor([[1.0, 2, 3, 3], [5, 6, 7, 7], [9, 10, 11, 11]]), atol=1e-5)
     assert torch.allclose(down[0, 0], torch.tensor([[4.0, 5, 6, 7], [8, 9, 10, 11], [8, 9, 10, 11]]), atol=1e-5)
@@ -66,8 +63,8 @@ def test_channel_0_moves_along_columns_and_channel_1_along_rows():
 
 def test_negative_and_fractional_shifts_by_hand():
     image = torch.tensor([[0.0, 10, 30]]).view(1, 1, 1, 3)
-    assert warp(image, constant_flow(-1, 0, 1, 3)).flatten().tolist() == pytest.approx([0, 0, 10], abs=1e-4)
-    assert warp(image, constant_flow(0.25, 0, 1, 3)).flatten().tolist() == pytest.approx([2.5, 15, 30], abs=1e-4)
+    assert warp(image, constant_flow(-1, 0, (1, 3))).flatten().tolist() == pytest.approx([0, 0, 10], abs=1e-4)
+    assert warp(image, constant_flow(0.25, 0, (1, 3))).flatten().tolist() == pytest.approx([2.5, 15, 30], abs=1e-4)
 
 
 def test_only_the_displaced_pixel_looks_elsewhere():
@@ -81,7 +78,7 @@ def test_only_the_displaced_pixel_looks_elsewhere():
 
 def test_far_outside_the_border_repeats():
     image = torch.rand(1, 1, 6, 9, generator=seeded())
-    assert torch.allclose(warp(image, constant_flow(1e4, -1e4, 6, 9)), image[:, :, :1, -1:].expand(1, 1, 6, 9))
+    assert torch.allclose(warp(image, constant_flow(1e4, -1e4, (6, 9))), image[:, :, :1, -1:].expand(1, 1, 6, 9))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 113), (130, 65)])
@@ -133,13 +130,13 @@ def test_gradient_of_the_flow_at_zero_flow_is_the_slope_of_the_image():
 def test_gradient_of_the_image_is_that_of_the_sampling_weights(shift):
     # Each result pixel is a weighted mean of image pixels, weights 1 together, at zero flow as at any other.
     image = torch.rand(1, 1, 16, 12, generator=seeded()).requires_grad_()
-    warp(image, constant_flow(shift, shift, 16, 12)).sum().backward()
+    warp(image, constant_flow(shift, shift, (16, 12))).sum().backward()
     assert image.grad.sum().item() == pytest.approx(16 * 12, rel=1e-4)
 
 
 def test_resize_flow_scales_values_with_the_grid():
-    flow = constant_flow(3, -2, 10, 20)
-    assert torch.allclose(resize_flow(flow, (40, 60)), constant_flow(9, -8, 40, 60))
+    flow = constant_flow(3, -2, (10, 20))
+    assert torch.allclose(resize_flow(flow, (40, 60)), constant_flow(9, -8, (40, 60)))
     assert resize_flow(flow, (10, 20)) is flow
 
 
@@ -171,7 +168,7 @@ def test_compose_of_affine_flows_is_the_product_of_their_maps():
 
 
 def test_compose_of_shifts_is_their_sum_and_of_nothing_is_the_other():
-    first, second = constant_flow(2, 1, 20, 30), constant_flow(-5, 0.5, 20, 30)
+    first, second = constant_flow(2, 1, (20, 30)), constant_flow(-5, 0.5, (20, 30))
     assert torch.allclose(compose(first, second), first + second, atol=1e-5)
     flow = smooth_flow((64, 64))
     assert torch.equal(compose(flow, torch.zeros_like(flow)), flow)
@@ -198,4 +195,4 @@ def test_invert_composed_with_forward_is_near_identity(size):
 
 
 def test_invert_of_a_shift_is_the_shift_back():
-    assert torch.allclose(invert(constant_flow(3, -4, 16, 16)), constant_flow(-3, 4, 16, 16), atol=1e-5)
+    assert torch.allclose(invert(constant_flow(3, -4, (16, 16))), constant_flow(-3, 4, (16, 16)), atol=1e-5)

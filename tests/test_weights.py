@@ -1,29 +1,79 @@
-"""The shipped weights: they align the embedded sample, and the public benchmark where it is at hand."""
+"""The shipped weights: they align and fuse the embedded sample as well as ever, and the public benchmark where it is
+at hand.
 
+`python -m tests.test_weights` writes the table of what they make of the sample, after weights or network have changed
+on purpose.
+"""
+
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from data.make_csv import MODALITIES
 from utils.checkpoint import load_checkpoint
+from utils.evaluation import Job, save_and_score
 from utils.flow_io import load_flow
 from utils.image_io import LUMA, read_image
 from utils.inference import PairFuser, endpoint_scores
 from utils.metrics import folding_share, rmse
 from utils.pairs import folder_pairs, read_pair, sample_pairs
 from utils.report import DOUBTFUL
+from utils.results import ResultFolder
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINTS = sorted((ROOT / "checkpoints").glob("*.safetensors"))
 BENCHMARK = ROOT.parent / "shared" / "data" / "unaligned"
 
+SAMPLE_RESULTS = Path(__file__).with_name("data") / "sample_results.csv"
+METRICS = ("epe", "disagreement", "qabf", "qvif", "qcv")
+"""Columns of that table."""
+TOLERANCE = 0.005
+"""Relative: other instruction sets and numbers of threads change a metric by up to 0.0001."""
+
+PUBLIC_RMSE = {
+    "edarfusion": {"CT": 27.1, "PET": 10.6, "SPECT": 9.8},
+    "edarfusion_fast": {"CT": 31.6, "PET": 12.3, "SPECT": 10.6},
+}
+"""Of the luma of the first eight public pairs, mean, grey levels: a tenth more than when this was written, for 48, 23
+and 13 before alignment. The tables in checkpoints/results are of the grey pictures that the benchmark has, too."""
+
+
+def load_fuser(path: Path) -> PairFuser:
+    """The inference of the test command's defaults."""
+    checkpoint = load_checkpoint(path)
+    return PairFuser(checkpoint.model, torch.device("cpu"), **checkpoint.training.get("inference", {}))
+
+
+def sample_rows(fuse: PairFuser) -> Iterator[dict]:
+    """The rows of the test command's tables for the embedded sample, with the modality."""
+    for modality, pairs in sample_pairs("all").items():
+        for pair in pairs:
+            images = read_pair(pair, modality)
+            result, true_flow = fuse(images.fixed, images.moving), load_flow(pair["flow"], images.fixed.shape)
+            scores = endpoint_scores(result.flow, true_flow, read_image(pair["label"]))
+            with TemporaryDirectory() as folder:
+                row = save_and_score(Job(ResultFolder(folder, modality), pair, result, scores))
+            yield {"modality": modality} | row
+
 
 @pytest.fixture(scope="module", params=CHECKPOINTS, ids=lambda path: path.stem)
-def fuse(request: pytest.FixtureRequest) -> PairFuser:
-    checkpoint = load_checkpoint(request.param)
-    return PairFuser(checkpoint.model, torch.device("cpu"), **checkpoint.training.get("inference", {}))
+def weights(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def fuse(weights: Path) -> PairFuser:
+    return load_fuser(weights)
+
+
+@pytest.fixture(scope="module")
+def sample(fuse: PairFuser) -> pd.DataFrame:
+    return pd.DataFrame(sample_rows(fuse))
 
 
 def grey(image: np.ndarray) -> np.ndarray:
@@ -45,39 +95,45 @@ def test_the_file_is_small_and_says_what_it_is(path):
     assert not checkpoint.state
 
 
-@pytest.mark.parametrize("modality", MODALITIES)
-def test_the_sample_is_aligned(fuse, modality):
-    before, after = [], []
-    for pair in sample_pairs(modality)[modality]:
-        images = read_pair(pair, modality)
-        result = fuse(images.fixed, images.moving)
-        scores = endpoint_scores(result.flow, load_flow(pair["flow"], images.fixed.shape), read_image(pair["label"]))
-        before.append(scores["epe_before"])
-        after.append(scores["epe"])
-        assert folding_share(result.flow) == 0
-    assert np.mean(after) < 0.8 * np.mean(before)
+def test_the_sample_is_aligned(sample):
+    assert (sample["folding"] == 0).all()
+    mean = sample.groupby("modality")[["epe", "epe_before"]].mean()
+    assert set(mean.index) == set(MODALITIES)
+    assert (mean["epe"] < 0.8 * mean["epe_before"]).all(), mean
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_sample_is_aligned_and_fused_as_ever(weights, sample, metric):
+    table = pd.read_csv(SAMPLE_RESULTS)
+    table = table[table["weights"] == weights.stem].reset_index(drop=True)
+    assert sample[["modality", "name"]].equals(table[["modality", "name"]])
+    np.testing.assert_allclose(sample[metric], table[metric], rtol=TOLERANCE)
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
-def test_disagreement_tells_images_that_do_not_lie_alike(fuse, modality):
+def test_disagreement_tells_images_that_do_not_lie_alike(fuse, sample, modality):
+    assert (sample.query("modality == @modality")["disagreement"] < DOUBTFUL).all()
     for pair in sample_pairs(modality)[modality]:
         images = read_pair(pair, modality)
-        assert fuse(images.fixed, images.moving).disagreement < DOUBTFUL
         assert fuse(images.fixed, np.rot90(images.moving).copy()).disagreement > DOUBTFUL
 
 
-@pytest.mark.parametrize(("modality", "closed"), [("CT", 0.1), ("PET", 0.1), ("SPECT", 0.05)])
-def test_the_benchmark_is_aligned(fuse, modality, closed):
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_the_benchmark_is_aligned(weights, fuse, modality):
     folder = BENCHMARK / f"{modality}-MRI"
     if not folder.is_dir():
         pytest.skip(f"no public benchmark at {folder}")
     label = folder / (f"{modality}_label" if modality == "CT" else f"{modality}_label_RGB")
-    before, after = [], []
+    found = []
     for pair in folder_pairs(modality, folder / "MRI", folder / modality, label)[modality][:8]:
         images = read_pair(pair, modality)
         result = fuse(images.fixed, images.moving)
-        moving, aligned, truth = (grey(image) for image in (images.moving, result.aligned, images.label))
-        before.append(rmse(moving, truth))
-        after.append(rmse(aligned, truth))
+        found.append(rmse(grey(result.aligned), grey(images.label)))
         assert folding_share(result.flow) == 0
-    assert np.mean(after) < (1 - closed) * np.mean(before)
+    assert np.mean(found) < PUBLIC_RMSE[weights.stem][modality]
+
+
+if __name__ == "__main__":
+    rows = [{"weights": path.stem} | row for path in CHECKPOINTS for row in sample_rows(load_fuser(path))]
+    columns = ["weights", "modality", "name", *METRICS]
+    pd.DataFrame(rows)[columns].to_csv(SAMPLE_RESULTS, index=False, float_format="%.6g")

@@ -71,7 +71,6 @@ class PairFuser:
         maps = {name: map_[0, 0].cpu().numpy() for name, map_ in maps.items()}
         return FusedPair(fused, aligned, flow, maps, seconds, output.disagreement.item() if self.average else None)
 
-
     def _warm_up(self, size: tuple[int, int]) -> None:
         """Let the model make ready for images of a size, so that `FusedPair.seconds` is of the pairs alone.
 
