@@ -1,29 +1,13 @@
 """utils/device.py: the device asked for or a clear error, and memory that stays with the process."""
 
 import ctypes
-import subprocess
 import sys
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from utils.device import choose_device, loading_processes
-
-PAGE_FAULTS = """
-import resource, statistics, sys, torch
-from models.edarfusion import EDARFusion
-from utils.device import choose_device
-if sys.argv[1] == "chosen":
-    choose_device("cpu")
-model, image = EDARFusion("tiny").eval(), torch.rand(2, 1, 256, 256)
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    with torch.inference_mode():
-        model(image, image)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(int(statistics.median([faults() for _ in range(12)][4:])))  # single calls vary, with threads above all
-"""
 
 
 def test_cpu_is_always_there_and_auto_finds_something():
@@ -45,20 +29,34 @@ def test_missing_device_is_a_clear_error():
         ("cuda", 8, 1, 6),
         ("cuda", 16, 4, 2),
         ("mps", 2, 1, 1),
-        ("cuda", None, 1, 1),
+        ("cuda", 1, 1, 1),
     ],
 )
 def test_a_gpu_has_its_pairs_made_beside_it(monkeypatch, device, cores, together, expected):
-    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("utils.device.available_cores", lambda: cores)
     assert loading_processes(torch.device(device), together) == expected
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
-def test_memory_is_kept_for_the_next_tensors():
-    def faults(state: str) -> int:
-        line = [sys.executable, "-c", PAGE_FAULTS, state]
-        root = Path(__file__).parents[1]
-        return int(subprocess.run(line, cwd=root, capture_output=True, text=True, check=True).stdout)
+def test_memory_is_kept_for_the_next_tensors(monkeypatch):
+    asked, answers = [], []
+    real = None if sys.platform == "win32" else getattr(ctypes.CDLL(None), "mallopt", None)
 
-    # Threads and large pages change the counts from machine to machine; where memory is kept anyway both are few.
-    assert faults("chosen") < max(faults("as it was") / 2, 100)
+    def mallopt(parameter: int, value: int) -> None:
+        asked.append((parameter, value))
+        answers.append(real(parameter, value) if real else 1)
+
+    monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+    choose_device("cpu")
+    # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD; 1 is that glibc takes the value.
+    assert asked == [(-1, 2**31 - 1), (-3, 32 * 2**20)] and answers == [1, 1]
+
+
+def test_without_glibc_there_is_a_device_all_the_same(monkeypatch):
+    monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace())
+    assert choose_device("cpu") == torch.device("cpu")
+
+    def refuse(name: None) -> None:
+        raise TypeError("Windows has no library without a name")
+
+    monkeypatch.setattr("ctypes.CDLL", refuse)
+    assert choose_device("cpu") == torch.device("cpu")

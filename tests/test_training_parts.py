@@ -1,0 +1,353 @@
+"""EDARFusion_train.py in this process: what it trains on, what each stage and option does, and what it keeps."""
+
+import copy
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor
+
+import EDARFusion_train as script
+from data.dataset import VAL_SEED, Pair, PairDataset
+from data.make_csv import DataError
+from models.edarfusion import EDARFusion
+from tests.kill_training import command, sample_table
+from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from utils.training_state import pack_state, unpack_state
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    """Training has torch compute the same every time, for the whole process."""
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+# --- data ---------------------------------------------------------------------------------------------------
+
+
+def aligned_pairs(root: Path, **splits: str) -> Path:
+    """A folder of pairs, all files empty: CT="ttv" gives two pairs to train on and one to validate on."""
+    for modality, letters in splits.items():
+        folder, rows = root / f"{modality}-MRI", ["split,name"]
+        for number, letter in enumerate(letters):
+            name = f"{modality}{number}001.png"
+            for role in ("MRI", modality):
+                (folder / role).mkdir(parents=True, exist_ok=True)
+                (folder / role / name).touch()
+            rows.append(f"{ {'t': 'train', 'v': 'val'}[letter] },{name}")
+        (folder / "split.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    return aligned_pairs(tmp_path / "one", CT="tttv", PET="ttv", SPECT="tvv")
+
+
+def datasets(*roots: Path, options: tuple[str, ...] = ()) -> tuple[PairDataset, PairDataset]:
+    line = ["--root", *map(str, roots), "--epochs", "1", *options]
+    return script.build_datasets(script.parse_arguments(line))
+
+
+def names(pairs: PairDataset) -> set[str]:
+    return {path.stem.removesuffix("001") for path in pairs.fixed}
+
+
+def test_training_and_validation_have_their_own_pairs_and_draws(root):
+    train, val = datasets(root, options=("--wide", "0.2", "--seed", "3"))
+    assert names(train) == {"CT0", "CT1", "CT2", "PET0", "PET1", "SPECT0"}
+    assert names(val) == {"CT3", "PET2", "SPECT1", "SPECT2"} and len(val) == 4
+    assert train.augment and not val.augment
+    assert train.wide == 0.2 and (train.seed, val.seed) == (3, VAL_SEED)
+    for pairs in (train, val):
+        assert all(path.parent.name == "MRI" and path.is_file() for path in pairs.fixed)
+        assert [path.stem for path in pairs.moving] == [path.stem for path in pairs.fixed]
+        assert all(path.parent.name in path.stem and path.is_file() for path in pairs.moving)
+
+
+def test_the_rarer_modalities_are_trained_on_as_often(root):
+    assert Counter(datasets(root)[0].modalities) == {0: 3, 1: 3, 2: 3}
+    drawn = [datasets(root, options=("--seed", str(seed)))[0].fixed for seed in range(6)]
+    assert any(paths != drawn[0] for paths in drawn), "the seed decides which of them come more often"
+
+
+def test_several_roots_add_up(root, tmp_path):
+    other = aligned_pairs(tmp_path / "other", CT="tv", PET="tv", SPECT="ttttv")
+    train, val = datasets(root, other)
+    assert len(val) == 4 + 3 and Counter(train.modalities) == {0: 5, 1: 5, 2: 5}
+    assert len(set(train.fixed)) == 6 + 6 and set(train.fixed).isdisjoint(val.fixed)
+    for pairs in (train, val):
+        assert {path.parents[2] for path in pairs.fixed} == {root, other}
+
+
+def test_one_modality_of_a_folder_of_all(root):
+    train, val = datasets(root, options=("--modality", "PET"))
+    assert names(train) == {"PET0", "PET1"} and names(val) == {"PET2"}
+
+
+def test_where_no_split_is_given_the_seed_draws_it(root):
+    for path in root.rglob("split.csv"):
+        path.unlink()
+    drawn = [names(datasets(root, options=("--seed", str(seed)))[1]) for seed in range(6)]
+    assert any(val != drawn[0] for val in drawn)
+
+
+@pytest.mark.parametrize("letter", ["t", "v"])
+def test_pairs_of_one_split_alone_are_refused(tmp_path, letter):
+    aligned_pairs(tmp_path, CT=3 * letter, PET=letter, SPECT=letter)
+    with pytest.raises(DataError, match="expected pairs of both splits, found only one of train and val"):
+        datasets(tmp_path)
+
+
+def test_overfitting_trains_and_validates_on_the_same_unvaried_pairs(root):
+    train, val = datasets(root, options=("--overfit", "3"))
+    assert train is val and not train.augment and train.seed == VAL_SEED
+    assert sorted(train.modalities) == [0, 1, 2]
+
+
+# --- options and run folders --------------------------------------------------------------------------------
+
+
+def status(monkeypatch: pytest.MonkeyPatch, line: list[str]) -> int:
+    """What the command line would return."""
+    monkeypatch.setattr("sys.argv", ["EDARFusion_train.py", *line])
+    try:
+        return script.main()
+    except SystemExit as end:
+        return end.code
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "either --epochs or --minutes"),
+        (("--epochs", "1", "--minutes", "1"), "either --epochs or --minutes"),
+        (("--epochs", "1", "--batch-size", "0"), "--batch-size: expected a number above 0, found 0"),
+        (("--epochs", "1", "--init", "nowhere.safetensors"), "nowhere.safetensors: expected a checkpoint"),
+        (("--epochs", "1", "--device", "mps"), "device: expected one that is here"),
+    ],
+)
+def test_bad_options_are_one_clear_line(tmp_path, monkeypatch, capsys, options, message):
+    if "mps" in options and torch.backends.mps.is_available():
+        pytest.skip("mps is here")
+    line = command(sample_table(tmp_path / "pairs.csv"), "--output", tmp_path / "run", *options)[2:]
+    assert status(monkeypatch, line) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_run_of_a_version_without_an_option_goes_on_with_its_default(tmp_path):
+    options = script.parse_arguments(["--root", "somewhere", "--epochs", "7", "--seed", "3"])
+    old = {name: value for name, value in script.recorded(options).items() if name not in ("second_pass", "dropout")}
+    path = tmp_path / "last.safetensors"
+    save_checkpoint(path, EDARFusion("tiny"), modality="all", training={"options": old, "step": 5}, metrics={})
+    found, folder, checkpoint = script.open_run(script.parse_arguments(["--resume", str(tmp_path)]))
+    assert script.recorded(found) == script.recorded(options)
+    assert folder == tmp_path and checkpoint.training["step"] == 5
+
+
+def test_a_checkpoint_of_no_run_is_not_resumed(tmp_path):
+    path = tmp_path / "last.safetensors"
+    save_checkpoint(path, EDARFusion("tiny"), modality="all", training={}, metrics={})
+    with pytest.raises(CheckpointError, match="expected a checkpoint of a training run, found one without options"):
+        script.open_run(script.parse_arguments(["--resume", str(tmp_path)]))
+
+
+def test_a_state_that_is_not_there_or_does_not_fit_is_one_clear_line():
+    model, other = EDARFusion("tiny"), EDARFusion("fast")
+    optimizer = torch.optim.AdamW(model.parameters())
+    with pytest.raises(ValueError, match="no training state in it"):
+        unpack_state({}, model, optimizer)
+    with pytest.raises(ValueError, match="state_dict") as caught:
+        unpack_state(pack_state(other, torch.optim.AdamW(other.parameters())), model, optimizer)
+    assert "\n" not in str(caught.value)
+
+
+def test_runs_without_a_folder_are_numbered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [script.new_run_folder(modality) for modality in ("CT", "CT", "all")]
+    assert [str(folder) for folder in folders] == [str(Path("runs", name)) for name in ("CT-001", "CT-002", "all-001")]
+    assert all(folder.is_dir() for folder in folders)
+
+
+# --- schedule, clock, score ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("step", "progress", "expected"), [(0, 0, 0.02), (49, 0, 1), (999, 0.5, 0.51), (999, 1, 0.02), (999, 2, 0.02)]
+)
+def test_learning_rate_by_hand(step, progress, expected):
+    assert script.learning_rate(1.0, step, progress) == pytest.approx(expected)
+    assert script.learning_rate(3.0, step, progress) == pytest.approx(3 * expected)
+
+
+def test_mean_weights_forget_the_first_ones_faster():
+    def after(steps: int) -> float:
+        mean = torch.tensor(1.0)
+        script.running_mean(0.998)([mean], [torch.tensor(2.0)], steps)
+        return mean.item()
+
+    assert [after(steps) for steps in (0, 90, 10**6)] == pytest.approx([1.9, 1.09, 1.002])
+
+
+def test_the_clock_counts_on_without_what_is_skipped(monkeypatch):
+    now = iter((10.0, 12.0, 20.0, 23.0, 24.0))
+    monkeypatch.setattr(script, "time", SimpleNamespace(perf_counter=lambda: next(now)))
+    clock = script.Clock(5.0)
+    assert clock.read() == 7
+    clock.skip()
+    assert clock.read() == 10 and clock.read() == 11
+
+
+def test_score_by_hand():
+    errors = {"epe_CT": 1, "zero_CT": 2, "epe_PET": 3, "zero_PET": 4}
+    assert script.score(errors, "registration") == 0.625
+    kept = {"epe_CT": 9, "zero_CT": 1, "qabf_CT": 0.6}
+    assert script.score(kept, "fusion") == pytest.approx(0.4)
+    assert script.score(kept | {"epe_PET": 9, "qabf_PET": 0.8}, "fusion") == pytest.approx(0.3)
+
+
+# --- runs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def train_here(tmp_path, monkeypatch) -> Iterator[Callable[..., Checkpoint]]:
+    """Trains in tmp_path / "run", on images of 64 px and without pictures to be quick; gives the last checkpoint."""
+    table = sample_table(tmp_path / "pairs.csv")
+    monkeypatch.setattr(script, "PairDataset", partial(PairDataset, size=64))
+    monkeypatch.setattr(script, "picture", lambda *_: Figure(figsize=(1, 1)))
+    # Steps so small wait for a second thread longer than they gain from it, where others compute as well.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def run(*options: str | Path) -> Checkpoint:
+        always = ("--output", tmp_path / "run", "--preset", "tiny", "--batch-size", "1")
+        script.train(script.parse_arguments(command(table, *always, *options)[2:]), threading.Event())
+        return load_checkpoint(tmp_path / "run" / "last.safetensors")
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def validated(monkeypatch) -> Callable[..., list[tuple[bool, dict[str, Tensor]]]]:
+    """Gives validations the results that are to come; returns what was validated: whether fusion, and the weights."""
+
+    def give(*results: dict[str, float]) -> list[tuple[bool, dict[str, Tensor]]]:
+        coming, asked = iter(results), []
+
+        def validate(model: EDARFusion, *_, fusion: bool) -> pd.DataFrame:
+            asked.append((fusion, copy.deepcopy(model.state_dict())))
+            return pd.DataFrame([{"modality": "CT", "zero": 1.0, **next(coming)}])
+
+        monkeypatch.setattr(script, "validate", validate)
+        return asked
+
+    return give
+
+
+def test_the_best_checkpoint_is_that_of_the_least_score(train_here, validated, tmp_path):
+    validated({"epe": 3.0}, {"epe": 1.0}, {"epe": 2.0})
+    last = train_here("--overfit", "1", "--epochs", "3", "--val-every", "1", "--stage", "registration")
+    best = load_checkpoint(tmp_path / "run" / "best.safetensors")
+    assert best.metrics["score"] == 1 and best.training["step"] == 2
+    assert last.metrics["score"] == 2 and last.training["step"] == 3
+
+
+def test_the_fusion_begins_anew_on_the_mean_of_the_registration(train_here, validated, tmp_path):
+    asked = validated({"epe": 0.2}, {"epe": 0.1}, {"epe": 0.1, "qabf": 0.4}, {"epe": 0.1, "qabf": 0.3})
+    last = train_here("--overfit", "1", "--epochs", "4", "--val-every", "1", "--fusion-share", "0.5", "--lr", "1e-3")
+    assert [fusion for fusion, _ in asked] == [False, False, True, True]
+    # Scores of the stages do not compare: the best checkpoint is to have learned to fuse.
+    best = load_checkpoint(tmp_path / "run" / "best.safetensors")
+    assert best.metrics["score"] == pytest.approx(0.6) and best.training["step"] == 3
+    # Warm-up and cosine of each stage, by hand.
+    rates = [1000 * row["lr"] for row in last.training["history"]]
+    assert rates == pytest.approx([0.02, 0.04 * 0.51, 0.02, 0.04 * 0.51])
+    for name, value in asked[1][1].items():
+        if not name.startswith("fusion."):
+            assert torch.equal(last.state[f"raw.{name}"], value), name
+
+
+def test_fusion_learns_and_leaves_the_registration_as_it_is(train_here, tmp_path):
+    torch.manual_seed(0)
+    start = EDARFusion("tiny")
+    save_checkpoint(tmp_path / "start.safetensors", start, modality="all", training={}, metrics={})
+    options = ("--overfit", "2", "--epochs", "20", "--val-every", "20", "--lr", "1e-2")
+    last = train_here("--init", tmp_path / "start.safetensors", "--stage", "fusion", *options)
+    losses = [row["total"] for row in last.training["history"]]
+    assert len(losses) == 20 and losses[-1] < 0.95 * losses[0]
+    for name, value in start.state_dict().items():
+        if not name.startswith("fusion."):
+            assert torch.equal(last.state[f"raw.{name}"], value), name
+            assert torch.equal(last.model.state_dict()[name], value), name
+
+
+def test_second_passes_and_dropout_are_of_the_registration_alone(train_here, monkeypatch):
+    events = []
+
+    def watch(owner: object, name: str) -> None:
+        function = getattr(owner, name)
+
+        def watched(*arguments):
+            events.append(name)
+            return function(*arguments)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    for owner, name in ((script, "registration_loss"), (script, "fusion_loss"), (Pair, "aligned_by"), (F, "dropout2d")):
+        watch(owner, name)
+    options = ("--epochs", "10", "--fusion-share", "0.5", "--second-pass", "0.4", "--dropout", "0.2")
+    train_here("--overfit", "1", "--val-every", "10", *options)
+    begin = events.index("fusion_loss")
+    assert events[:begin].count("registration_loss") == 5 and "dropout2d" in events[:begin]
+    assert events[begin:] == ["fusion_loss"] * 5
+    # Two of five, evenly spread.
+    seconds = [place for place, event in enumerate(events) if event == "aligned_by"]
+    assert [events[:place].count("registration_loss") for place in seconds] == [2, 4]
+
+
+def test_a_run_of_some_minutes_ends_by_itself_and_is_validated_then(train_here, monkeypatch, capsys):
+    def ten_seconds_later(clock: script.Clock) -> float:
+        clock.seconds += 10
+        return clock.seconds
+
+    monkeypatch.setattr(script.Clock, "read", ten_seconds_later)
+    last = train_here("--overfit", "3", "--minutes", "1", "--val-every", "100", "--stage", "registration")
+    # The clock is read before each step and at the end of the epoch of three steps, so the fourth step is the last.
+    epoch, rest = last.training["history"]
+    assert (epoch["epoch"], epoch["step"]) == (1, 3) and "score" not in epoch
+    assert (rest["epoch"], rest["step"], rest["minutes"]) == (2, 4, 1) and math.isfinite(rest["score"])
+    assert last.metrics["score"] == rest["score"]
+    assert "finished" in capsys.readouterr().out
+
+
+def test_bfloat16_serves_the_registration_alone(train_here, monkeypatch):
+    seen = {"register": set(), "fuse": set()}
+
+    def watch(name: str) -> None:
+        method = getattr(EDARFusion, name)
+
+        def watched(self, *arguments, **options):
+            if self.training:
+                seen[name].add(torch.is_autocast_enabled("cpu"))
+            return method(self, *arguments, **options)
+
+        monkeypatch.setattr(EDARFusion, name, watched)
+
+    for name in seen:
+        watch(name)
+    options = ("--epochs", "4", "--val-every", "4", "--fusion-share", "0.5", "--second-pass", "0.5")
+    last = train_here("--amp", "--overfit", "1", *options)
+    assert seen == {"register": {True}, "fuse": {False}}
+    losses = [row["total"] for row in last.training["history"] if "total" in row]
+    assert len(losses) == 4 and all(map(math.isfinite, losses))
