@@ -110,7 +110,9 @@ def test_signals_save_and_end_well(table, tmp_path, number):
     folder = tmp_path / "signalled"
     line = command(table, "--output", folder, "--preset", "tiny", "--batch-size", "2", "--epochs", "100000",
                    "--save-minutes", "0.001", "--val-every", "100000")  # fmt: skip
-    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        line, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     wait_for(folder / "last.safetensors", process)
     process.send_signal(number)
     output, errors = process.communicate(timeout=120)

@@ -113,6 +113,8 @@ def test_overfitting_trains_and_validates_on_the_same_unvaried_pairs(root):
     train, val = datasets(root, options=("--overfit", "3"))
     assert train is val and not train.augment and train.seed == VAL_SEED
     assert sorted(train.modalities) == [0, 1, 2]
+    four, _ = datasets(root, options=("--overfit", "4"))
+    assert sorted(four.modalities) == [0, 0, 1, 2] and len(names(four)) == 4
 
 
 # --- options and run folders --------------------------------------------------------------------------------
