@@ -102,6 +102,7 @@ def message_of(path: Path, *words: str) -> None:
 def test_is_volume(tmp_path: Path) -> None:
     assert is_volume("a.nii") and is_volume("b.NII.GZ") and is_volume(tmp_path / "c.dcm")
     assert not is_volume("a.png") and not is_volume("b.gz") and not is_volume(tmp_path)
+    assert not is_volume("n" * 300) and not is_volume("a\0b")
     (tmp_path / "slice.png").touch()
     (tmp_path / ".hidden.dcm").touch()
     assert not is_volume(tmp_path)

@@ -437,7 +437,11 @@ def _is_dicom(path: Path) -> bool:
     """By its suffix or, as archives and scanners often give none, by the letters that follow the preamble."""
     if path.suffix.lower() == DICOM_SUFFIX:
         return True
-    if path.suffix.lower() in IMAGE_SUFFIXES or not path.is_file():
+    # os.path takes impossible names for missing files, where pathlib raises.
+    if path.suffix.lower() in IMAGE_SUFFIXES or not os.path.isfile(path):
         return False
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False  # whoever reads it says why it cannot be read
