@@ -344,7 +344,8 @@ def _tiles(rows: pd.DataFrame, columns: Sequence[str]) -> list[dict]:
         metric, values = METRICS[key], rows[key].dropna()
         detail = f"{_format(values.min(), metric.digits)} to {_format(values.max(), metric.digits)}"
         if key == "disagreement":
-            detail = f"{int((values > DOUBTFUL).sum())} of {len(values)} pairs above {DOUBTFUL:g}: look closely"
+            doubtful = int((values > DOUBTFUL).sum())
+            detail = f"{doubtful} of {len(values)} pairs above {DOUBTFUL:g}{': look closely' if doubtful else ''}"
         tiles.append(
             {"metric": metric, "before": "", "value": _format(values.mean(), metric.digits), "detail": detail}
         )
