@@ -94,11 +94,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     model.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
     model.add_argument("--amp", action="store_true", help="bfloat16 where it is safe")
     options = parser.parse_args(arguments)
-    # What already has a value gets no default.
-    trial = parser.parse_args(arguments, argparse.Namespace(**dict.fromkeys(vars(options))))
-    options.given = {name for name, value in vars(trial).items() if value is not None}
     if options.resume:
-        if kept := options.given - WHERE - {"resume"}:
+        # What already has a value gets no default.
+        said = parser.parse_args(arguments, argparse.Namespace(**dict.fromkeys(vars(options))))
+        options.moved = {name: value for name, value in vars(said).items() if value is not None and name != "resume"}
+        if kept := options.moved.keys() - WHERE:
             names = ", ".join(f"--{name}".replace("_", "-") for name in sorted(kept))
             parser.error(f"--resume: expected the run's own options, found {names}; for others --init")
         return options
@@ -268,11 +268,6 @@ def initial_network(options: argparse.Namespace) -> EDARFusion:
     return network
 
 
-def recorded(options: argparse.Namespace) -> dict:
-    """The options that belong to a run."""
-    return {name: value for name, value in vars(options).items() if name != "given"}
-
-
 def open_run(options: argparse.Namespace) -> tuple[argparse.Namespace, Path, Checkpoint | None]:
     """Run folder and, for --resume, the run's own options and its last checkpoint."""
     if not options.resume:
@@ -280,7 +275,7 @@ def open_run(options: argparse.Namespace) -> tuple[argparse.Namespace, Path, Che
         if (folder / "last.safetensors").exists():
             raise ImageError.at(folder, "a folder without a run in it", "one; --resume goes on with it")
         # Also shows at once whether the folder can be written to.
-        write_bytes(folder / "options.json", json.dumps(recorded(options), indent=2).encode())
+        write_bytes(folder / "options.json", json.dumps(vars(options), indent=2).encode())
         return options, folder, None
     folder = Path(options.resume)
     checkpoint = load_checkpoint(folder / "last.safetensors")
@@ -291,8 +286,9 @@ def open_run(options: argparse.Namespace) -> tuple[argparse.Namespace, Path, Che
         # The number of steps, and which pairs a step sees, follow from it.
         raise CheckpointError.at(folder, f"{began} processes (torchrun --nproc_per_node), as it began with", f"{world}")
     # Options that a run of an older version does not know are at their defaults.
-    kept = checkpoint.training["options"] | {name: getattr(options, name) for name in options.given & WHERE}
-    return argparse.Namespace(**(vars(options) | kept)), folder, checkpoint
+    defaults = dict(vars(options))
+    moved = defaults.pop("moved")
+    return argparse.Namespace(**(defaults | checkpoint.training["options"] | moved)), folder, checkpoint
 
 
 class Clock:
@@ -359,7 +355,7 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
         start, record = resumed.model, resumed.training
     else:
         start = initial_network(options)
-        record = {"options": recorded(options), "processes": world, "stage": next(iter(plan))}
+        record = {"options": vars(options), "processes": world, "stage": next(iter(plan))}
         record |= {"step": 0, "stage_step": 0, "seconds": 0.0, "best": None, "sums": {}, "history": []}
     # Two copies: one is trained, the other is the running mean of its weights, which is validated and kept.
     model = copy.deepcopy(start).to(device).train()

@@ -97,9 +97,10 @@ def make_table(
             table.loc[part.index, "split"] = _given_split(part, beside if beside.is_file() else Path(split_csv))
     ungiven = table["split"] == ""
     unnamed = table["group"].isna()
-    for path in table.loc[ungiven & unnamed, "fixed"].head(1):
+    if (ungiven & unnamed).any():
+        path = root / table.loc[ungiven & unnamed, "fixed"].iloc[0]
         expected = f"a name that matches the group pattern {group_pattern} (--group-pattern), so that patients are told"
-        raise DataError.at(root / path, expected, repr(Path(path).stem))
+        raise DataError.at(path, expected, repr(path.stem))
     table.loc[unnamed, "group"] = [Path(path).stem for path in table.loc[unnamed, "fixed"]]
     if ungiven.any():
         table.loc[ungiven, "split"] = _draw_split(table[ungiven], ratio, seed)

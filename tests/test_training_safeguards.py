@@ -12,7 +12,7 @@ import torch
 import EDARFusion_train as script
 from losses.registration import edge_error, edge_strength
 from models.edarfusion import EDARFusion
-from tests.kill_training import ENVIRONMENT, ROOT, sample_table
+from tests.kill_training import ENVIRONMENT, ROOT, command, sample_table
 from utils.checkpoint import CheckpointError, save_checkpoint
 from utils.image_io import ImageError
 
@@ -22,7 +22,7 @@ RUN = ("--root", "somewhere", "--epochs", "7")
 @pytest.fixture
 def begun(tmp_path) -> Path:
     """The folder of a run by one process."""
-    options = script.recorded(script.parse_arguments([*RUN, "--seed", "3", "--save-minutes", "9"]))
+    options = vars(script.parse_arguments([*RUN, "--seed", "3", "--save-minutes", "9"]))
     training = {"options": options, "processes": 1, "step": 5}
     save_checkpoint(tmp_path / "last.safetensors", EDARFusion("tiny"), modality="all", training=training, metrics={})
     return tmp_path
@@ -92,9 +92,8 @@ def test_a_run_stops_at_gradients_that_are_none_and_keeps_what_it_saved(tmp_path
 
     true_loss = script.registration_loss
     monkeypatch.setattr(script, "registration_loss", broken)
-    line = ["--csv", str(table), "--output", str(tmp_path / "run"), "--preset", "tiny"]
-    line += ["--overfit", "1", "--epochs", "9", "--val-every", "9", "--stage", "registration", "--device", "cpu"]
-    monkeypatch.setattr("sys.argv", ["EDARFusion_train.py", *line, "--root", str(ROOT / "data" / "sample")])
+    options = ("--preset", "tiny", "--overfit", "1", "--epochs", "9", "--val-every", "9", "--stage", "registration")
+    monkeypatch.setattr("sys.argv", command(table, "--output", tmp_path / "run", *options)[1:])
     try:
         assert script.main() == 2
     finally:
@@ -116,10 +115,10 @@ def test_losses_of_a_stage_that_begins_within_an_epoch_are_means_of_its_steps(tm
     true_loss = script.fusion_loss
     monkeypatch.setattr(script, "fusion_loss", watched)
     # Four steps an epoch; the fusion has the last three of them.
-    line = ["--csv", str(table), "--output", str(tmp_path / "run"), "--preset", "tiny", "--batch-size", "1"]
-    line += ["--overfit", "4", "--epochs", "1", "--fusion-share", "0.75", "--val-every", "9", "--device", "cpu"]
+    options = ("--preset", "tiny", "--batch-size", "1", "--overfit", "4", "--epochs", "1", "--fusion-share", "0.75")
+    line = command(table, "--output", tmp_path / "run", *options, "--val-every", "9")[2:]
     try:
-        script.train(script.parse_arguments([*line, "--root", str(ROOT / "data" / "sample")]), script.threading.Event())
+        script.train(script.parse_arguments(line), script.threading.Event())
     finally:
         torch.use_deterministic_algorithms(False)
     (row,) = pd.read_csv(tmp_path / "run" / "history.csv").dropna(subset="total").to_dict("records")
@@ -136,9 +135,8 @@ def test_several_processes_agree_as_exactly_as_one_counts(monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_whole_group_saves_although_others_make_the_pairs(tmp_path, number):
     table = sample_table(tmp_path / "pairs.csv")
-    line = [sys.executable, str(ROOT / "EDARFusion_train.py"), "--csv", str(table), "--root", str(ROOT / "data/sample")]
-    line += ["--output", str(tmp_path / "run"), "--preset", "tiny", "--batch-size", "1", "--epochs", "5000"]
-    line += ["--val-every", "5000", "--save-minutes", "0.001", "--workers", "2", "--device", "cpu"]
+    options = ("--preset", "tiny", "--batch-size", "1", "--epochs", "5000", "--val-every", "5000", "--workers", "2")
+    line = command(table, "--output", tmp_path / "run", *options, "--save-minutes", "0.001")
     process = subprocess.Popen(line, cwd=ROOT, env=ENVIRONMENT, start_new_session=True, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
     last = tmp_path / "run" / "last.safetensors"

@@ -65,7 +65,7 @@ def scoring_pool(workers: int) -> AbstractContextManager[ProcessPoolExecutor | N
 
 
 def evaluate(
-    jobs: Iterable[Job], pool: ProcessPoolExecutor | None, most_waiting: int = 2
+    jobs: Iterable[Job], pool: ProcessPoolExecutor | None, most_waiting: int
 ) -> Iterator[dict[str, float | str]]:
     """Save and score pairs while `jobs` goes on making them.
 

@@ -20,15 +20,11 @@ def save_flow(path: str | os.PathLike, flow: NDArray[np.float32]) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-COARSE = 4
-"""Pixels of an image a side of a cell of the coarse grid on which a file may hold its flow."""
-
-
 def load_flow(path: str | os.PathLike, size: tuple[int, int]) -> NDArray[np.float32]:
     """Read a displacement field at the resolution of its images.
 
-    A file may hold it on a grid of (H // 4, W // 4), in pixels of that grid, as those of the embedded sample do: the
-    flow's smoothness allows it.
+    A file may hold it on a grid of (H // 4, W // 4), in pixels of that grid, as `data.deformation.random_flow` draws it
+    and those of the embedded sample have it.
 
     Args:
         path: ``flow/NAME.npy``.
@@ -50,12 +46,13 @@ def load_flow(path: str | os.PathLike, size: tuple[int, int]) -> NDArray[np.floa
         raise ImageError.at(path, "a flow of real numbers", str(flow.dtype))
     if not np.isfinite(flow).all():
         raise ImageError.at(path, "a flow of finite numbers", "NaN or infinity")
-    fitting = [(2, *size), (2, *(side // COARSE for side in size))]
-    if flow.shape not in fitting:
-        raise ImageError.at(path, f"a flow of shape {fitting[0]} or {fitting[1]}, as the images are", f"{flow.shape}")
     # Processes that only save need no torch.
     import torch
 
+    from data.deformation import GRID_STRIDE
     from utils.warp import resize_flow
 
+    fitting = [(2, *size), (2, *(side // GRID_STRIDE for side in size))]
+    if flow.shape not in fitting:
+        raise ImageError.at(path, f"a flow of shape {fitting[0]} or {fitting[1]}, as the images are", f"{flow.shape}")
     return resize_flow(torch.from_numpy(flow.astype(np.float32))[None], size)[0].numpy()

@@ -156,9 +156,10 @@ class ResultFolder:
 
     def is_finished(self, pair: Mapping, rows: Mapping[str, Mapping]) -> bool:
         """Whether a pair has a row that was made of the same images, label and true flow, and all files wanted."""
-        row = rows.get(pair["name"], {})
-        written = all(path.is_file() for path in self.files(pair["name"]).values())
-        return written and row.get("inputs") == fingerprint(pair)
+        inputs = rows.get(pair["name"], {}).get("inputs")
+        if inputs is None or not all(path.is_file() for path in self.files(pair["name"]).values()):
+            return False
+        return inputs == fingerprint(pair)
 
     def write_rows(self, rows: Iterable[Mapping], part: int | None = None) -> None:
         """Write metrics.csv with a final row `mean`, whole or not at all, and inputs.json.
