@@ -27,12 +27,12 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from data.make_csv import MODALITIES, SPLITS, DataError
+from data.table import MODALITIES, SPLITS, DataError
 from utils.arguments import DEFAULT_CHECKPOINT, natural, positive, print_anywhere
 from utils.cores import available_cores
 from utils.evaluation import Job, evaluate, scoring_pool
+from utils.files import FileError
 from utils.flow_io import load_flow
-from utils.image_io import ImageError
 from utils.interruption import stop_on_signal
 from utils.pairs import folder_pairs, read_pair, sample_pairs, table_pairs
 from utils.report import DOUBTFUL, METRICS
@@ -136,7 +136,7 @@ def check_pairs(pairs: list[dict], modality: str, keep_going: bool) -> tuple[lis
                 load_flow(pair["flow"], images.fixed.shape)
             good.append(pair)
             brightest = {role: max(level, getattr(images, role).max()) for role, level in brightest.items()}
-        except ImageError as error:
+        except FileError as error:
             if not keep_going:
                 raise
             bad.append(str(error))
@@ -326,7 +326,7 @@ def main(arguments: list[str] | None = None) -> int:
     print_anywhere()
     try:
         return run(parse_arguments(arguments))
-    except ImageError as error:
+    except FileError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -33,7 +33,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from data.dataset import VAL_SEED, EndlessSampler, Pair, PairDataset, balance, seeded
-from data.make_csv import MODALITIES, DataError, add_group_pattern, find_table
+from data.make_csv import add_group_pattern, find_table
+from data.table import MODALITIES, DataError
 from losses.fusion import FusionLoss, FusionWeights, for_modalities, fusion_loss
 from losses.registration import RegistrationLoss, registration_loss
 from models.edarfusion import PRESETS, EDARFusion
@@ -41,7 +42,7 @@ from models.layers import UNet
 from utils.arguments import natural, share
 from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from utils.device import choose_device, loading_processes
-from utils.image_io import ImageError, write_bytes
+from utils.files import FileError, write_bytes
 from utils.interruption import leave_signals_to_parent, stop_on_signal
 from utils.optimizer import Muon
 from utils.training_state import pack_state, unpack_state
@@ -252,7 +253,7 @@ def new_run_folder(modality: str) -> Path:
             return folder
         except FileExistsError:
             continue
-    raise ImageError.at("runs", "a free run folder", "999 runs")
+    raise FileError.at("runs", "a free run folder", "999 runs")
 
 
 def initial_network(options: argparse.Namespace) -> EDARFusion:
@@ -273,7 +274,7 @@ def open_run(options: argparse.Namespace) -> tuple[argparse.Namespace, Path, Che
     if not options.resume:
         folder = Path(options.output) if options.output else new_run_folder(options.modality)
         if (folder / "last.safetensors").exists():
-            raise ImageError.at(folder, "a folder without a run in it", "one; --resume goes on with it")
+            raise FileError.at(folder, "a folder without a run in it", "one; --resume goes on with it")
         # Also shows at once whether the folder can be written to.
         write_bytes(folder / "options.json", json.dumps(vars(options), indent=2).encode())
         return options, folder, None
@@ -520,7 +521,7 @@ def main() -> int:
         # The loading processes inherit it: Ctrl-C leaves them at work until the step is saved.
         with stop_on_signal(second_breaks_in=False) as stop:
             train(options, stop)
-    except (ImageError, ValueError) as error:
+    except (FileError, ValueError) as error:
         print(f"EDARFusion_train: {error}", file=sys.stderr)
         return 2
     return 0

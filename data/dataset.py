@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from data.deformation import BENCHMARK, WIDE, DeformationRange, misalignment, random_field, random_flow
-from data.make_csv import MODALITIES, DataError
+from data.table import MODALITIES, DataError
 from utils.image_io import check_same_size, read_image
 from utils.maps import resize
 from utils.warp import compose, resize_flow, warp
@@ -211,7 +211,7 @@ class PairDataset(Dataset[Pair]):
         wide: share of the training pairs that are drawn from `WIDE` instead of `BENCHMARK`.
 
     Raises:
-        ImageError: on access, for images that cannot be read or differ in size within a pair.
+        FileError: on access, for images that cannot be read or differ in size within a pair.
         DataError: for an empty table.
     """
 

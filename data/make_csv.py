@@ -1,4 +1,4 @@
-"""Tables of pairs: make one from a folder of aligned pairs, and read one with checks.
+"""Tables of pairs made from a folder of aligned pairs.
 
     python -m data.make_csv --root DIR --modality CT|PET|SPECT|all [--output FILE] [--ratio 0.8] [--seed 0]
     python -m data.make_csv --root DIR --modality CT --split-csv split.csv
@@ -15,8 +15,7 @@ import argparse
 import os
 import re
 import sys
-import warnings
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -25,18 +24,12 @@ if __package__ in (None, ""):
     # Run as a file instead of with -m: the repository is not on the path.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.image_io import ImageError, pair_files, write_bytes
+from data.table import MODALITIES, SPLITS, DataError, read_csv, read_table
+from utils.files import FileError, write_bytes
+from utils.image_io import pair_files
 
-MODALITIES = ("CT", "PET", "SPECT")
-SPLITS = ("train", "val", "test")
-FILES = ("fixed", "moving", "label", "flow")
-"""Columns of a table that name files; the last two are optional."""
 GROUP_PATTERN = r"(.+)[0-9]{3}"
 """Harvard names are the case number and three digits of slice number: 16003 is slice 3 of case 16."""
-
-
-class DataError(ImageError):
-    """A table of pairs that cannot be made or used. The message is one line."""
 
 
 def make_table(
@@ -69,7 +62,7 @@ def make_table(
     Raises:
         DataError: unknown modality, ratio outside [0, 1], a name that the pattern does not match, a single patient
             that cannot be split, or a split file that does not fit the folder.
-        ImageError: folders are missing or empty, or images without a partner.
+        FileError: folders are missing or empty, or images without a partner.
     """
     if modality not in (*MODALITIES, "all"):
         raise DataError(f"modality: expected one of {', '.join(MODALITIES)}, all, found {modality!r}")
@@ -105,66 +98,6 @@ def make_table(
     if ungiven.any():
         table.loc[ungiven, "split"] = _draw_split(table[ungiven], ratio, seed)
     return table
-
-
-def read_table(
-    csv: str | os.PathLike,
-    root: str | os.PathLike,
-    *,
-    modality: str | None = None,
-    split: str | None = None,
-) -> pd.DataFrame:
-    """Read a table of pairs and check it.
-
-    Args:
-        csv: CSV file with the columns ``fixed, moving`` and, if wanted, ``name, label, flow, modality, group, split``.
-        root: folder that the paths in it start from.
-        modality: keep only rows of this one; a table without the column is taken to be of it. None or "all" keeps all.
-        split: keep only rows of this one (needs the column); None keeps all.
-
-    Returns:
-        The file's columns as strings, paths still relative to ``root``, and ``name``, by default the stem of ``fixed``.
-
-    Raises:
-        DataError: no such file, not a CSV file, a needed column is missing, no rows, an empty cell, an unknown
-            modality or split, two rows (of one modality) with one name, a name that cannot be a file's, a path that
-            leaves the root or leads to no file. The message names the file and, where there is one, the line.
-    """
-    table = _read_csv(csv, ("fixed", "moving"))
-    known = [c for c in ("name", *FILES, "modality", "group", "split") if c in table]
-    for column, allowed in (("modality", MODALITIES), ("split", SPLITS)):
-        for line, value in table.get(column, pd.Series(dtype=str)).items():
-            if value and value not in allowed:
-                raise DataError.at(csv, f"one of {', '.join(allowed)} as {column} in line {line}", repr(value))
-    for column in known:
-        for line, value in table[column].items():
-            if not value.strip():
-                raise DataError.at(csv, f"a value in column {column} in line {line}", "an empty cell")
-            if column in FILES:
-                _check_path(csv, line, value, root)
-            if column == "name" and not re.fullmatch(r"[^/\\:*?\"<>|.][^/\\:*?\"<>|]*", value):
-                raise DataError.at(csv, f"a name for files in line {line}", repr(value))
-    if "name" not in table:
-        table["name"] = [Path(path).stem for path in table["fixed"]]
-    kind = table["modality"] if "modality" in table else pd.Series("", index=table.index)
-    seen: dict[tuple[str, str], int] = {}
-    for line, key in zip(table.index, zip(kind, table["name"], strict=True), strict=True):
-        if seen.setdefault(key, line) != line:
-            expected = "one row a name (a column name gives others than those of the fixed files)"
-            raise DataError.at(csv, expected, f"{key[1]!r} in lines {seen[key]} and {line}")
-    modality = None if modality == "all" else modality
-    if modality is not None and "modality" not in table:
-        table["modality"] = modality
-    for column, wanted in (("modality", modality), ("split", split)):
-        if wanted is None:
-            continue
-        if column not in table:
-            raise DataError.at(csv, f"a column {column} to choose {wanted} by", f"columns {', '.join(table.columns)}")
-        found = ", ".join(sorted(set(table[column])))
-        table = table[table[column] == wanted]
-        if table.empty:
-            raise DataError.at(csv, f"rows of {column} {wanted}", f"only {found}")
-    return table.reset_index(drop=True)
 
 
 def find_table(
@@ -237,7 +170,7 @@ def _draw_split(table: pd.DataFrame, ratio: float, seed: int) -> list[str]:
 
 def _given_split(part: pd.DataFrame, path: Path) -> list[str]:
     """The split that a file with the columns split, name notes for each row."""
-    given = _read_csv(path, ("split", "name"))
+    given = read_csv(path, ("split", "name"))
     splits: dict[str, str] = {}
     for line, (split, name) in given[["split", "name"]].iterrows():
         if split not in SPLITS:
@@ -249,42 +182,6 @@ def _given_split(part: pd.DataFrame, path: Path) -> list[str]:
     if missing:
         raise DataError.at(path, "a row for each pair", f"none for {len(missing)}, such as {missing[0]}")
     return [splits[stem] for stem in stems]
-
-
-def _read_csv(path: str | os.PathLike, needed: tuple[str, ...]) -> pd.DataFrame:
-    """Strings throughout, indexed by the line in the file (as long as no cell spans lines), columns checked."""
-    if not os.path.isfile(path):
-        raise DataError.at(path, "a CSV file", "a folder" if os.path.isdir(path) else "nothing there")
-    try:
-        with warnings.catch_warnings():
-            # With index_col=False cells beyond the header's would be dropped with no more than a warning.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig",
-                                skipinitialspace=True, skip_blank_lines=False)
-    except pd.errors.EmptyDataError as error:
-        raise DataError.at(path, f"a CSV file with columns {', '.join(needed)}", "an empty file") from error
-    except (OSError, ValueError, pd.errors.ParserWarning) as error:
-        # pandas' ParserError and UnicodeDecodeError are both ValueErrors.
-        raise DataError.at(path, "a CSV file (UTF-8, commas)", str(error)) from error
-    missing = [column for column in needed if column not in table]
-    if missing:
-        found = ", ".join(map(str, table.columns))
-        raise DataError.at(path, f"columns {', '.join(needed)}", f"no {', '.join(missing)} among {found}")
-    table = table.fillna("")
-    table.index += 2
-    table = table[(table != "").any(axis=1)]
-    if table.empty:
-        raise DataError.at(path, "at least one row", "only the header")
-    return table
-
-
-def _check_path(csv: str | os.PathLike, line: int, value: str, root: str | os.PathLike) -> None:
-    # Read as a Windows path both kinds of slash separate and drive letters count, whatever the machine.
-    path = PureWindowsPath(value)
-    if path.anchor or ".." in path.parts:
-        raise DataError.at(csv, f"paths inside the root in line {line}", repr(value))
-    if not os.path.isfile(os.path.join(root, value)):
-        raise DataError.at(csv, f"a file in line {line}", f"nothing at {os.path.join(root, value)!r}")
 
 
 def add_group_pattern(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -309,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
         table = make_table(options.root, options.modality, ratio=options.ratio, seed=options.seed,
                            group_pattern=options.group_pattern, split_csv=options.split_csv)
         write_bytes(output, table.to_csv(index=False, lineterminator="\n").encode())
-    except ImageError as error:
+    except FileError as error:
         print(f"make_csv: {error}", file=sys.stderr)
         return 2
     print(f"Wrote {output}")

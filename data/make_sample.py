@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from data.deformation import BENCHMARK, DeformationRange, random_flow
 from data.misalign import write_misaligned
-from utils.image_io import ImageError, write_bytes, write_image
+from utils.files import FileError, write_bytes
+from utils.image_io import write_image
 from utils.warp import resize_flow
 
 SAMPLE_ROOT = Path(__file__).parent / "sample"
@@ -260,7 +261,7 @@ def make_sample(output: Path, seed: int) -> None:
     """Write the sample: ``output/MODALITY/{fixed,moving,label}/NAME.png`` and ``flow/NAME.npy``.
 
     Raises:
-        ImageError: a file cannot be written.
+        FileError: a file cannot be written.
         ImportError: nilearn is not installed.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -278,7 +279,7 @@ def make_training(output: Path, count: int, seed: int) -> None:
     1 mm of one of the sample's, and every pair has its own anatomy, pose and contrast.
 
     Raises:
-        ImageError: a file cannot be written.
+        FileError: a file cannot be written.
         ImportError: nilearn is not installed.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -306,7 +307,7 @@ def main(arguments: list[str] | None = None) -> int:
             make_training(options.output, options.training, options.seed)
         else:
             make_sample(options.output, options.seed)
-    except (ImageError, ImportError) as error:
+    except (FileError, ImportError) as error:
         print(f"make_sample: {error}", file=sys.stderr)
         return 2
     count = (options.training or 0) * len(SLICES) or sum(map(len, SLICES.values()))

@@ -25,10 +25,12 @@ from tqdm import tqdm
 
 from data.dataset import VAL_SEED, seeded
 from data.deformation import BENCHMARK, DeformationRange, misalignment, random_flow
-from data.make_csv import FILES, MODALITIES, SPLITS, add_group_pattern, find_table
+from data.make_csv import add_group_pattern, find_table
+from data.table import FILES, MODALITIES, SPLITS
 from utils.apply_flow import apply_flow
+from utils.files import FileError, write_bytes
 from utils.flow_io import save_flow
-from utils.image_io import ImageError, read_image, write_bytes, write_image
+from utils.image_io import read_image, write_image
 from utils.pairs import read_pair
 from utils.warp import resize_flow
 
@@ -49,7 +51,7 @@ def write_misaligned(
         The files by `data.make_csv.FILES`.
 
     Raises:
-        ImageError: a file cannot be written.
+        FileError: a file cannot be written.
     """
     files = {role: folder / role / f"{name}{'.npy' if role == 'flow' else '.png'}" for role in FILES}
     write_image(files["fixed"], fixed)
@@ -84,7 +86,7 @@ def misalign(
         What ``pairs.csv`` in `output` says: columns fixed, moving, label, flow, modality.
 
     Raises:
-        ImageError: a file cannot be read or written, or sizes differ within a pair.
+        FileError: a file cannot be read or written, or sizes differ within a pair.
     """
     rows = []
     for modality, pairs in table.groupby("modality", sort=False):
@@ -143,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         written = misalign(table, options.root, options.output, ranges=ranges,
                            size=options.size and tuple(options.size), seed=options.seed)
-    except ImageError as error:
+    except FileError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     print(f"Wrote {len(written)} pairs to {options.output / 'pairs.csv'}")

@@ -10,7 +10,7 @@ from kornia.filters import gaussian_blur2d
 from kornia.metrics import ssim
 from torch import Tensor
 
-from data.make_csv import MODALITIES
+from data.table import MODALITIES
 from utils.maps import sobel
 
 TRUE_SHARE = 0.1  # of the loss that is taken under the true alignment, which no user has

@@ -3,7 +3,7 @@
     python -m tests.fuzz_inputs [--count 2000] [--seed 0] [--keep results/fuzz]
 
 Each input is a valid file with a few random changes. A reader must either return what its contract says or raise an
-`ImageError` of one line; everything else is a failure, whose input is kept. Exits with status 1 if there was one.
+`FileError` of one line; everything else is a failure, whose input is kept. Exits with status 1 if there was one.
 """
 
 import argparse
@@ -22,8 +22,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from data.make_csv import read_table
-from utils.image_io import ImageError, read_image, write_bytes
+from data.table import read_table
+from utils.files import FileError, write_bytes
+from utils.image_io import read_image
 
 TABLE = (
     "fixed,moving,label,modality,group,split\n"
@@ -39,7 +40,7 @@ PNG_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"pHYs", b"gAMA", b"i
 
 
 class Outcome(NamedTuple):
-    """What became of one input: PNG or CSV; success, ImageError or failure; and the traceback of a failure."""
+    """What became of one input: PNG or CSV; success, FileError or failure; and the traceback of a failure."""
 
     kind: str
     result: str
@@ -129,10 +130,10 @@ def judge(kind: str, path: Path, check: Callable[[Path], None]) -> Outcome:
     """Run a check; anything but success and an error of one line is a failure."""
     try:
         check(path)
-    except ImageError as error:
+    except FileError as error:
         if re.search(r"[\r\n]", str(error)):
             return Outcome(kind, "failure", f"a message of several lines: {error!s}")
-        return Outcome(kind, "ImageError")
+        return Outcome(kind, "FileError")
     except Exception:
         return Outcome(kind, "failure", traceback.format_exc())
     return Outcome(kind, "success")
@@ -179,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{outcome.kind}: {outcome.detail}", file=sys.stderr)
     counts = Counter((outcome.kind, outcome.result) for outcome in outcomes)
     for kind in ("PNG", "CSV"):
-        print(kind, *(f"{counts[kind, result]} {result}" for result in ("success", "ImageError", "failure")), sep="  ")
+        print(kind, *(f"{counts[kind, result]} {result}" for result in ("success", "FileError", "failure")), sep="  ")
     return 1 if any(outcome.result == "failure" for outcome in outcomes) else 0
 
 

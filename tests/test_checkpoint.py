@@ -12,7 +12,7 @@ from safetensors.torch import save
 
 from models.edarfusion import EDARFusion
 from utils.checkpoint import FORMAT, CheckpointError, load_checkpoint, save_checkpoint
-from utils.image_io import ImageError
+from utils.files import FileError
 
 TRAINING = {"options": {"steps": 10, "seed": 0}, "history": [{"step": 5, "loss": 1.5}], "note": "Größe"}
 METRICS = {"epe_CT": 3.25, "better_CT": 0.9}
@@ -193,11 +193,11 @@ def test_a_failing_write_leaves_the_old_file(model, file, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
-        with pytest.raises(ImageError, match="No space left on device"):
+        with pytest.raises(FileError, match="No space left on device"):
             save_checkpoint(file, model, modality="PET", training={}, metrics={})
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
-        with pytest.raises(ImageError, match="No space left on device"):
+        with pytest.raises(FileError, match="No space left on device"):
             save_checkpoint(file, model, modality="PET", training={}, metrics={})
     with pytest.raises(TypeError):
         save_checkpoint(file, model, modality="PET", training={"not JSON": object()}, metrics={})

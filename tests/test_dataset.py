@@ -23,7 +23,7 @@ from data.dataset import (
     vary_contrast,
     vary_shading,
 )
-from data.make_csv import DataError
+from data.table import DataError
 from utils.image_io import ImageError, read_image, write_image
 from utils.warp import compose, invert, resize_flow, warp
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from utils.files import FileError
 from utils.flow_io import load_flow, save_flow
-from utils.image_io import ImageError
 
 
 def test_what_was_written_is_read(tmp_path):
@@ -26,7 +26,7 @@ def test_a_coarse_flow_scales_with_the_size(tmp_path, size, factors):
 @pytest.mark.parametrize("shape", [(2, 128, 64), (2, 64, 64), (2, 32, 16), (2, 128, 256), (2, 17, 32)])
 def test_a_flow_of_other_images_is_refused(tmp_path, shape):
     np.save(tmp_path / "a.npy", np.zeros(shape, np.float32))
-    with pytest.raises(ImageError, match=r"a.npy: expected .*\(2, 64, 128\) or \(2, 16, 32\).*found"):
+    with pytest.raises(FileError, match=r"a.npy: expected .*\(2, 64, 128\) or \(2, 16, 32\).*found"):
         load_flow(tmp_path / "a.npy", (64, 128))
 
 
@@ -42,5 +42,5 @@ def test_other_files_are_refused(tmp_path):
     np.save(tmp_path / "infinite.npy", np.full((2, 64, 64), np.inf, np.float32))
     others = ("nothing", "words", "complex", "nan", "infinite")
     for name in ("text", "empty", "shape", "pickle", "missing", *others):
-        with pytest.raises(ImageError, match=f"{name}.npy.*expected.*found"):
+        with pytest.raises(FileError, match=f"{name}.npy.*expected.*found"):
             load_flow(tmp_path / f"{name}.npy", (64, 64))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from utils.files import FileError, write_bytes
 from utils.image_io import (
     MIN_SIDE,
     ImageError,
@@ -16,7 +17,6 @@ from utils.image_io import (
     list_images,
     pair_files,
     read_image,
-    write_bytes,
     write_image,
 )
 
@@ -147,7 +147,7 @@ class TestBadFiles:
         message_of(tmp_path / "a\0b.png", "nothing there")
 
     def test_name_with_a_line_break_gives_one_line(self):
-        assert str(ImageError.at("a\nb  c.png", "x", "y\r\n z")) == "a b  c.png: expected x, found y z"
+        assert str(FileError.at("a\nb  c.png", "x", "y\r\n z")) == "a b  c.png: expected x, found y z"
 
     def test_folder(self, tmp_path):
         message_of(tmp_path, "a folder")
@@ -243,7 +243,7 @@ class TestWrite:
 
     def test_a_file_where_a_folder_is_needed(self, tmp_path, grey):
         (tmp_path / "out").write_text("in the way")
-        with pytest.raises(ImageError, match="out/a.png"):
+        with pytest.raises(FileError, match="out/a.png"):
             write_image(tmp_path / "out/a.png", grey)
 
     def test_failure_keeps_the_earlier_file(self, tmp_path, grey, monkeypatch):
@@ -255,7 +255,7 @@ class TestWrite:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(os, "replace", full)
-        with pytest.raises(ImageError, match="a.png.*No space left on device"):
+        with pytest.raises(FileError, match="a.png.*No space left on device"):
             write_image(path, 255 - grey)
         assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
@@ -264,7 +264,7 @@ class TestWrite:
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
         try:
-            with pytest.raises(ImageError, match="a.npy.*found File too large"):
+            with pytest.raises(FileError, match="a.npy.*found File too large"):
                 write_bytes(tmp_path / "a.npy", bytes(100_000))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -274,7 +274,7 @@ class TestWrite:
         if not hasattr(os, "geteuid") or os.geteuid() == 0:
             pytest.skip("permissions do not bind this user")
         tmp_path.chmod(0o500)
-        with pytest.raises(ImageError, match="a.png.*Permission denied"):
+        with pytest.raises(FileError, match="a.png.*Permission denied"):
             write_image(tmp_path / "a.png", grey)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data.deformation import BENCHMARK, affine_flow, misalignment, random_flow
-from data.make_csv import MODALITIES
+from data.table import MODALITIES
 from losses.fusion import (
     FusionWeights,
     edge_loss,

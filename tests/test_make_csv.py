@@ -8,8 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from data.make_csv import DataError, find_table, main, make_table, read_table
-from utils.image_io import ImageError
+from data.make_csv import find_table, main, make_table
+from data.table import DataError, read_table
+from utils.files import FileError
 
 REPOSITORY = Path(__file__).parents[1]
 HARVARD = REPOSITORY / "../shared/data/harvard"
@@ -53,7 +54,7 @@ def row(name: str, modality: str = "CT", split: str = "train") -> str:
 
 
 def message_of(call, *words: str) -> str:
-    with pytest.raises(ImageError) as caught:
+    with pytest.raises(FileError) as caught:
         call()
     message = str(caught.value)
     assert "\n" not in message and "expected" in message and "found" in message
@@ -247,8 +248,8 @@ class TestReadTable:
         (tmp_path / "quote.csv").write_text('fixed,moving\n"open,end\n')
         message_of(lambda: read_table(tmp_path / "quote.csv", root), "quote.csv")
 
-    def test_a_data_error_is_caught_with_the_image_errors(self):
-        assert issubclass(DataError, ImageError) and issubclass(DataError, ValueError)
+    def test_a_data_error_is_caught_with_the_errors_of_files(self):
+        assert issubclass(DataError, FileError) and issubclass(DataError, ValueError)
 
 
 class TestCommand:

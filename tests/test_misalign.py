@@ -10,8 +10,9 @@ import torch
 
 from data.dataset import VAL_SEED, PairDataset
 from data.deformation import DeformationRange, random_flow
-from data.make_csv import MODALITIES, find_table, read_table
+from data.make_csv import find_table
 from data.misalign import main, misalign
+from data.table import MODALITIES, read_table
 from utils.apply_flow import apply_flow
 from utils.flow_io import load_flow
 from utils.image_io import read_image, write_image

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from data.make_csv import read_table
+from data.table import DataError, read_table
 from tests import fuzz_inputs
 from utils import metrics
 from utils.image_io import ImageError, check_same_size, list_images, pair_files, read_image, write_image
@@ -113,7 +113,7 @@ def test_any_table_is_read_or_refused_in_one_line(tmp_path, rows, header):
     path = tmp_path / "table.csv"
     path.write_text(text, encoding="utf-8", errors="replace", newline="")
     # There are no images, so that no table can be right.
-    with pytest.raises(ImageError) as caught:
+    with pytest.raises(DataError) as caught:
         read_table(path, tmp_path)
     assert "\n" not in str(caught.value) and "\r" not in str(caught.value)
 
@@ -324,7 +324,7 @@ def test_damaged_files_give_an_image_error_or_what_they_hold(tmp_path):
     assert [outcome.detail for outcome in outcomes if outcome.result == "failure"] == []
     # Every result is there for both kinds, so that the inputs are neither all whole nor all rubbish.
     assert {(outcome.kind, outcome.result) for outcome in outcomes} == {
-        (kind, result) for kind in ("PNG", "CSV") for result in ("success", "ImageError")
+        (kind, result) for kind in ("PNG", "CSV") for result in ("success", "FileError")
     }
     assert not list(tmp_path.iterdir())
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import EDARFusion_train as script
 from data.dataset import VAL_SEED, Pair, PairDataset
-from data.make_csv import DataError
+from data.table import DataError
 from models.edarfusion import EDARFusion
 from tests.kill_training import command, sample_table
 from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint

@@ -14,7 +14,7 @@ from losses.registration import edge_error, edge_strength
 from models.edarfusion import EDARFusion
 from tests.kill_training import ENVIRONMENT, ROOT, command, sample_table
 from utils.checkpoint import CheckpointError, save_checkpoint
-from utils.image_io import ImageError
+from utils.files import FileError
 
 RUN = ("--root", "somewhere", "--epochs", "7")
 
@@ -62,7 +62,7 @@ def test_the_fusion_alone_needs_a_registration(capsys):
 
 
 def test_validation_pairs_without_tissue_are_no_measure():
-    with pytest.raises(ImageError, match="PET: expected tissue"):
+    with pytest.raises(FileError, match="PET: expected tissue"):
         script.score({"epe_CT": 1, "zero_CT": 2, "epe_PET": 0, "zero_PET": 0}, "registration")
 
 

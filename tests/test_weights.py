@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from data.make_csv import MODALITIES
+from data.table import MODALITIES
 from utils.checkpoint import load_checkpoint
 from utils.evaluation import Job, save_and_score
 from utils.flow_io import load_flow

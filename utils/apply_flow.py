@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from kornia.image import image_to_tensor, tensor_to_image
 
+from utils.files import FileError
 from utils.flow_io import load_flow
-from utils.image_io import ImageError, list_images, read_image, write_image
+from utils.image_io import list_images, read_image, write_image
 from utils.warp import warp
 
 
@@ -36,7 +37,7 @@ def apply_flows(images: str | os.PathLike, flows: str | os.PathLike, output: str
     """Warp every image of a folder that has a flow `NAME.npy`; returns how many there were.
 
     Raises:
-        ImageError: a file cannot be used, a flow's size is not its image's, or no image has a flow.
+        FileError: a file cannot be used, a flow's size is not its image's, or no image has a flow.
     """
     done = 0
     for path in list_images(images):
@@ -50,7 +51,7 @@ def apply_flows(images: str | os.PathLike, flows: str | os.PathLike, output: str
         write_image(Path(output, f"{path.stem}.png"), apply_flow(image, flow))
         done += 1
     if not done:
-        raise ImageError.at(flows, f"flows named like the images in {os.fspath(images)}", "none")
+        raise FileError.at(flows, f"flows named like the images in {os.fspath(images)}", "none")
     return done
 
 
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         done = apply_flows(options.images, options.flow, options.output)
-    except ImageError as error:
+    except FileError as error:
         print(f"apply_flow: {error}", file=sys.stderr)
         return 2
     print(f"Wrote {done} images to {options.output}")

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from models.edarfusion import EDARFusion
-from utils.image_io import ImageError, write_bytes
+from utils.files import FileError, write_bytes
 
 FORMAT = 1
 """Raised when a file can no longer be read by an older version."""
@@ -23,7 +23,7 @@ FORMAT = 1
 _MODEL = "model."
 
 
-class CheckpointError(ImageError):
+class CheckpointError(FileError):
     """A checkpoint cannot be used."""
 
 
@@ -76,7 +76,7 @@ def save_checkpoint(
         modality, training, metrics, state: see `Checkpoint`; dictionaries must be JSON.
 
     Raises:
-        ImageError: the file cannot be written.
+        FileError: the file cannot be written.
     """
     tensors = {_MODEL + name: value for name, value in model.state_dict().items()} | (state or {})
     fields = {"format": FORMAT, "arguments": model.arguments, "modality": modality}

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from utils.arguments import positive, print_anywhere
-from utils.image_io import ImageError, write_bytes
+from utils.files import FileError, write_bytes
 from utils.markdown import markdown_table
 from utils.metrics import LOWER_IS_BETTER, score_folders
 
@@ -157,7 +157,7 @@ def compare_folders(
         Tables for :func:`summarise`; ``BEFORE`` is listed last where ``moving`` is given.
 
     Raises:
-        ImageError: a folder or file cannot be used, or names do not pair.
+        FileError: a folder or file cannot be used, or names do not pair.
     """
     scores = {}
     for name, (fused, aligned) in systems.items():
@@ -235,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
         }
         for name, text in written.items():
             write_bytes(options.output / name, text.encode())
-    except ImageError as error:
+    except FileError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(report)

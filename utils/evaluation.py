@@ -41,7 +41,7 @@ def save_and_score(job: Job) -> dict[str, float | str]:
         The pair's row of metrics.csv; without a label the columns that need the truth are missing.
 
     Raises:
-        ImageError: a file cannot be read or written.
+        FileError: a file cannot be read or written.
     """
     pair, files = job.pair, job.folder.save(job.pair, job.result)
     reference = reference_of(pair)
@@ -78,7 +78,7 @@ def evaluate(
         The rows of `save_and_score`, in the order in which they are done.
 
     Raises:
-        ImageError: as `save_and_score`.
+        FileError: as `save_and_score`.
     """
     if pool is None:
         yield from map(save_and_score, jobs)

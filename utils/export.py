@@ -24,7 +24,8 @@ from data.make_sample import SAMPLE_ROOT
 from models.edarfusion import EDARFusion
 from utils.arguments import natural
 from utils.checkpoint import load_checkpoint
-from utils.image_io import MIN_SIDE, ImageError, read_image, write_bytes
+from utils.files import FileError, write_bytes
+from utils.image_io import MIN_SIDE, read_image
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = {"fused": 1e-4, "aligned": 1e-4, "flow": 1e-3}
@@ -143,9 +144,9 @@ def main(arguments: list[str] | None = None) -> int:
         described = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
         if not all(differences[name] <= limit for name, limit in TOLERANCE.items()):
             limits = ", ".join(f"{name} {limit:.0e}" for name, limit in TOLERANCE.items())
-            raise ImageError.at(options.checkpoint, f"outputs of the ONNX file within {limits}", described)
+            raise FileError.at(options.checkpoint, f"outputs of the ONNX file within {limits}", described)
         write_bytes(options.output, data)
-    except ImageError as error:
+    except FileError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     except ImportError as error:

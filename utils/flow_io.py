@@ -6,14 +6,14 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.image_io import ImageError, write_bytes
+from utils.files import FileError, write_bytes
 
 
 def save_flow(path: str | os.PathLike, flow: NDArray[np.float32]) -> None:
     """Write a displacement field (2, H, W), whole or not at all.
 
     Raises:
-        ImageError: the file cannot be written.
+        FileError: the file cannot be written.
     """
     buffer = io.BytesIO()
     np.save(buffer, flow)
@@ -34,18 +34,18 @@ def load_flow(path: str | os.PathLike, size: tuple[int, int]) -> NDArray[np.floa
         float32 (2, H, W), px: ``aligned(p) = moving(p + flow(p))``, channel 0 is x.
 
     Raises:
-        ImageError: the file cannot be read, is no flow, or is one for images of another size.
+        FileError: the file cannot be read, is no flow, or is one for images of another size.
     """
     try:
         flow = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise ImageError.at(path, "a flow (NumPy array)", str(error)) from error
+        raise FileError.at(path, "a flow (NumPy array)", str(error)) from error
     if not isinstance(flow, np.ndarray) or flow.ndim != 3 or flow.shape[0] != 2 or flow.size == 0:
-        raise ImageError.at(path, "a flow of shape (2, H, W)", f"{getattr(flow, 'shape', type(flow).__name__)}")
+        raise FileError.at(path, "a flow of shape (2, H, W)", f"{getattr(flow, 'shape', type(flow).__name__)}")
     if flow.dtype.kind not in "fiu":
-        raise ImageError.at(path, "a flow of real numbers", str(flow.dtype))
+        raise FileError.at(path, "a flow of real numbers", str(flow.dtype))
     if not np.isfinite(flow).all():
-        raise ImageError.at(path, "a flow of finite numbers", "NaN or infinity")
+        raise FileError.at(path, "a flow of finite numbers", "NaN or infinity")
     # Processes that only save need no torch.
     import torch
 
@@ -54,5 +54,5 @@ def load_flow(path: str | os.PathLike, size: tuple[int, int]) -> NDArray[np.floa
 
     fitting = [(2, *size), (2, *(side // GRID_STRIDE for side in size))]
     if flow.shape not in fitting:
-        raise ImageError.at(path, f"a flow of shape {fitting[0]} or {fitting[1]}, as the images are", f"{flow.shape}")
+        raise FileError.at(path, f"a flow of shape {fitting[0]} or {fitting[1]}, as the images are", f"{flow.shape}")
     return resize_flow(torch.from_numpy(flow.astype(np.float32))[None], size)[0].numpy()

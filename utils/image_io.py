@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from utils.files import FileError, write_bytes
+
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
 MIN_SIDE = 64
 """Smallest height and width in pixels: below it the coarsest feature scale has nothing left to match."""
@@ -25,13 +27,8 @@ LUMA = (0.299, 0.587, 0.114)
 _FORMATS = ("PNG", "TIFF", "JPEG", "BMP", "GIF", "WEBP", "PPM")
 
 
-class ImageError(ValueError):
+class ImageError(FileError):
     """An image file, or a folder of them, that cannot be used or written. The message is one line."""
-
-    @classmethod
-    def at(cls, path: str | os.PathLike, expected: str, found: str) -> "ImageError":
-        """The error in the project's form: ``PATH: expected EXPECTED, found FOUND``."""
-        return cls(re.sub(r"\s*[\r\n]+\s*", " ", f"{os.fspath(path)}: expected {expected}, found {found}"))
 
 
 def read_image(path: str | os.PathLike, *, color: bool = False) -> np.ndarray:
@@ -67,7 +64,8 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
         image: (H, W) or (H, W, 3); uint8, or float clipped to [0, 1] and rounded to the nearest grey level.
 
     Raises:
-        ImageError: wrong suffix, shape or type, NaN or infinity, or the system refused (no permission, disk full).
+        ImageError: wrong suffix, shape or type, NaN or infinity.
+        FileError: the system refused (no permission, disk full).
     """
     path, image = Path(path), np.asarray(image)
     if path.suffix.lower() != ".png":
@@ -83,26 +81,6 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG")
     write_bytes(path, buffer.getvalue())
-
-
-def write_bytes(path: str | os.PathLike, data: bytes) -> None:
-    """Write a file atomically: a temporary file beside it takes its place once it is complete.
-
-    Raises:
-        ImageError: the system refused (no permission, disk full, a folder in the way); an earlier file is left alone.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(data)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise ImageError.at(path, "a place to write to", error.strerror or str(error)) from error
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:

@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from utils.arguments import positive
 from utils.cores import available_cores, pool_size
-from utils.image_io import ImageError, check_same_size, pair_files, read_image, write_bytes
+from utils.files import FileError, write_bytes
+from utils.image_io import check_same_size, pair_files, read_image
 
 LOWER_IS_BETTER = frozenset({"qcv", "rmse"})
 """Metrics that improve as they fall; every other metric here improves as it rises."""
@@ -856,7 +857,7 @@ def read_grey(path: str | Path) -> np.ndarray:
     8-bit grey files give whole numbers exactly; the luma of colour keeps its fractions.
 
     Raises:
-        ImageError: as :func:`utils.image_io.read_image`.
+        FileError: as :func:`utils.image_io.read_image`.
     """
     image = read_image(path).astype(np.float64) * 255
     whole = np.rint(image)
@@ -876,7 +877,7 @@ def score_pair(pair: dict) -> dict[str, float | str]:
         aligned against label, and those of moving against label with ``_before`` behind their names.
 
     Raises:
-        ImageError: a file cannot be used, or sizes differ.
+        FileError: a file cannot be used, or sizes differ.
     """
     row: dict[str, float | str] = {"name": pair["name"]}
     paths = {role: path for role, path in pair.items() if role != "name" and path is not None}
@@ -905,7 +906,7 @@ def score_folders(
         A row a pair in natural order of the names, columns as in :func:`score_pair`.
 
     Raises:
-        ImageError: a folder or file cannot be used, or names do not pair.
+        FileError: a folder or file cannot be used, or names do not pair.
     """
     pairs = pair_files(**folders)
     workers = pool_size(min(workers or available_cores(), len(pairs)))
@@ -951,7 +952,7 @@ def main(arguments: list[str] | None = None) -> int:
         table = score_folders(workers=options.workers, **{role: getattr(options, role) for role in roles})
         table = with_mean(table)
         write_bytes(options.csv, table.to_csv(index=False, float_format="%.10g").encode())
-    except ImageError as error:
+    except FileError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(table.iloc[-1].drop("name").astype(float).to_string(float_format="%.4f"))

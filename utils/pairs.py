@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.make_csv import FILES, MODALITIES, DataError, read_table
-from utils.image_io import ImageError, check_same_size, pair_files, read_image
+from data.table import FILES, MODALITIES, DataError, read_table
+from utils.files import FileError
+from utils.image_io import check_same_size, pair_files, read_image
 
 COLOR_MODALITIES = ("PET", "SPECT")
 """Modalities whose images are shown in colour, so that results are RGB even where a file is grey."""
@@ -40,7 +41,7 @@ def sample_pairs(modality: str) -> dict[str, list[dict]]:
         flow.
 
     Raises:
-        ImageError: the sample is not complete.
+        FileError: the sample is not complete.
     """
     from data.make_sample import SAMPLE_ROOT  # brings torch, which processes that only score do not need
 
@@ -58,7 +59,7 @@ def folder_pairs(
     """The pairs of folders, or of single files; the form is that of `sample_pairs`, with None as flow.
 
     Raises:
-        ImageError: as `utils.image_io.pair_files`.
+        FileError: as `utils.image_io.pair_files`.
     """
     pairs = pair_files(fixed=fixed, moving=moving, label=label)
     return {modality: [pair | {"flow": None} for pair in pairs]}
@@ -98,7 +99,7 @@ def read_pair(pair: Mapping, modality: str) -> SourceImages:
     stays grey.
 
     Raises:
-        ImageError: a file cannot be used, or sizes differ.
+        FileError: a file cannot be used, or sizes differ.
     """
     fixed, moving = read_image(pair["fixed"]), read_image(pair["moving"], color=True)
     if modality not in COLOR_MODALITIES and (moving == moving[..., :1]).all():
@@ -116,7 +117,7 @@ def fingerprint(pair: Mapping) -> str:
         The first 16 hexadecimal digits of a SHA-256 of what is in them.
 
     Raises:
-        ImageError: a file cannot be read.
+        FileError: a file cannot be read.
     """
     digest = hashlib.sha256()
     for role in FILES:
@@ -126,5 +127,5 @@ def fingerprint(pair: Mapping) -> str:
             with open(pair[role], "rb") as file:
                 digest.update(role.encode() + hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
-            raise ImageError.at(pair[role], "a file that can be read", error.strerror or str(error)) from error
+            raise FileError.at(pair[role], "a file that can be read", error.strerror or str(error)) from error
     return digest.hexdigest()[:16]

@@ -12,7 +12,7 @@ import torch
 
 from utils.arguments import positive, share
 from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
-from utils.image_io import ImageError
+from utils.files import FileError
 
 PATHS = ("root", "csv", "output", "resume", "init")
 """Options of a training run that name places on the machine where it ran."""
@@ -42,7 +42,7 @@ def publish(
     Raises:
         CheckpointError: the source or the one to blend in cannot be used, they differ in their networks, or the source
             is the target.
-        ImageError: the target cannot be written.
+        FileError: the target cannot be written.
     """
     checkpoint = load_checkpoint(source)
     if Path(target).exists() and Path(target).samefile(source):
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         blend = (options.blend, options.share) if options.blend else None
         publish(options.source, options.target, options.average, options.passes, blend)
-    except ImageError as error:
+    except FileError as error:
         print(f"publish: {error}", file=sys.stderr)
         return 2
     print(f"{options.target}: {Path(options.target).stat().st_size / 1e6:.1f} MB")

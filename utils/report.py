@@ -24,7 +24,7 @@ from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from utils.image_io import write_bytes
+from utils.files import write_bytes
 
 
 class PairImages(NamedTuple):

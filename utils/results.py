@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from utils.files import FileError, write_bytes
 from utils.flow_io import save_flow
-from utils.image_io import ImageError, read_image, write_bytes, write_image
+from utils.image_io import read_image, write_image
 from utils.metrics import with_mean
 from utils.pairs import fingerprint, read_pair
 from utils.report import PairImages, write_report
@@ -83,7 +84,7 @@ class ResultFolder:
         """Make the folder.
 
         Raises:
-            ImageError: it cannot be made or nothing can be written in it.
+            FileError: it cannot be made or nothing can be written in it.
         """
         probe = self.path / ".probe"
         write_bytes(probe, b"")
@@ -97,7 +98,7 @@ class ResultFolder:
         """Write the files of a pair and return them.
 
         Raises:
-            ImageError: a file cannot be written.
+            FileError: a file cannot be written.
         """
         name, files = pair["name"], self.files(pair["name"])
         write_image(files["fused"], result.fused)
@@ -128,7 +129,7 @@ class ResultFolder:
         broke off are newer than metrics.csv and stand in its place.
 
         Raises:
-            ImageError: a table that is not one of ours, or was made with other settings.
+            FileError: a table that is not one of ours, or was made with other settings.
         """
         rows = {}
         for path in sorted(self.path.glob(".metrics-*.csv")) or [self.table_path]:
@@ -148,11 +149,11 @@ class ResultFolder:
         except FileNotFoundError:
             return  # of a version that did not write them
         except (OSError, ValueError, TypeError) as error:
-            raise ImageError.at(self.settings_path, "the settings of an earlier run", str(error)) from error
+            raise FileError.at(self.settings_path, "the settings of an earlier run", str(error)) from error
         other = [name for name in self.settings if earlier.get(name) != self.settings[name]]
         if other:
             expected, found = (", ".join(f"{n} {x.get(n)}" for n in other) for x in (self.settings, earlier))
-            raise ImageError.at(self.settings_path, f"results with {expected} to resume", f"some with {found}")
+            raise FileError.at(self.settings_path, f"results with {expected} to resume", f"some with {found}")
 
     def is_finished(self, pair: Mapping, rows: Mapping[str, Mapping]) -> bool:
         """Whether a pair has a row that was made of the same images, label and true flow, and all files wanted."""
@@ -171,7 +172,7 @@ class ResultFolder:
                 `read_rows` finds, until one of them writes the whole and removes the parts.
 
         Raises:
-            ImageError: the file cannot be written.
+            FileError: the file cannot be written.
         """
         rows = list(rows)
         further = (column for column in FURTHER_COLUMNS if any(column in row for row in rows))
@@ -195,7 +196,7 @@ class ResultFolder:
         """Write report.html from metrics.csv and the pictures of the pairs.
 
         Raises:
-            ImageError: a picture cannot be read, or the report not be written.
+            FileError: a picture cannot be read, or the report not be written.
         """
         table = pd.read_csv(self.table_path, dtype=_TEXTS, keep_default_na=False, na_values=_NUMBERS)
         title = f"EDARFusion: {self.modality} and MRI, {len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'}"
@@ -238,10 +239,10 @@ def _read_rows(path: Path) -> dict[str, dict]:
         table = pd.read_csv(path, dtype=_TEXTS, keep_default_na=False, na_values=_NUMBERS)
     except (OSError, ValueError) as error:
         # pandas' own errors are ValueErrors.
-        raise ImageError.at(path, "a table of metrics to resume from", str(error)) from error
+        raise FileError.at(path, "a table of metrics to resume from", str(error)) from error
     missing = [column for column in COLUMNS if column not in table]
     if missing:
-        raise ImageError.at(path, f"the columns {', '.join(COLUMNS)}", f"no {', '.join(missing)}")
+        raise FileError.at(path, f"the columns {', '.join(COLUMNS)}", f"no {', '.join(missing)}")
     rows = table.to_dict("records")
     if rows and rows[-1]["name"] == "mean":
         rows.pop()

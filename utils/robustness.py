@@ -15,12 +15,13 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from data.dataset import VAL_SEED, Pair, PairDataset, add_one_sided, seeded
-from data.make_csv import MODALITIES, add_group_pattern, find_table
+from data.make_csv import add_group_pattern, find_table
+from data.table import MODALITIES
 from models.edarfusion import EDARFusion
 from utils.arguments import DEFAULT_CHECKPOINT
 from utils.checkpoint import load_checkpoint
 from utils.device import choose_device
-from utils.image_io import ImageError
+from utils.files import FileError
 from utils.markdown import markdown_table
 from utils.validation import by_modality, validate
 
@@ -123,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
         device = choose_device(options.device)
         model = load_checkpoint(options.checkpoint, modality=options.modality, device=device).model
         result = robustness(model, PairDataset(table, options.root, seed=VAL_SEED), device)
-    except (ImageError, ValueError) as error:
+    except (FileError, ValueError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     print(to_markdown(result))

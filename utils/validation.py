@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data.dataset import PairDataset
-from data.make_csv import MODALITIES
+from data.table import MODALITIES
 from models.edarfusion import EDARFusion
 from utils.foreground import foreground, masked_means
 from utils.maps import jacobian_determinant

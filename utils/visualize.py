@@ -23,7 +23,7 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from scipy.interpolate import make_interp_spline
 
-from utils.image_io import write_bytes
+from utils.files import write_bytes
 
 
 class MapStyle(NamedTuple):

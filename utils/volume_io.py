@@ -26,7 +26,8 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_modality_lut
 
-from utils.image_io import IMAGE_SUFFIXES, MIN_SIDE, ImageError, write_bytes
+from utils.files import write_bytes
+from utils.image_io import IMAGE_SUFFIXES, MIN_SIDE, ImageError
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 DICOM_SUFFIX = ".dcm"

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.files import FileError
 from utils.flow_io import load_flow
-from utils.image_io import ImageError, read_image, write_image
+from utils.image_io import read_image, write_image
 from utils.results import ResultFolder
 from utils.volume_io import (
     NIFTI_SUFFIXES,
@@ -60,7 +61,7 @@ class VolumePair(NamedTuple):
         """Write the slices as images and return the pairs they make, as `utils.pairs` does.
 
         Raises:
-            ImageError: the images cannot be written.
+            FileError: the images cannot be written.
         """
         pairs = []
         for number in range(len(self.levels["fixed"])):
@@ -79,7 +80,7 @@ class VolumePair(NamedTuple):
             pairs: of `write_slices`.
 
         Raises:
-            ImageError: a slice's file cannot be read, or a volume not be written.
+            FileError: a slice's file cannot be read, or a volume not be written.
         """
         # Brings torch, which processes that only score do not need.
         from utils.apply_flow import apply_flow
@@ -110,7 +111,7 @@ def read_volumes(
         resample: bring moving and label onto the grid of the fixed volume first, by their affines.
 
     Raises:
-        ImageError: a file cannot be used, or the grids differ, or with `resample` the volumes do not overlap.
+        FileError: a file cannot be used, or the grids differ, or with `resample` the volumes do not overlap.
     """
     paths = {"fixed": fixed, "moving": moving} | ({} if label is None else {"label": label})
     volumes = {role: read_volume(path) for role, path in paths.items()}
@@ -119,12 +120,12 @@ def read_volumes(
             volumes[role] = resample_volume(volumes[role], volumes["fixed"])
         except ValueError as error:
             expected = f"a volume that overlaps {os.fspath(fixed)} in space"
-            raise ImageError.at(paths[role], expected, "one beside it") from error
+            raise FileError.at(paths[role], expected, "one beside it") from error
     shape = volumes["fixed"].slices.shape
     for role, volume in volumes.items():
         if volume.slices.shape != shape:
             expected = f"the grid of {os.fspath(fixed)}, {_text(shape)} (--resample brings it there)"
-            raise ImageError.at(paths[role], expected, _text(volume.slices.shape))
+            raise FileError.at(paths[role], expected, _text(volume.slices.shape))
     moving = volumes["moving"]
     if center_width is None:
         in_hu = moving.units == "HU" or looks_like_hu(moving.slices)

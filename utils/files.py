@@ -1,0 +1,34 @@
+"""The project's one way to write a file, and the error that names a file which cannot be used."""
+
+import os
+import re
+from pathlib import Path
+
+
+class FileError(ValueError):
+    """A file or folder that cannot be used or written. The message is one line."""
+
+    @classmethod
+    def at(cls, path: str | os.PathLike, expected: str, found: str) -> "FileError":
+        """The error in the project's form: ``PATH: expected EXPECTED, found FOUND``."""
+        return cls(re.sub(r"\s*[\r\n]+\s*", " ", f"{os.fspath(path)}: expected {expected}, found {found}"))
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Write a file atomically: a temporary file beside it takes its place once it is complete.
+
+    Raises:
+        FileError: the system refused (no permission, disk full, a folder in the way); an earlier file is left alone.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise FileError.at(path, "a place to write to", error.strerror or str(error)) from error
