@@ -39,7 +39,7 @@ from losses.fusion import FusionLoss, FusionWeights, for_modalities, fusion_loss
 from losses.registration import RegistrationLoss, registration_loss
 from models.edarfusion import PRESETS, EDARFusion
 from models.layers import UNet
-from utils.arguments import natural, share
+from utils.arguments import natural, positive, positive_float, share
 from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from utils.device import choose_device, loading_processes
 from utils.files import FileError, write_bytes
@@ -64,7 +64,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--root", nargs="+", metavar="DIR", help="folders of aligned pairs, or what --csv starts from")
     data.add_argument("--csv", metavar="FILE", help="table of pairs (python -m data.make_csv)")
     add_group_pattern(data)
-    data.add_argument("--overfit", type=int, metavar="N", help="train and validate on N pairs with fixed deformations")
+    data.add_argument("--overfit", type=positive, metavar="N",
+                      help="train and validate on N pairs with fixed deformations")
     data.add_argument("--wide", type=share, default=0.5, help="share of large deformations (default: %(default)s)")
     data.add_argument("--second-pass", type=share, default=0.0, metavar="SHARE",
                       help="of the steps whose pairs are first aligned by the network itself (default: %(default)s)")
@@ -75,22 +76,24 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     run.add_argument("--resume", metavar="DIR", help="go on with this run; its options are kept, but for\n"
                      f"{', '.join(f'--{name}'.replace('_', '-') for name in sorted(WHERE))}")
     run.add_argument("--init", metavar="FILE", help="checkpoint whose weights to start from")
-    run.add_argument("--epochs", type=int, help="length of the run")
-    run.add_argument("--minutes", type=float, help="length of the run as training time, instead of --epochs")
-    run.add_argument("--stop-after", type=int, metavar="N", help="break off after N epochs, as Ctrl-C does")
+    run.add_argument("--epochs", type=positive, help="length of the run")
+    run.add_argument("--minutes", type=positive_float, help="length of the run as training time, instead of --epochs")
+    run.add_argument("--stop-after", type=positive, metavar="N", help="break off after N epochs, as Ctrl-C does")
     run.add_argument("--stage", choices=(*STAGES, "all"), default="all", help="default: %(default)s, in turn")
     run.add_argument("--fusion-share", type=share, default=0.15, help="of the run, at its end (default: %(default)s)")
-    run.add_argument("--save-minutes", type=float, default=3, help="time between checkpoints (default: %(default)s)")
-    run.add_argument("--val-every", type=int, default=5, metavar="EPOCHS", help="default: %(default)s")
+    run.add_argument("--save-minutes", type=positive_float, default=3,
+                     help="time between checkpoints (default: %(default)s)")
+    run.add_argument("--val-every", type=positive, default=5, metavar="EPOCHS", help="default: %(default)s")
     model = parser.add_argument_group("model and optimisation")
     model.add_argument("--preset", choices=PRESETS, help="size (default: small; with --init that of the checkpoint)")
     model.add_argument("--without", nargs="+", choices=ABLATIONS, default=[], metavar="PART",
                        help=f"ablation: leave out {', '.join(ABLATIONS)}")
-    model.add_argument("--batch-size", type=int, default=8, help="of one process (default: %(default)s)")
-    model.add_argument("--lr", type=float, default=1.5e-3, help="highest learning rate (default: %(default)s)")
+    model.add_argument("--batch-size", type=positive, default=8, help="of one process (default: %(default)s)")
+    model.add_argument("--lr", type=positive_float, default=1.5e-3, help="highest learning rate (default: %(default)s)")
     model.add_argument("--dropout", type=share, default=0.0, metavar="SHARE",
                        help="of the registration's deeper channels that a step leaves out (default: %(default)s)")
-    model.add_argument("--averaging", type=float, default=0.998, help="decay of the mean weights (default: 0.998)")
+    model.add_argument("--averaging", type=share, default=0.998,
+                       help="decay of the mean weights (default: %(default)s)")
     model.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     model.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
     model.add_argument("--amp", action="store_true", help="bfloat16 where it is safe")
@@ -111,9 +114,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--csv: expected one --root with it")
     if options.stage == "fusion" and not options.init:
         parser.error("--stage fusion: expected --init FILE with a trained registration, found none")
-    for name in ("epochs", "minutes", "batch_size", "lr", "save_minutes", "val_every", "overfit", "stop_after"):
-        if (value := getattr(options, name)) is not None and value <= 0:
-            parser.error(f"--{name.replace('_', '-')}: expected a number above 0, found {value}")
     return options
 
 
@@ -280,8 +280,9 @@ def open_run(options: argparse.Namespace) -> tuple[argparse.Namespace, Path, Che
         return options, folder, None
     folder = Path(options.resume)
     checkpoint = load_checkpoint(folder / "last.safetensors")
-    if "options" not in checkpoint.training:
-        raise CheckpointError.at(folder / "last.safetensors", "a checkpoint of a training run", "one without options")
+    if not checkpoint.state:
+        expected, found = "a run's last.safetensors, with its training state", "published weights or the best ones"
+        raise CheckpointError.at(folder / "last.safetensors", expected, found)
     world = int(os.environ.get("WORLD_SIZE", 1))
     if (began := checkpoint.training.get("processes", world)) != world:
         # The number of steps, and which pairs a step sees, follow from it.

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import GaussianBlur, UNet, conv
+from models.layers import GaussianBlur, UNet, zero_conv
 from utils.maps import resize
 from utils.warp import compose, warp
 
@@ -76,6 +76,17 @@ def correlate(fixed: Tensor, moving: Tensor, radius: int) -> Tensor:
     return torch.cat(tiles, dim=2).permute(0, 3, 1, 2).contiguous()
 
 
+def soft_gate(alpha: Tensor, gate: Tensor) -> Tensor:
+    """What share of an increment passes: a + (1 - a) W with a = sigmoid(alpha), which is learned, so never nothing."""
+    share = torch.sigmoid(alpha)
+    return share + (1 - share) * gate
+
+
+def add_increment(flow: Tensor, increment: Tensor) -> Tensor:
+    """The displacement field that does `increment` after `flow`; all (B, 2, h, w) on the grid of cells, in px."""
+    return CELL * compose(flow / CELL, increment / CELL)
+
+
 def warp_phases(features: Tensor, flow: Tensor) -> Tensor:
     """Warp features (B, 4, C, h, w) with a flow (B, 2, h, w) in px of the full image."""
     batch, _, channels, height, width = features.shape
@@ -124,9 +135,7 @@ class FlowScale(nn.Module):
         inputs = (1 + len(scale.windows)) * len(self.candidates) + 2 * features + 2 * len(scale.windows) + 4
         self.squeeze = nn.Linear(inputs, scale.widths[0])
         self.refine = UNet(scale.widths)
-        self.head = conv(scale.widths[0], 2)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head = zero_conv(scale.widths[0], 2)
 
     def forward(self, fixed: Tensor, moving: Tensor, reliability: Tensor, gate: Tensor, flow: Tensor) -> FlowStep:
         """Features (B, 4, C, h, w), R, W (B, 1, h, w) and the flow so far (B, 2, h, w) -> `FlowStep`."""
@@ -154,9 +163,8 @@ class FlowScale(nn.Module):
         x = self.squeeze(torch.cat(evidence, dim=1).flatten(2).transpose(1, 2))
         x = F.avg_pool2d(x.transpose(1, 2).unflatten(2, flow.shape[2:]), self.stride)
         residual = STEP * resize(self.head(self.refine(x)).float(), flow.shape[2:])
-        alpha = torch.sigmoid(self.alpha)
-        increment = (alpha + (1 - alpha) * gate) * matched[-1] + residual
-        return FlowStep(CELL * compose(flow / CELL, increment / CELL), flow, scores, self.radius)
+        increment = soft_gate(self.alpha, gate) * matched[-1] + residual
+        return FlowStep(add_increment(flow, increment), flow, scores, self.radius)
 
 
 class EDAFlowReg(nn.Module):

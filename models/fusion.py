@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import ConvBlock, ResidualBlock, conv
+from models.layers import ConvBlock, ResidualBlock, conv, zero_conv
 from utils.maps import gradient_agreement, halved, resize
 
 AT_ONCE = 8 * 256 * 256
@@ -54,9 +54,7 @@ class FlowGuidedFusion(nn.Module):
         self.surroundings = nn.Sequential(*(ResidualBlock(2 * channels) for _ in range(2)))
         self.lateral = conv(2 * channels, channels, kernel=1)
         self.block = ResidualBlock(channels)
-        self.head = conv(channels, 2 * 4)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head = zero_conv(channels, 2 * 4)
 
     def forward(self, fixed: Tensor, aligned: Tensor, reliability: Tensor, gate: Tensor) -> Fusion:
         """Images (B, 1, H, W) in [0, 1] with H and W multiples of 4; R and W (B, 1, h, w) -> `Fusion`."""

@@ -12,6 +12,14 @@ def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: in
     return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups)
 
 
+def zero_conv(inputs: int, outputs: int) -> nn.Conv2d:
+    """3 x 3 convolution that gives 0 until it is trained: a head whose output is to start from nothing."""
+    head = conv(inputs, outputs)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
 def side_by_side(*maps: Tensor) -> Tensor:
     """Maps (B, 2 C_i, H, W) of two groups as one of (B, 2 sum(C_i), H, W): first all of the first group, then the rest.
 

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.eda_flowreg import CELL, STEP
-from models.layers import ConvBlock, UNet, conv, side_by_side
+from models.eda_flowreg import CELL, STEP, add_increment, soft_gate
+from models.layers import ConvBlock, UNet, side_by_side, zero_conv
 from utils.maps import gradient_magnitude, halved, resize
-from utils.warp import compose, resize_flow, warp
+from utils.warp import resize_flow, warp
 
 
 class Refinement(nn.Module):
@@ -31,10 +31,8 @@ class Refinement(nn.Module):
         self.mix = ConvBlock(2 * quarter, quarter)
         self.join = ConvBlock(quarter + 4, widths[0], stride=2)
         self.unet = UNet(widths, depth=depth)
-        self.head = conv(widths[0], 2)
+        self.head = zero_conv(widths[0], 2)
         self.alpha = nn.Parameter(torch.tensor(0.0))
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
 
     def forward(
         self, fixed: Tensor, moving: Tensor, fixed_edges: Tensor, reliability: Tensor, gate: Tensor, flow: Tensor
@@ -57,6 +55,4 @@ class Refinement(nn.Module):
         x = self.mix(self.stem(side_by_side(F.pixel_unshuffle(images, 4 // self.stride), edges)))
         maps = [resize(map_, x.shape[2:]) for map_ in (reliability, gate, flow / CELL)]
         increment = STEP * self.head(self.unet(self.join(torch.cat((x, *maps), dim=1)))).float()
-        alpha = torch.sigmoid(self.alpha)
-        increment = (alpha + (1 - alpha) * resize(gate, flow.shape[2:])) * increment
-        return CELL * compose(flow / CELL, increment / CELL)
+        return add_increment(flow, soft_gate(self.alpha, resize(gate, flow.shape[2:])) * increment)

@@ -17,6 +17,13 @@ def positive(text: str) -> int:
     return _whole(text, 1)
 
 
+def positive_float(text: str) -> float:
+    """A finite number above 0 from the command line."""
+    if not 0 < float(text) < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text}")
+    return float(text)
+
+
 def natural(text: str) -> int:
     """A whole number from 0 from the command line."""
     return _whole(text, 0)

@@ -165,8 +165,6 @@ def write_report(
     if "name" not in table.columns:
         found = ", ".join(map(str, table.columns)) or "no column"
         raise ValueError(f"{path}: expected a table with the column 'name', found {found}")
-    for pair in pairs:
-        _check_pair(pair)
     table = table.assign(name=table["name"].astype(str)).reset_index(drop=True)
     has_mean = len(table) > 0 and table["name"].iloc[-1] == "mean"
     rows = table.iloc[:-1] if has_mean else table
@@ -508,6 +506,8 @@ def _encode(image: np.ndarray, how: Encoding) -> str:
 
 
 def _encode_pair(pair: PairImages, how: Encoding) -> list[tuple[str, str]]:
+    """View -> data URI of each image, once it is known that they go together."""
+    _check_pair(pair)
     return [(view, _encode(image, how)) for view, image in _views(pair)]
 
 

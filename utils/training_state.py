@@ -18,11 +18,9 @@ def unpack_state(state: dict[str, Tensor], model: nn.Module, optimizer: torch.op
     """Put back what `pack_state` took.
 
     Raises:
-        ValueError: there is no training state, or it belongs to another model.
+        ValueError: the state belongs to another model.
     """
     raw = {name.removeprefix(_RAW): value for name, value in state.items() if name.startswith(_RAW)}
-    if not raw:
-        raise ValueError("no training state in it")
     try:
         model.load_state_dict(raw)
     except RuntimeError as error:
