@@ -316,6 +316,24 @@ class EDARFusion(nn.Module):
         return Output(*map(padder.unpad, fields), doubt.sqrt().flatten())
 
 
+class AtSettings(nn.Module):
+    """An `EDARFusion` as exporters want it: images in, a tuple of tensors out, all else settled.
+
+    Args:
+        model: in evaluation mode.
+        passes, average: as in `EDARFusion.forward`.
+        names: fields of `Output` that are wanted, in this order.
+    """
+
+    def __init__(self, model: EDARFusion, passes: int, average: bool, names: tuple[str, ...] = Output._fields) -> None:
+        super().__init__()
+        self.model, self.passes, self.average, self.names = model, passes, average, names
+
+    def forward(self, fixed: Tensor, moving: Tensor) -> tuple[Tensor, ...]:
+        output = self.model(fixed, moving, self.passes, self.average)
+        return tuple(getattr(output, name) for name in self.names)
+
+
 def further_share(flow: Tensor, aligned: Tensor) -> Tensor:
     """How much of what a further pass finds is to be believed.
 

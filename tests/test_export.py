@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.edarfusion import EDARFusion
+from models.edarfusion import AtSettings, EDARFusion
 from utils import export
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.export import (
     TOLERANCE,
     Exported,
-    Graph,
     accurate_means,
     largest_differences,
     main,
@@ -36,13 +35,13 @@ def model() -> EDARFusion:
 
 
 @pytest.fixture(scope="module")
-def graph(model: EDARFusion) -> Graph:
+def graph(model: EDARFusion) -> AtSettings:
     """As the test command uses the weights."""
-    return Graph(model, passes=2, average=True)
+    return AtSettings(model, 2, True, Exported._fields)
 
 
 @pytest.fixture(scope="module")
-def data(graph: Graph) -> bytes:
+def data(graph: AtSettings) -> bytes:
     return to_onnx(graph, SIZE, {"modality": "CT"})
 
 
@@ -53,7 +52,7 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_onnxruntime_gives_what_the_network_gives(threads: int, graph: Graph, data: bytes, pair: tuple) -> None:
+def test_onnxruntime_gives_what_the_network_gives(threads: int, graph: AtSettings, data: bytes, pair: tuple) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -64,7 +63,8 @@ def test_onnxruntime_gives_what_the_network_gives(threads: int, graph: Graph, da
 
 
 def test_the_fast_weights_can_be_exported_as_well(pair: tuple) -> None:
-    fast = Graph(load_checkpoint(ROOT / "checkpoints" / "edarfusion_fast.safetensors").model)
+    model = load_checkpoint(ROOT / "checkpoints" / "edarfusion_fast.safetensors").model
+    fast = AtSettings(model, 1, False, Exported._fields)
     differences = largest_differences(to_onnx(fast, SIZE), fast, *pair)
     assert all(differences[name] <= limit for name, limit in TOLERANCE.items()), differences
 
@@ -79,9 +79,9 @@ def test_outputs_follow_the_convention(data: bytes, pair: tuple) -> None:
     )
 
 
-def test_differences_are_told_by_output(graph: Graph, pair: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_differences_are_told_by_output(graph: AtSettings, pair: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.inference_mode(), accurate_means(graph):
-        output = graph(*pair)
+        output = Exported(*graph(*pair))
     shifted = Exported(output.fused, output.aligned - 0.25, output.flow + 2)
     monkeypatch.setattr(export, "run_onnx", lambda *_: shifted)
     differences = largest_differences(b"", graph, *pair)
@@ -93,7 +93,7 @@ def test_command(
 ) -> None:
     asked = []
 
-    def exported(graph: Graph, size: tuple[int, int], metadata: dict[str, str]) -> bytes:
+    def exported(graph: AtSettings, size: tuple[int, int], metadata: dict[str, str]) -> bytes:
         asked.append((size, metadata, graph.passes, graph.average))
         return data
 

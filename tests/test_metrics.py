@@ -12,7 +12,7 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from utils import metrics
+from utils import metrics, scoring
 from utils.image_io import ImageError, write_image
 from utils.maps import jacobian_determinant
 
@@ -75,7 +75,7 @@ def test_values_of_the_reference_toolboxes(modality: str) -> None:
     fused = SHARED / "data/published/BSAFusion" / f"{modality}-MRI/fused"
     for name, expected in golden.iterrows():
         folders = (pairs / "MRI", pairs / f"{modality}_label", fused)
-        found = metrics.fusion_metrics(*(metrics.read_grey(folder / f"{name}.png") for folder in folders))
+        found = metrics.fusion_metrics(*(scoring.read_grey(folder / f"{name}.png") for folder in folders))
         found = {GOLDEN_NAMES.get(metric, metric): value for metric, value in found.items()}
         for metric in golden.columns:
             assert found[metric] == pytest.approx(expected[metric], rel=tolerance(metric)), (name, metric)
@@ -85,9 +85,9 @@ def sample_scores() -> Iterator[dict]:
     """Scores of the embedded sample, the pixelwise maximum standing in for a fused image."""
     for modality in ("CT", "PET", "SPECT"):
         for path in sorted((SAMPLE / modality / "fixed").iterdir()):
-            fixed = metrics.read_grey(path)
-            label = metrics.read_grey(SAMPLE / modality / "label" / path.name)
-            moving = metrics.read_grey(SAMPLE / modality / "moving" / path.name)
+            fixed = scoring.read_grey(path)
+            label = scoring.read_grey(SAMPLE / modality / "label" / path.name)
+            moving = scoring.read_grey(SAMPLE / modality / "moving" / path.name)
             row = {"modality": modality, "name": path.stem}
             row |= metrics.fusion_metrics(fixed, label, np.maximum(fixed, label))
             yield row | metrics.registration_metrics(moving, label)
@@ -367,13 +367,13 @@ def arguments(folders: dict[str, Path], *roles: str) -> list[str]:
 def test_grey_files_are_read_exactly(tmp_path: Path) -> None:
     levels = np.arange(64 * 64, dtype=np.uint8).reshape(64, 64)
     write_image(tmp_path / "grey.png", levels)
-    np.testing.assert_array_equal(metrics.read_grey(tmp_path / "grey.png"), levels.astype(float))
+    np.testing.assert_array_equal(scoring.read_grey(tmp_path / "grey.png"), levels.astype(float))
 
 
 def test_colour_files_are_read_as_luma(tmp_path: Path) -> None:
     write_image(tmp_path / "colour.png", np.tile(np.array([10, 200, 30], np.uint8), (64, 64, 1)))
     luma = 0.299 * 10 + 0.587 * 200 + 0.114 * 30
-    np.testing.assert_allclose(metrics.read_grey(tmp_path / "colour.png"), luma, rtol=1e-6)
+    np.testing.assert_allclose(scoring.read_grey(tmp_path / "colour.png"), luma, rtol=1e-6)
 
 
 def test_command_scores_folders(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -392,7 +392,7 @@ def test_command_scores_folders(folders: dict[str, Path], tmp_path: Path) -> Non
     registration = ["rmse", "ssim", "ncc", "mi_label"]
     assert list(table.columns[: len(FIRST_COLUMNS)]) == FIRST_COLUMNS
     assert list(table.columns[-8:]) == [*registration, *(f"{metric}_before" for metric in registration)]
-    images = {role: metrics.read_grey(path / "10.png") for role, path in folders.items()}
+    images = {role: scoring.read_grey(path / "10.png") for role, path in folders.items()}
     expected = metrics.fusion_metrics(images["fixed"], images["reference"], images["fused"])
     expected |= metrics.registration_metrics(images["aligned"], images["label"])
     before = metrics.registration_metrics(images["moving"], images["label"])
@@ -404,7 +404,7 @@ def test_command_scores_folders(folders: dict[str, Path], tmp_path: Path) -> Non
 def test_command_without_registration(folders: dict[str, Path], tmp_path: Path) -> None:
     csv = tmp_path / "scores.csv"
     roles = arguments(folders, "fixed", "reference", "fused")
-    assert metrics.main([*roles, "--csv", str(csv), "--workers", "1"]) == 0
+    assert scoring.main([*roles, "--csv", str(csv), "--workers", "1"]) == 0
     assert "rmse" not in pd.read_csv(csv).columns
 
 
@@ -413,7 +413,7 @@ def test_command_names_what_is_missing(
 ) -> None:
     (folders["fused"] / "2.png").unlink()
     roles = arguments(folders, "fixed", "reference", "fused")
-    assert metrics.main([*roles, "--csv", str(tmp_path / "scores.csv")]) == 2
+    assert scoring.main([*roles, "--csv", str(tmp_path / "scores.csv")]) == 2
     error = capsys.readouterr().err
     assert str(folders["fused"]) in error and "none for 2" in error
     assert not (tmp_path / "scores.csv").exists()
@@ -423,14 +423,14 @@ def test_files_of_different_size_are_named(folders: dict[str, Path]) -> None:
     write_image(folders["fused"] / "2.png", np.zeros((80, 72)))
     roles = ("fixed", "reference", "fused")
     with pytest.raises(ImageError, match="fused/2.png.*72 x 64.*found 72 x 80"):
-        metrics.score_folders(workers=1, **{role: folders[role] for role in roles})
+        scoring.score_folders(workers=1, **{role: folders[role] for role in roles})
 
 
 @pytest.mark.parametrize("extra", [["--aligned"], ["--moving"], ["--label"], ["--workers", "0"]])
 def test_command_refuses_options_that_do_not_fit(folders: dict[str, Path], extra: list[str]) -> None:
     extra = arguments(folders, extra[0][2:]) if len(extra) == 1 else extra
     with pytest.raises(SystemExit) as stopped:
-        metrics.main([*arguments(folders, "fixed", "reference", "fused"), "--csv", "x.csv", *extra])
+        scoring.main([*arguments(folders, "fixed", "reference", "fused"), "--csv", "x.csv", *extra])
     assert stopped.value.code == 2
 
 

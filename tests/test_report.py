@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from utils import report
-from utils.metrics import with_mean
 from utils.report import PairImages, write_report
+from utils.scoring import with_mean
 
 NAMES = ["case 2", "case 10", "<b>bold</b></script>", "case 1"]
 

@@ -8,7 +8,8 @@ from data.make_sample import SAMPLE_ROOT, SLICES, main, simulate_pair
 from utils.apply_flow import apply_flow
 from utils.flow_io import load_flow
 from utils.image_io import pair_files, read_image
-from utils.metrics import read_grey, rmse
+from utils.metrics import rmse
+from utils.scoring import read_grey
 
 PAIRS = [
     pytest.param(modality, pair, id=f"{modality}-{pair['name']}")

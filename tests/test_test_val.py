@@ -25,8 +25,9 @@ from utils.checkpoint import save_checkpoint
 from utils.image_io import read_image, write_image
 from utils.inference import PairFuser
 from utils.maps import jacobian_determinant
-from utils.metrics import fusion_metrics, read_grey, registration_metrics
+from utils.metrics import fusion_metrics, registration_metrics
 from utils.results import COLUMNS, ResultFolder
+from utils.scoring import read_grey
 from utils.visualize import MAPS
 from utils.volume_pair import read_volumes
 from utils.warp import warp

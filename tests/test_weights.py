@@ -18,7 +18,7 @@ from data.table import MODALITIES
 from utils.checkpoint import load_checkpoint
 from utils.evaluation import Job, save_and_score
 from utils.flow_io import load_flow
-from utils.image_io import LUMA, read_image
+from utils.image_io import luma, read_image
 from utils.inference import PairFuser, endpoint_scores
 from utils.metrics import folding_share, rmse
 from utils.pairs import folder_pairs, read_pair, sample_pairs
@@ -78,7 +78,7 @@ def sample(fuse: PairFuser) -> pd.DataFrame:
 
 def grey(image: np.ndarray) -> np.ndarray:
     """(H, W) or (H, W, 3) in [0, 1] -> luma (H, W), 0 to 255."""
-    return 255 * (image if image.ndim == 2 else image @ np.array(LUMA))
+    return 255 * (image if image.ndim == 2 else luma(image))
 
 
 def test_both_are_there():

@@ -44,9 +44,7 @@ def apply_flows(images: str | os.PathLike, flows: str | os.PathLike, output: str
         file = Path(flows, f"{path.stem}.npy")
         if not file.is_file():
             continue
-        image = read_image(path, color=True)
-        if (image == image[..., :1]).all():
-            image = np.ascontiguousarray(image[..., 0])
+        image = read_image(path, color=None)
         flow = load_flow(file, image.shape[:2])
         write_image(Path(output, f"{path.stem}.png"), apply_flow(image, flow))
         done += 1

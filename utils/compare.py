@@ -16,7 +16,8 @@ from scipy import stats
 from utils.arguments import positive, print_anywhere
 from utils.files import FileError, write_bytes
 from utils.markdown import markdown_table
-from utils.metrics import LOWER_IS_BETTER, score_folders
+from utils.metrics import LOWER_IS_BETTER
+from utils.scoring import score_folders
 
 BEFORE = "before alignment"
 """Name under which the moving images as they came are listed among the systems."""
@@ -151,7 +152,7 @@ def compare_folders(
         reference: truly aligned second source, for the fusion metrics.
         label: truly aligned moving images, for the registration metrics; for PET and SPECT the grey ones.
         moving: moving images as they came, grey like ``label``.
-        workers: processes, as for :func:`utils.metrics.score_folders`.
+        workers: processes, as for :func:`utils.scoring.score_folders`.
 
     Returns:
         Tables for :func:`summarise`; ``BEFORE`` is listed last where ``moving`` is given.

@@ -13,9 +13,10 @@ from multiprocessing import get_context, parent_process
 from typing import NamedTuple
 
 from utils.cores import pool_size
-from utils.metrics import folding_share, score_pair
+from utils.metrics import folding_share
 from utils.pairs import fingerprint
 from utils.results import FUSION_METRICS, REGISTRATION_METRICS, FusedPair, ResultFolder, reference_of
+from utils.scoring import score_pair
 
 
 class Job(NamedTuple):

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.make_sample import SAMPLE_ROOT
-from models.edarfusion import EDARFusion
+from models.edarfusion import AtSettings
 from utils.arguments import natural
 from utils.checkpoint import load_checkpoint
 from utils.files import FileError, write_bytes
@@ -42,28 +42,11 @@ class Exported(NamedTuple):
     flow: Tensor
 
 
-class Graph(nn.Module):
-    """What is exported of an `EDARFusion`: (fixed, moving) -> `Exported`.
-
-    Args:
-        model: in evaluation mode, on the CPU.
-        passes, average: as in `EDARFusion.forward`.
-    """
-
-    def __init__(self, model: EDARFusion, passes: int = 1, average: bool = False) -> None:
-        super().__init__()
-        self.model, self.passes, self.average = model, passes, average
-
-    def forward(self, fixed: Tensor, moving: Tensor) -> Exported:
-        output = self.model(fixed, moving, self.passes, self.average)
-        return Exported(output.fused, output.aligned, output.flow)
-
-
-def to_onnx(graph: Graph, size: tuple[int, int], metadata: dict[str, str] | None = None) -> bytes:
+def to_onnx(graph: AtSettings, size: tuple[int, int], metadata: dict[str, str] | None = None) -> bytes:
     """The ONNX file of a network for images of one size.
 
     Args:
-        graph: what it is to compute.
+        graph: what it is to compute, with the outputs of `Exported`.
         size: height and width, from `MIN_SIDE` up.
         metadata: name -> text that is kept in the file.
     """
@@ -112,7 +95,7 @@ def accurate_means(model: nn.Module) -> Iterator[None]:
             hook.remove()
 
 
-def largest_differences(data: bytes, graph: Graph, fixed: Tensor, moving: Tensor) -> dict[str, float]:
+def largest_differences(data: bytes, graph: AtSettings, fixed: Tensor, moving: Tensor) -> dict[str, float]:
     """Largest absolute difference of each output between the ONNX file and the network: grey value, or px of flow."""
     with torch.inference_mode(), accurate_means(graph):
         expected = graph(fixed, moving)
@@ -137,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         checkpoint = load_checkpoint(options.checkpoint)
         settings = checkpoint.inference(options.passes, options.average)
-        graph = Graph(checkpoint.model, **settings)
+        graph = AtSettings(checkpoint.model, **settings, names=Exported._fields)
         metadata = {"modality": checkpoint.modality, "arguments": json.dumps(checkpoint.model.arguments)}
         data = to_onnx(graph, size, metadata | {"inference": json.dumps(settings)})
         differences = largest_differences(data, graph, *sample_pair(size))

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -21,8 +22,6 @@ MIN_SIDE = 64
 """Smallest height and width in pixels: below it the coarsest feature scale has nothing left to match."""
 MAX_PIXELS = 64 * 1024 * 1024
 """Largest number of pixels that is decoded (8192 x 8192); a header that promises more is refused unread."""
-LUMA = (0.299, 0.587, 0.114)
-"""BT.601 weights of R, G and B; the same as kornia.color.rgb_to_grayscale, kept here so that reading needs no torch."""
 
 _FORMATS = ("PNG", "TIFF", "JPEG", "BMP", "GIF", "WEBP", "PPM")
 
@@ -31,7 +30,7 @@ class ImageError(FileError):
     """An image file, or a folder of them, that cannot be used or written. The message is one line."""
 
 
-def read_image(path: str | os.PathLike, *, color: bool = False) -> np.ndarray:
+def read_image(path: str | os.PathLike, *, color: bool | None = False) -> np.ndarray:
     """Read an image file.
 
     Integers are divided by the largest value of their type (8 bit: 255, 16 bit: 65535), so that an 8-bit value v is
@@ -41,19 +40,33 @@ def read_image(path: str | os.PathLike, *, color: bool = False) -> np.ndarray:
 
     Args:
         path: PNG, TIFF, JPEG, BMP, GIF, WebP, PGM or PPM file.
-        color: return RGB, a grey image repeated over the three channels.
+        color: return RGB, a grey image repeated over the three channels; None: RGB only where the picture has colour,
+            so that a grey picture in an RGB file stays grey.
 
     Returns:
-        float32 in [0, 1]: BT.601 luma of shape (H, W), or RGB of shape (H, W, 3) with ``color``.
+        float32 in [0, 1]: BT.601 luma of shape (H, W), or RGB of shape (H, W, 3) as ``color`` says.
 
     Raises:
         ImageError: the file is missing, empty, damaged, not an image, has a side under ``MIN_SIDE`` or more than
             ``MAX_PIXELS`` pixels, or holds NaN, infinity or values that cannot be placed in [0, 1].
     """
     image = _scaled(path, _decode(path))
-    if color:
-        return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
-    return image if image.ndim == 2 else _luma(image)
+    if image.ndim == 2:
+        return np.repeat(image[..., None], 3, axis=2) if color else image
+    if color is None:
+        return np.ascontiguousarray(image[..., 0]) if _channels_equal(image) else image
+    return image if color else luma(image)
+
+
+def luma(image: np.ndarray) -> np.ndarray:
+    """BT.601 luma (H, W), the same as kornia's, of RGB (H, W, 3); equal channels as they are, free of rounding.
+
+    Args:
+        image: float32 in [0, 1].
+    """
+    if _channels_equal(image):
+        return np.ascontiguousarray(image[..., 0])
+    return np.clip(cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY), 0, 1)
 
 
 def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
@@ -213,13 +226,6 @@ def _scaled(path: str | os.PathLike, image: Image.Image) -> np.ndarray:
             raise ImageError.at(path, "float values in [0, 1]", f"{values.min():g} to {values.max():g}")
         return values
     return np.asarray(image.convert("RGB"), np.float32) / np.float32(255)
-
-
-def _luma(image: np.ndarray) -> np.ndarray:
-    """BT.601 luma (H, W) of RGB (H, W, 3). Equal channels are returned as they are, free of rounding."""
-    if _channels_equal(image):
-        return np.ascontiguousarray(image[..., 0])
-    return np.clip(image @ np.asarray(LUMA, np.float32), 0, 1)
 
 
 def _channels_equal(image: np.ndarray) -> bool:

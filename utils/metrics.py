@@ -5,26 +5,15 @@ Every image is a grey image, float, shape (H, W), in grey levels 0..255. A fusio
 is one), and the fused image. Constant images give a defined value: the best one where nothing differs.
 
 ``fusion_metrics`` and ``registration_metrics`` give all of them at once; ``python -m utils.metrics --help``
-scores folders of images.
+scores folders of images (`utils.scoring`).
 """
 
-import argparse
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
-from multiprocessing import get_context
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from scipy import fft, ndimage
-from tqdm import tqdm
-
-from utils.arguments import positive
-from utils.cores import available_cores, pool_size
-from utils.files import FileError, write_bytes
-from utils.image_io import check_same_size, pair_files, read_image
 
 LOWER_IS_BETTER = frozenset({"qcv", "rmse"})
 """Metrics that improve as they fall; every other metric here improves as it rises."""
@@ -848,117 +837,7 @@ def folding_share(flow: np.ndarray) -> float:
     return float(((1 + x_x) * (1 + y_y) - x_y * y_x <= 0).mean())
 
 
-# --- folders of images --------------------------------------------------------------------------------------
-
-
-def read_grey(path: str | Path) -> np.ndarray:
-    """Read an image file for scoring: float64 grey levels 0..255, (H, W), BT.601 luma of a colour image.
-
-    8-bit grey files give whole numbers exactly; the luma of colour keeps its fractions.
-
-    Raises:
-        FileError: as :func:`utils.image_io.read_image`.
-    """
-    image = read_image(path).astype(np.float64) * 255
-    whole = np.rint(image)
-    # read_image rounds v / 255 to float32.
-    return whole if np.abs(image - whole).max() < 1e-4 else image
-
-
-def score_pair(pair: dict) -> dict[str, float | str]:
-    """Score the files of one pair.
-
-    Args:
-        pair: ``name`` and the paths ``fixed``, ``reference``, ``fused``, and, where registration is scored,
-            ``label`` with ``aligned``, ``moving`` or both; a missing path may be None.
-
-    Returns:
-        ``name``, the :func:`fusion_metrics` where there is a fused image, the :func:`registration_metrics` of
-        aligned against label, and those of moving against label with ``_before`` behind their names.
-
-    Raises:
-        FileError: a file cannot be used, or sizes differ.
-    """
-    row: dict[str, float | str] = {"name": pair["name"]}
-    paths = {role: path for role, path in pair.items() if role != "name" and path is not None}
-    images = {role: read_grey(path) for role, path in paths.items()}
-    check_same_size(images, paths)
-    if "fused" in images:
-        row |= fusion_metrics(images["fixed"], images["reference"], images["fused"])
-    for role, suffix in (("aligned", ""), ("moving", "_before")):
-        if role in images:
-            scores = registration_metrics(images[role], images["label"])
-            row |= {f"{metric}{suffix}": value for metric, value in scores.items()}
-    return row
-
-
-def score_folders(
-    *, workers: int | None = None, description: str = "scoring", **folders: str | Path | None
-) -> pd.DataFrame:
-    """Score folders of images whose files pair by stem.
-
-    Args:
-        workers: processes; as many as there are cores if left out, none beside this one for 1.
-        description: what the progress bar on stderr says.
-        folders: role -> folder, roles as in :func:`score_pair`.
-
-    Returns:
-        A row a pair in natural order of the names, columns as in :func:`score_pair`.
-
-    Raises:
-        FileError: a folder or file cannot be used, or names do not pair.
-    """
-    pairs = pair_files(**folders)
-    workers = pool_size(min(workers or available_cores(), len(pairs)))
-    bar = {"total": len(pairs), "unit": "pair", "desc": description}
-    if workers == 1:
-        return pd.DataFrame(tqdm(map(score_pair, pairs), **bar))
-    # Not forked: the caller may have threads of torch or OpenMP running.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        return pd.DataFrame(tqdm(pool.map(score_pair, pairs), **bar))
-
-
-def with_mean(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with a final row ``mean`` of its numeric columns."""
-    mean = table.mean(numeric_only=True).to_frame().T.assign(name="mean")
-    return pd.concat([table, mean], ignore_index=True)[table.columns]
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """``python -m utils.metrics``; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m utils.metrics",
-        description="Score fused and aligned images of any method. Files pair by stem; colour is scored on "
-        "BT.601 luma.",
-    )
-    parser.add_argument("--fixed", metavar="DIR", required=True, help="fixed images (MRI)")
-    parser.add_argument(
-        "--reference", metavar="DIR", required=True, help="other source, truly aligned if it is known"
-    )
-    parser.add_argument("--fused", metavar="DIR", required=True, help="fused images to score")
-    parser.add_argument("--aligned", metavar="DIR", help="aligned moving images to score against --label")
-    parser.add_argument(
-        "--moving", metavar="DIR", help="moving images before alignment, scored as columns *_before"
-    )
-    parser.add_argument("--label", metavar="DIR", help="truly aligned moving images")
-    parser.add_argument("--csv", metavar="FILE", required=True, type=Path, help="table to write")
-    parser.add_argument("--workers", metavar="N", type=positive, help="processes (default: one a core)")
-    options = parser.parse_args(arguments)
-    registration = options.aligned or options.moving
-    if bool(registration) != bool(options.label):
-        parser.error("--label goes together with --aligned, --moving or both")
-    roles = ("fixed", "reference", "fused", "aligned", "moving", "label")
-    try:
-        table = score_folders(workers=options.workers, **{role: getattr(options, role) for role in roles})
-        table = with_mean(table)
-        write_bytes(options.csv, table.to_csv(index=False, float_format="%.10g").encode())
-    except FileError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(table.iloc[-1].drop("name").astype(float).to_string(float_format="%.4f"))
-    print(f"{len(table) - 1} pairs -> {options.csv}")
-    return 0
-
-
 if __name__ == "__main__":
+    from utils.scoring import main  # which needs the metrics above
+
     sys.exit(main())

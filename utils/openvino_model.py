@@ -4,9 +4,9 @@ import warnings
 
 import openvino
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.edarfusion import EDARFusion, Output
+from models.edarfusion import AtSettings, EDARFusion, Output
 
 ENGINES = ("torch", "openvino", "openvino-bf16")
 
@@ -54,15 +54,6 @@ class OpenVINOModel:
         with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what the two libraries call of each other's
             pair = tuple(torch.rand(image.shape) for image in (fixed, moving))
-            program = torch.export.export(_Forward(self.model, passes, average), pair)
+            program = torch.export.export(AtSettings(self.model, passes, average), pair)
             graph = openvino.convert_model(program)
         return self._core.compile_model(graph, "CPU", self._settings)
-
-
-class _Forward(nn.Module):
-    def __init__(self, model: EDARFusion, passes: int, average: bool) -> None:
-        super().__init__()
-        self.model, self.passes, self.average = model, passes, average
-
-    def forward(self, fixed: Tensor, moving: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.model(fixed, moving, self.passes, self.average))

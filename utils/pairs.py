@@ -101,9 +101,8 @@ def read_pair(pair: Mapping, modality: str) -> SourceImages:
     Raises:
         FileError: a file cannot be used, or sizes differ.
     """
-    fixed, moving = read_image(pair["fixed"]), read_image(pair["moving"], color=True)
-    if modality not in COLOR_MODALITIES and (moving == moving[..., :1]).all():
-        moving = np.ascontiguousarray(moving[..., 0])
+    fixed = read_image(pair["fixed"])
+    moving = read_image(pair["moving"], color=True if modality in COLOR_MODALITIES else None)
     label = None if pair["label"] is None else read_image(pair["label"], color=moving.ndim == 3)
     images = SourceImages(fixed, moving, label)
     check_same_size(images._asdict(), pair)

@@ -11,7 +11,6 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
@@ -24,6 +23,7 @@ from matplotlib.figure import Figure
 from scipy.interpolate import make_interp_spline
 
 from utils.files import write_bytes
+from utils.image_io import luma
 
 
 class MapStyle(NamedTuple):
@@ -87,8 +87,8 @@ def _images(**images: np.ndarray) -> dict[str, np.ndarray]:
 
 def _grey(image: np.ndarray) -> np.ndarray:
     """BT.601 luma of an RGB image; a grey image as it is."""
-    image = np.ascontiguousarray(image, dtype=np.float32)
-    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.ndim == 3 else image
+    image = np.asarray(image, dtype=np.float32)
+    return luma(image) if image.ndim == 3 else image
 
 
 def checkerboard(a: np.ndarray, b: np.ndarray, tiles: int = 8) -> np.ndarray:
