@@ -44,10 +44,11 @@ from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_
 from utils.device import choose_device, loading_processes
 from utils.files import FileError, write_bytes
 from utils.interruption import leave_signals_to_parent, stop_on_signal
+from utils.learning_curve import learning_curve_figure
 from utils.optimizer import Muon
 from utils.training_state import pack_state, unpack_state
 from utils.validation import summary, validate
-from utils.visualize import MAPS, figure_pair, learning_curve_figure, save_figure
+from utils.visualize import MAPS, figure_pair, save_figure
 from utils.warp import warp
 
 STAGES = ("registration", "fusion")
@@ -214,7 +215,7 @@ def check(model: EDARFusion, pairs: PairDataset, device: torch.device, stage: st
     return metrics | {"score": score(metrics, stage)}
 
 
-def describe(row: dict[str, float]) -> str:
+def describe(row: dict[str, float | str]) -> str:
     """One line for the log."""
     shown = {name: value for name, value in row.items() if not name.startswith(("step", "rmse_before", "better"))}
     return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
@@ -326,15 +327,9 @@ def score(metrics: dict[str, float], stage: str) -> float:
     return 1 - sum(metrics[f"qabf_{kind}"] for kind in kinds) / len(kinds)
 
 
-def train(options: argparse.Namespace, stop: threading.Event) -> None:
-    """One run, from its beginning or --resume to its end or until `stop` is set."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    together = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    main = rank == 0
-    folder = resumed = None
-    if main or options.resume:
-        options, folder, resumed = open_run(options)
-    device = choose_device(options.device, int(os.environ.get("LOCAL_RANK", 0)))
+def join_processes(name: str, world: int) -> torch.device:
+    """This process's device called `name`; several processes become one group."""
+    device = choose_device(name, int(os.environ.get("LOCAL_RANK", 0)))
     if world > 1 and device.type == "mps":
         raise ValueError("device: expected cpu or cuda for several processes, found mps (--device cpu)")
     if device.type == "cuda":
@@ -343,6 +338,34 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
         # Only one process validates; the others wait for it.
         backend, own = ("nccl", device) if device.type == "cuda" else ("gloo", None)
         dist.init_process_group(backend, timeout=timedelta(hours=2), device_id=own)
+    return device
+
+
+def begin_stage(
+    stage: str, model: EDARFusion, options: argparse.Namespace
+) -> tuple[RegistrationStep | FusionStep, torch.optim.Optimizer]:
+    """What a stage trains, and its optimizer."""
+    for network in model.modules():
+        if isinstance(network, UNet):
+            network.dropout = options.dropout if stage == "registration" else 0.0
+    if stage == "registration":
+        module = RegistrationStep(model)
+        dtype = torch.bfloat16 if options.amp else torch.float32
+        return module, Muon(module, options.lr, weight_decay=1e-3, dtype=dtype)
+    module = FusionStep(model, consistency="consistency" not in options.without)
+    # Muon's steps of one length upset the few small kernels of the fusion, whose head corrects grey values directly.
+    return module, torch.optim.AdamW(module.parameters(), options.lr, weight_decay=1e-3)
+
+
+def train(options: argparse.Namespace, stop: threading.Event) -> None:
+    """One run, from its beginning or --resume to its end or until `stop` is set."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    together = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    main = rank == 0
+    folder = resumed = None
+    if main or options.resume:
+        options, folder, resumed = open_run(options)
+    device = join_processes(options.device, world)
     torch.manual_seed(options.seed)
     # An accelerator has no deterministic form of some operators: there it would only cost time.
     torch.use_deterministic_algorithms(device.type == "cpu", warn_only=True)
@@ -402,20 +425,7 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
             averaged.n_averaged.zero_()
             record |= {"stage": stage, "stage_step": record["step"], "best": None, "sums": {}}
             resumed = None
-        for network in model.modules():
-            if isinstance(network, UNet):
-                network.dropout = options.dropout if stage == "registration" else 0.0
-        if stage == "registration":
-            module = RegistrationStep(model)
-        else:
-            module = FusionStep(model, consistency="consistency" not in options.without)
-        parameters = list(module.parameters())
-        # Steps of one length upset the few small kernels of the fusion, whose head corrects grey values directly.
-        if stage == "registration":
-            dtype = torch.bfloat16 if options.amp else torch.float32
-            optimizer = Muon(module, options.lr, weight_decay=1e-3, dtype=dtype)
-        else:
-            optimizer = torch.optim.AdamW(parameters, options.lr, weight_decay=1e-3)
+        module, optimizer = begin_stage(stage, model, options)
         if resumed:
             unpack_state(resumed.state, model, optimizer)
         step_loss = DistributedDataParallel(module) if world > 1 else module
@@ -446,7 +456,7 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
             loss = step_loss(pair, amp)
             optimizer.zero_grad(set_to_none=True)
             loss.total.backward()
-            norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+            norm = nn.utils.clip_grad_norm_(module.parameters(), 1.0)
             if not norm.isfinite():
                 raise ValueError(f"step {record['step']}: expected finite gradients, found {norm}; the last save stays")
             optimizer.step()

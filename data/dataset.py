@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from data.deformation import BENCHMARK, WIDE, DeformationRange, misalignment, random_field, random_flow
+from data.deformation import BENCHMARK, WIDE, DeformationRange, random_field, random_flow
 from data.table import MODALITIES, DataError
 from utils.image_io import check_same_size, read_image
 from utils.maps import resize
-from utils.warp import compose, resize_flow, warp
+from utils.warp import compose, invert, resize_flow, warp
 
 VAL_SEED = 1_000_003
 """Validation draws its deformations from this seed, whatever the seed of the training."""
@@ -46,9 +46,9 @@ class Pair(NamedTuple):
         fixed: (1, H, W).
         moving: (1, H, W), misaligned.
         moving_aligned: (1, H, W), the truth.
-        flow: (2, H/4, W/4), px of that grid: `warp(moving, flow)` is `moving_aligned`.
+        flow: (2, H/4, W/4), px of that grid: `warp(moving, resize_flow(flow, (H, W)))` is `moving_aligned`.
         inverse_flow: (2, H/4, W/4), its inverse: the deformation that was applied.
-        modality: index in `data.make_csv.MODALITIES`, -1 if the table does not say.
+        modality: index in `data.table.MODALITIES`.
     """
 
     fixed: Tensor
@@ -168,7 +168,7 @@ def sometimes(
     return change(image, generator) if torch.rand((), generator=generator) < share else image
 
 
-def fit(image: Tensor, size: int) -> Tensor:
+def letterbox(image: Tensor, size: int) -> Tensor:
     """Scale (C, H, W) so that the longer side is `size`, then pad with zeros around it to (C, size, size)."""
     height, width = image.shape[1:]
     if max(height, width) != size:
@@ -179,14 +179,9 @@ def fit(image: Tensor, size: int) -> Tensor:
     return F.pad(image, (left, size - width - left, top, size - height - top))
 
 
-def _kinds(table: pd.DataFrame) -> pd.Series:
-    """Modality of each row, empty where the table does not say."""
-    return table.get("modality", pd.Series("", index=table.index))
-
-
 def balance(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Repeat rows of the rarer modalities, each about as often as the next, until all modalities have as many."""
-    groups = [rows for _, rows in table.groupby(_kinds(table), sort=False)]
+    groups = [rows for _, rows in table.groupby("modality", sort=False)]
     most = max(map(len, groups))
     parts = []
     for rows in groups:
@@ -201,7 +196,7 @@ class PairDataset(Dataset[Pair]):
     Index with the number of the draw: draw n shows row `n % len`, in the table's order. `EndlessSampler` shuffles.
 
     Args:
-        table: rows of `data.make_csv.read_table` or `make_table`: columns fixed, moving, and modality if there is one.
+        table: rows of `data.make_csv.find_table`: columns fixed, moving and modality.
         root: folder that the paths start from.
         seed: of everything that is drawn.
         augment: training pairs vary in pose, shape, contrast, shading, noise and size of deformation, and some show
@@ -223,13 +218,13 @@ class PairDataset(Dataset[Pair]):
         seed: int = 0,
         augment: bool = False,
         size: int = 256,
-        wide: float = 0.4,
+        wide: float = 0.5,
     ) -> None:
         if table.empty:
             raise DataError.at(root, "at least one pair", "none")
         self.fixed = [Path(root, path) for path in table["fixed"]]
         self.moving = [Path(root, path) for path in table["moving"]]
-        self.modalities = [MODALITIES.index(kind) if kind in MODALITIES else -1 for kind in _kinds(table)]
+        self.modalities = [MODALITIES.index(name) for name in table["modality"]]
         self.seed, self.augment, self.size, self.wide = seed, augment, size, wide
         self._cache: dict[tuple[Path, Path], Tensor] = {}
 
@@ -244,7 +239,7 @@ class PairDataset(Dataset[Pair]):
             images = {role: read_image(path) for role, path in paths.items()}
             check_same_size(images, paths)
             pair = torch.stack([torch.from_numpy(images[role]) for role in paths])
-            self._cache[key] = (fit(pair, self.size) * 255).round().byte()
+            self._cache[key] = (letterbox(pair, self.size) * 255).round().byte()
         return self._cache[key][None].float() / 255
 
     def __getitem__(self, draw: int) -> Pair:
@@ -273,7 +268,7 @@ class PairDataset(Dataset[Pair]):
         else:
             fixed, aligned = pair.split(1, dim=1)
             moving = warp(pair[:, 1:], applied)
-        flow = misalignment(deformation)
+        flow = invert(deformation)
         return Pair(fixed[0], moving[0], aligned[0], flow[0], deformation[0], self.modalities[row])
 
 

@@ -1,4 +1,4 @@
-"""Random smooth deformations with their exact inverse: the misalignment that training and validation use.
+"""Random smooth deformations whose inverse is known: the misalignment that training and validation use.
 
 The benchmark's recipe (`BENCHMARK`) is uniform noise in [-1, 1] per pixel, blurred by a Gaussian of sigma 16 px and
 multiplied by 256 px, plus a small translation. Blurred white noise is a Gaussian random field, so it is drawn here
@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from utils.warp import invert
 
 GRID_STRIDE = 4  # the fields are smooth over at least 10 px, so a grid point every 4 px loses nothing
 
@@ -99,15 +97,3 @@ def _smoother(length: int, sigma: float) -> Tensor:
     position = torch.arange(length, dtype=torch.float32)
     weights = torch.exp(-((position[:, None] - position) ** 2) / (2 * sigma**2))
     return weights / weights.square().sum(dim=1, keepdim=True).sqrt()
-
-
-def misalignment(flow_grid: Tensor) -> Tensor:
-    """True displacement field that undoes a deformation: the exact inverse, on the same grid.
-
-    Args:
-        flow_grid: (B, 2, h, w), the deformation v of `moving = warp(moving_aligned, v)`.
-
-    Returns:
-        (B, 2, h, w): u with `warp(moving, u) = moving_aligned`.
-    """
-    return invert(flow_grid)

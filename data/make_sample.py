@@ -24,11 +24,11 @@ from tqdm import tqdm
 
 from data.deformation import BENCHMARK, DeformationRange, random_flow
 from data.misalign import write_misaligned
+from utils.arguments import SAMPLE_ROOT
 from utils.files import FileError, write_bytes
 from utils.image_io import write_image
 from utils.warp import resize_flow
 
-SAMPLE_ROOT = Path(__file__).parent / "sample"
 SLICES = {"CT": (70, 90, 116), "PET": (76, 96, 108), "SPECT": (72, 84, 102)}
 """Axial slices of the template in the embedded sample, in voxels of 1 mm from its lowest one."""
 TRAINING_SLICES = (50, 141)
@@ -273,7 +273,7 @@ def make_sample(output: Path, seed: int) -> None:
 
 
 def make_training(output: Path, count: int, seed: int) -> None:
-    """Write aligned pairs in the layout of the training data: ``output/MODALITY-MRI/{MRI,MODALITY}/sim_XXX.png``.
+    """Write aligned pairs in the layout of the training data: ``output/MODALITY-MRI/{MRI,MODALITY}/simXXX.png``.
 
     A `split.csv` marks them all for training, so that validation stays with real images. No pair shows a slice within
     1 mm of one of the sample's, and every pair has its own anatomy, pose and contrast.

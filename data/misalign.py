@@ -24,15 +24,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.dataset import VAL_SEED, seeded
-from data.deformation import BENCHMARK, DeformationRange, misalignment, random_flow
+from data.deformation import BENCHMARK, DeformationRange, random_flow
 from data.make_csv import add_group_pattern, find_table
 from data.table import FILES, MODALITIES, SPLITS
 from utils.apply_flow import apply_flow
+from utils.arguments import side
 from utils.files import FileError, write_bytes
 from utils.flow_io import save_flow
 from utils.image_io import read_image, write_image
 from utils.pairs import read_pair
-from utils.warp import resize_flow
+from utils.warp import invert, resize_flow
 
 
 def write_misaligned(
@@ -59,7 +60,7 @@ def write_misaligned(
     # The moving image is made from the label as stored, so that rounding is no part of the misalignment.
     stored = read_image(files["label"], color=label.ndim == 3)
     write_image(files["moving"], apply_flow(stored, resize_flow(deformation, label.shape[:2])[0].numpy()))
-    save_flow(files["flow"], misalignment(deformation)[0].numpy())
+    save_flow(files["flow"], invert(deformation)[0].numpy())
     return files
 
 
@@ -130,13 +131,11 @@ def main(arguments: list[str] | None = None) -> int:
     kind.add_argument("--translation", type=float, metavar="PX", default=BENCHMARK.translation,
                       help="largest shift along each axis (default: %(default)s)")
     kind.add_argument("--rotation", type=float, metavar="DEG", default=0.0, help="of every pair (default: 0)")
-    kind.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="bring the images to this size first")
+    kind.add_argument("--size", type=side, nargs=2, metavar=("H", "W"), help="bring the images to this size first")
     options = parser.parse_args(arguments)
     for name, low in (("amplitude", 0), ("sigma", 4), ("translation", 0), ("rotation", -180)):
         if not low <= getattr(options, name) < math.inf:
             parser.error(f"--{name}: expected a number from {low}, found {getattr(options, name):g}")
-    if options.size and min(options.size) < 64:
-        parser.error(f"--size: expected sides from 64, found {options.size[0]} {options.size[1]}")
     ranges = replace(BENCHMARK, amplitude=(options.amplitude,) * 2, sigma=(options.sigma,) * 2,
                      translation=options.translation, rotation=(options.rotation,) * 2)
     try:

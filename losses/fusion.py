@@ -15,7 +15,7 @@ from utils.maps import sobel
 
 TRUE_SHARE = 0.1  # of the loss that is taken under the true alignment, which no user has
 TONE = (17, 3.4)  # px, window and sigma of the local means that make up the tone
-SMOOTH = 0.45  # of the weight of visual information is left for SPECT
+SPECT_INFORMATION = 0.45  # of the weight of visual information is left for SPECT, which is smooth
 
 
 class FusionLoss(NamedTuple):
@@ -44,14 +44,14 @@ class FusionWeights(NamedTuple):
 
 
 def for_modalities(weights: FusionWeights, modality: Tensor) -> FusionWeights:
-    """Weights for pairs of the modalities (B,), indices in `data.make_csv.MODALITIES`.
+    """Weights for pairs of the modalities (B,), indices in `data.table.MODALITIES`.
 
     A SPECT image is so smooth that contrast beyond both images' comes cheap there, at the cost of the MRI's edges. What
     PET and SPECT show keeps its colour, so that their tone need not take the place of the MRI's.
     """
     pet, spect = (modality == MODALITIES.index(kind) for kind in ("PET", "SPECT"))
     return weights._replace(
-        information=torch.where(spect, SMOOTH * weights.information, weights.information),
+        information=torch.where(spect, SPECT_INFORMATION * weights.information, weights.information),
         tone=torch.where(pet | spect, 0.0, weights.tone),
     )
 

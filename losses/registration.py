@@ -133,9 +133,10 @@ def registration_loss(
     """Compare an estimate with the deformation that was applied.
 
     Args:
-        registration: what `EDARFusion.register` returned for (fixed, moving).
+        registration: what `EDARFusion.register` returned for (fixed, moving) with `both=True`.
         moving, moving_aligned, fixed: (B, 1, H, W) in [0, 1].
-        true_flow, true_inverse: (B, 2, h, w), px of their own grid: `warp(moving, true_flow) = moving_aligned`.
+        true_flow, true_inverse: (B, 2, h, w), px of their own grid: enlarged to the images', `true_flow` warps `moving`
+            to `moving_aligned`.
         weights: of the components.
 
     Returns:

@@ -14,6 +14,7 @@ from models.fusion import FlowGuidedFusion, Fusion
 from models.refinement import Refinement
 from models.shrinkage import disagreement, held_back, mean_disagreement
 from utils.foreground import foreground, masked_means
+from utils.image_io import MIN_SIDE
 from utils.maps import entropy_difference, gate, gradient_magnitude, halved, resize
 from utils.padding import Padder
 from utils.warp import compose, invert, resize_flow, warp
@@ -72,7 +73,8 @@ class Registration(NamedTuple):
     Attributes:
         flow: (B, 2, H, W), px: `warp(moving, flow)` lies on the fixed image.
         inverse_flow: (B, 2, H, W), px: `warp(fixed, inverse_flow)` lies on the moving image; without gradient.
-        steps: a `FlowStep` a scale, coarse to fine; batch entries B.., if there are any, are the inverse direction.
+        steps: a `FlowStep` a scale, coarse to fine. Of a registration both ways the batch entries B.. are the inverse
+            direction; of an averaged one the entries are pair and mirror image, then the inverse direction of both.
         refined: (B, 2, h, w), px, on the grid of cells: `flow` before it was enlarged.
         disagreement: mean square distance of the matches that `flow` is the mean of, px^2; 0 for a single one.
         reliability: R of FRG-PreReg, in [0, 1].
@@ -254,7 +256,7 @@ class EDARFusion(nn.Module):
         """Fuse the fixed image with an aligned one, both (B, 1, H, W), under the maps of `registration`."""
         return self.fusion(fixed, aligned, registration.reliability, registration.gate)
 
-    def fit(self, fixed: Tensor, moving: Tensor) -> tuple[Padder, list[Tensor], list[Tensor]]:
+    def prepare(self, fixed: Tensor, moving: Tensor) -> tuple[Padder, list[Tensor], list[Tensor]]:
         """The padder for a pair of images, the padded images, and what the registration sees of them."""
         power = round(math.log2(sum(fixed.shape[2:]) / (2 * TRAINED_SIDE)))
         padder = Padder(fixed.shape[2:], self.stride * 2 ** max(0, power))
@@ -274,12 +276,12 @@ class EDARFusion(nn.Module):
             average: average the estimates of both directions, of the pair and of its mirror image, and hold the global
                 part of the displacement back as far as they disagree (`models.shrinkage`).
         """
-        if fixed.shape != moving.shape or fixed.ndim != 4 or fixed.shape[1] != 1 or min(fixed.shape[2:]) < 64:
+        if fixed.shape != moving.shape or fixed.ndim != 4 or fixed.shape[1] != 1 or min(fixed.shape[2:]) < MIN_SIDE:
             raise ValueError(
-                f"expected fixed and moving images of one size (B, 1, H, W) with sides of at least 64, "
+                f"expected fixed and moving images of one size (B, 1, H, W) with sides of at least {MIN_SIDE}, "
                 f"found {tuple(fixed.shape)} and {tuple(moving.shape)}"
             )
-        padder, (fixed, moving), (fixed_seen, moving_seen) = self.fit(fixed, moving)
+        padder, (fixed, moving), (fixed_seen, moving_seen) = self.prepare(fixed, moving)
         full = fixed.shape[2:]
         average = average and passes > 0
         register = self.register_averaged if average else self.register

@@ -30,12 +30,12 @@ def alignment_consistency(fixed: Tensor, aligned: Tensor, reliability: Tensor, g
 
     Args:
         fixed, aligned: (B, 1, H, W) in [0, 1].
-        reliability, gate: (B, 1, h, w) in [0, 1], of any resolution.
+        reliability, gate: (B, 1, H, W) in [0, 1].
 
     Returns:
         (B, 1, H, W) in [0, 1].
     """
-    trust = (resize(reliability, fixed.shape[2:]) + resize(gate, fixed.shape[2:])) / 2
+    trust = (reliability + gate) / 2
     return trust * gradient_agreement(fixed, aligned) + (1 - trust) / 2
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.deformation import BENCHMARK, affine_flow, misalignment, random_flow
+from data.deformation import BENCHMARK, affine_flow, random_flow
 from data.table import MODALITIES
 from losses.fusion import (
     FusionWeights,
@@ -36,7 +36,7 @@ from models.edarfusion import EDARFusion, Registration
 from tests.tensors import constant_flow, noise
 from utils.image_io import pair_files, read_image
 from utils.metrics import qabf, qcv, viff
-from utils.warp import resize_flow, warp
+from utils.warp import invert, resize_flow, warp
 
 SAMPLE = Path(__file__).parents[1] / "data/sample"
 EDGE_FLOOR = 1 - 0.9994 / (1 + math.exp(-15 * 0.5)) * 0.9879 / (1 + math.exp(-22 * 0.2))
@@ -127,7 +127,7 @@ def test_inverse_error_by_hand():
     deformation = random_flow((256, 256), BENCHMARK, torch.Generator().manual_seed(0))
     mask = torch.zeros(1, 1, 64, 64)
     mask[..., 8:-8, 8:-8] = 1
-    assert inverse_error(deformation, misalignment(deformation), mask).item() < 1e-3
+    assert inverse_error(deformation, invert(deformation), mask).item() < 1e-3
     assert inverse_error(deformation, deformation, mask).item() > 0.5
 
 

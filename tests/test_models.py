@@ -534,7 +534,7 @@ def test_reliability_prior_falls_beside_an_edge_of_the_moving_image(column):
 
 def test_consistency_by_hand():
     image = images(1, 64, 64)[0]
-    ones, zeros = torch.ones(1, 1, 8, 8), torch.zeros(1, 1, 8, 8)
+    ones, zeros = torch.ones(1, 1, 64, 64), torch.zeros(1, 1, 64, 64)
     assert torch.allclose(alignment_consistency(image, image, ones, ones), torch.ones(1, 1, 64, 64), atol=1e-4)
     other = images(1, 64, 64)[1]
     # Without trust one half; with half of it half way.
@@ -544,13 +544,13 @@ def test_consistency_by_hand():
 
 def test_consistency_stays_in_range():
     fixed, aligned = noise(2, 1, 64, 72), noise(2, 1, 64, 72, seed=1)
-    c = alignment_consistency(fixed, aligned, noise(2, 1, 8, 9, seed=2), noise(2, 1, 16, 18, seed=3))
+    c = alignment_consistency(fixed, aligned, noise(2, 1, 64, 72, seed=2), noise(2, 1, 64, 72, seed=3))
     assert c.shape == (2, 1, 64, 72) and c.min() >= 0 and c.max() <= 1 and c.std() > 0.01
 
 
 def test_consistency_is_low_where_edges_contradict():
     ramp = torch.linspace(0, 1, 64).expand(1, 1, 64, 64) * 4 % 1
-    ones = torch.ones(1, 1, 8, 8)
+    ones = torch.ones(1, 1, 64, 64)
     c = alignment_consistency(ramp, ramp.transpose(2, 3), ones, ones)
     assert c[..., 4:-4, 4:-4].median() < 0.2
 

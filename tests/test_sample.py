@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from data.make_sample import SAMPLE_ROOT, SLICES, main, simulate_pair
+from data.make_sample import SLICES, main, simulate_pair
 from utils.apply_flow import apply_flow
+from utils.arguments import SAMPLE_ROOT
 from utils.flow_io import load_flow
 from utils.image_io import pair_files, read_image
 from utils.metrics import rmse

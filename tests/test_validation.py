@@ -29,7 +29,7 @@ def pair(length: float, modality: int, seed: int) -> Pair:
     return Pair(*images, flow, -flow, modality)
 
 
-PAIRS = [pair(length, kind, seed) for seed, (length, kind) in enumerate(zip(LENGTHS, (0, 1, 1, -1), strict=True))]
+PAIRS = [pair(length, kind, seed) for seed, (length, kind) in enumerate(zip(LENGTHS, (0, 1, 1, 2), strict=True))]
 ANSWERS = {
     "flow": torch.zeros(4, 2, SIDE, SIDE), "aligned": noise(4, 1, SIDE, SIDE, seed=8),
     "fused": noise(4, 1, SIDE, SIDE, seed=9),
@@ -59,7 +59,7 @@ def test_endpoint_errors_are_those_of_the_tissue_in_pixels():
     scores = validate(answering(flow=half), PAIRS, CPU, batch_size=3)
     assert scores["zero"].to_list() == pytest.approx(LENGTHS, rel=1e-5)
     assert scores["epe"].to_list() == pytest.approx([length / 2 for length in LENGTHS], rel=1e-5)
-    assert scores["modality"].to_list() == ["CT", "PET", "PET", ""]
+    assert scores["modality"].to_list() == ["CT", "PET", "PET", "SPECT"]
     assert "qabf" not in scores
 
 

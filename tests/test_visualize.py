@@ -8,6 +8,7 @@ from matplotlib import colormaps, pyplot
 from PIL import Image
 
 from utils import visualize
+from utils.learning_curve import learning_curve_figure
 
 HEIGHT, WIDTH = 64, 96
 
@@ -222,7 +223,7 @@ def history():
 
 
 def test_learning_curve_draws_each_modality_its_best_epoch_and_zero_flow(history):
-    axes = visualize.learning_curve_figure(history).axes[0]
+    axes = learning_curve_figure(history).axes[0]
     lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
     assert lines["CT"] == [[1, 3.9], [3, 3.0], [4, 3.2]]
     assert lines["PET"] == [[1, 4.1], [3, 3.5], [4, 3.4]]
@@ -231,7 +232,7 @@ def test_learning_curve_draws_each_modality_its_best_epoch_and_zero_flow(history
 
 
 def test_learning_curve_shows_minutes_above(history):
-    axes = visualize.learning_curve_figure(history).axes[0]
+    axes = learning_curve_figure(history).axes[0]
     (above,) = axes.child_axes
     above.figure.draw_without_rendering()
     np.testing.assert_allclose(above.get_xlim(), 2 * np.asarray(axes.get_xlim()), atol=1e-9)
@@ -241,10 +242,10 @@ def test_learning_curve_needs_epochs_and_errors(history):
     with pytest.raises(
         ValueError, match="expected the columns 'epoch' and 'epe_MODALITY', found epoch, minutes"
     ):
-        visualize.learning_curve_figure(history[["epoch", "minutes"]])
+        learning_curve_figure(history[["epoch", "minutes"]])
 
 
 def test_learning_curve_before_the_first_validation_is_empty_but_drawn(tmp_path):
     history = pd.DataFrame({"epoch": [1], "minutes": [1.0], "epe_CT": [np.nan]})
-    visualize.save_figure(tmp_path / "curve.png", visualize.learning_curve_figure(history))
+    visualize.save_figure(tmp_path / "curve.png", learning_curve_figure(history))
     assert (tmp_path / "curve.png").stat().st_size > 1000

@@ -1,4 +1,5 @@
-"""What command lines share: the default weights, numbers as `type` of an argument, and output that any console takes.
+"""What command lines share: the weights and the sample that come with the project, numbers as `type` of an argument,
+and output that any console takes.
 
 What is out of range is named in argparse's own message.
 """
@@ -8,8 +9,13 @@ import io
 import sys
 from pathlib import Path
 
+from utils.image_io import MIN_SIDE
+
 DEFAULT_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "edarfusion.safetensors"
 """The weights that come with the project."""
+
+SAMPLE_ROOT = Path(__file__).parents[1] / "data" / "sample"
+"""The simulated pairs that come with the project, made by `data.make_sample`."""
 
 
 def positive(text: str) -> int:
@@ -34,6 +40,13 @@ def _whole(text: str, low: int) -> int:
     if value < low:
         raise argparse.ArgumentTypeError(f"expected a number from {low}, found {text}")
     return value
+
+
+def side(text: str) -> int:
+    """A height or width that images may have, px, from the command line."""
+    if not text.isdecimal() or int(text) < MIN_SIDE:
+        raise argparse.ArgumentTypeError(f"expected a side of at least {MIN_SIDE} px, found {text!r}")
+    return int(text)
 
 
 def share(text: str) -> float:

@@ -28,7 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from data.deformation import BENCHMARK, misalignment, random_flow
+from data.deformation import BENCHMARK, random_flow
 from losses.registration import registration_loss
 from models.edarfusion import PRESETS, EDARFusion, Output
 from utils.arguments import positive, print_anywhere
@@ -40,7 +40,7 @@ from utils.markdown import markdown_table
 from utils.metrics import folding_share, fusion_metrics, registration_metrics
 from utils.openvino_model import ENGINES, OpenVINOModel
 from utils.optimizer import Muon
-from utils.warp import resize_flow, warp
+from utils.warp import invert, resize_flow, warp
 
 SIZES = ((256, 256), (512, 512), (1024, 1024), (200, 312))
 BATCHES = (1, 8)
@@ -181,7 +181,7 @@ def training_step(model: EDARFusion, size: tuple[int, int], batch: int) -> Calla
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     applied = torch.cat([random_flow(size, BENCHMARK, generator) for _ in range(batch)])
-    true_flow, applied = misalignment(applied).to(device), applied.to(device)
+    true_flow, applied = invert(applied).to(device), applied.to(device)
     fixed, moving, aligned = (torch.rand(batch, 1, *size, generator=generator).to(device) for _ in range(3))
     optimizer = Muon(model, lr=1e-4)
 

@@ -32,7 +32,7 @@ class Checkpoint(NamedTuple):
 
     Attributes:
         model: built and loaded, in evaluation mode.
-        modality: one of `data.make_csv.MODALITIES` or "all", what the model was trained for.
+        modality: one of `data.table.MODALITIES` or "all", what the model was trained for.
         training: how it was trained: options, steps, minutes, history.
         metrics: values on the validation pairs.
         state: tensors for going on with the training; empty for a model that is only to be used.

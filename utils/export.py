@@ -20,12 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.make_sample import SAMPLE_ROOT
 from models.edarfusion import AtSettings
-from utils.arguments import natural
+from utils.arguments import SAMPLE_ROOT, natural, side
 from utils.checkpoint import load_checkpoint
 from utils.files import FileError, write_bytes
-from utils.image_io import MIN_SIDE, read_image
+from utils.image_io import read_image
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = {"fused": 1e-4, "aligned": 1e-4, "flow": 1e-3}
@@ -111,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--checkpoint", metavar="FILE", required=True, help="trained network")
     parser.add_argument("--output", metavar="FILE", required=True, type=Path, help="file to write, by custom NAME.onnx")
-    parser.add_argument("--size", metavar=("H", "W"), nargs=2, type=_side, default=(256, 256), help="default: 256 256")
+    parser.add_argument("--size", metavar=("H", "W"), nargs=2, type=side, default=(256, 256), help="default: 256 256")
     parser.add_argument("--passes", type=natural, metavar="N", help="registrations (default: as the checkpoint says)")
     parser.add_argument("--average", action=argparse.BooleanOptionalAction,
                         help="average both directions of pair and mirror image (default: as the checkpoint says)")
@@ -138,12 +137,6 @@ def main(arguments: list[str] | None = None) -> int:
     made = f"{size[0]} x {size[1]}, {settings['passes']} passes{', averaged' * settings['average']}"
     print(f"{options.output}: {len(data) / 2**20:.1f} MiB, {made}; largest difference: {described}")
     return 0
-
-
-def _side(text: str) -> int:
-    if not text.isdecimal() or int(text) < MIN_SIDE:
-        raise argparse.ArgumentTypeError(f"expected a side of at least {MIN_SIDE} px, found {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy import fft, ndimage
 
+from utils.image_io import MIN_SIDE
+
 LOWER_IS_BETTER = frozenset({"qcv", "rmse"})
 """Metrics that improve as they fall; every other metric here improves as it rises."""
-
-MINIMUM_SIDE = 64
-"""Shortest side in pixels that the fusion metrics accept: VIF halves the image three times."""
-
-_SOBEL_SMOOTH = np.array([1.0, 2.0, 1.0])
-_SOBEL_DIFFERENCE = np.array([-1.0, 0.0, 1.0])
 
 
 # --- parts that several metrics share -----------------------------------------------------------------------
@@ -50,7 +46,7 @@ def _grey(minimum: int = 1, **images: np.ndarray) -> list[np.ndarray]:
 
 
 def _sources(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> list[np.ndarray]:
-    return _grey(MINIMUM_SIDE, fixed=fixed, reference=reference, fused=fused)
+    return _grey(MIN_SIDE, fixed=fixed, reference=reference, fused=fused)
 
 
 @lru_cache
@@ -76,11 +72,7 @@ def _filter_valid(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 def _sobel(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Horizontal and vertical Sobel derivative, zero padding."""
-    derivatives = []
-    for axis in (1, 0):
-        smooth = ndimage.correlate1d(image, _SOBEL_SMOOTH, axis=1 - axis, mode="constant")
-        derivatives.append(ndimage.correlate1d(smooth, _SOBEL_DIFFERENCE, axis=axis, mode="constant"))
-    return derivatives[0], derivatives[1]
+    return ndimage.sobel(image, axis=1, mode="constant"), ndimage.sobel(image, axis=0, mode="constant")
 
 
 def _stretch(image: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.table import FILES, MODALITIES, DataError, read_table
+from utils.arguments import SAMPLE_ROOT
 from utils.files import FileError
 from utils.image_io import check_same_size, pair_files, read_image
 
@@ -43,8 +44,6 @@ def sample_pairs(modality: str) -> dict[str, list[dict]]:
     Raises:
         FileError: the sample is not complete.
     """
-    from data.make_sample import SAMPLE_ROOT  # brings torch, which processes that only score do not need
-
     chosen = {}
     for name in MODALITIES if modality == "all" else (modality,):
         folder = SAMPLE_ROOT / name
@@ -78,7 +77,7 @@ def table_pairs(
         split: which rows; None for all.
 
     Raises:
-        DataError: as `data.make_csv.read_table`, if nothing tells the modality, or for flows without labels.
+        DataError: as `data.table.read_table`, if nothing tells the modality, or for flows without labels.
     """
     table = read_table(csv, root, split=split, modality=modality)
     if "flow" in table and "label" not in table:

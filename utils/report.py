@@ -146,7 +146,7 @@ def write_report(
     table: pd.DataFrame,
     pairs: Sequence[PairImages],
     title: str,
-    notes: Mapping[str, str] | None = None,
+    notes: Mapping[str, object] | None = None,
 ) -> None:
     """Write the report; the file appears whole or not at all.
 

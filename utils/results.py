@@ -192,7 +192,7 @@ class ResultFolder:
         for path in (*self.path.glob(".metrics-*.csv"), *self.path.glob(".inputs-*.json")):
             path.unlink(missing_ok=True)
 
-    def write_report(self, pairs: Sequence[Mapping], notes: Mapping[str, str]) -> None:
+    def write_report(self, pairs: Sequence[Mapping], notes: Mapping[str, object]) -> None:
         """Write report.html from metrics.csv and the pictures of the pairs.
 
         Raises:

@@ -3,9 +3,9 @@
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from data.dataset import PairDataset
+from data.dataset import Pair
 from data.table import MODALITIES
 from models.edarfusion import EDARFusion
 from utils.foreground import foreground, masked_means
@@ -16,7 +16,7 @@ from utils.warp import resize_flow
 
 @torch.inference_mode()
 def validate(
-    model: EDARFusion, pairs: PairDataset, device: torch.device, *, batch_size: int = 8, fusion: bool = False
+    model: EDARFusion, pairs: Dataset[Pair], device: torch.device, *, batch_size: int = 8, fusion: bool = False
 ) -> pd.DataFrame:
     """Score the model on every pair.
 
@@ -48,7 +48,7 @@ def validate(
             "folding": (jacobian_determinant(output.flow) <= 0).float().mean(dim=(1, 2, 3)),
         }
         part = pd.DataFrame({name: value.cpu().numpy() for name, value in values.items()})
-        part.insert(0, "modality", [MODALITIES[i] if i >= 0 else "" for i in pair.modality.tolist()])
+        part.insert(0, "modality", [MODALITIES[index] for index in pair.modality.tolist()])
         if fusion:
             images = [255 * x[:, 0].cpu().double().numpy() for x in (pair.fixed, pair.moving_aligned, output.fused)]
             part["qabf"] = [qabf(*arrays) for arrays in zip(*images, strict=True)]

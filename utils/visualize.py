@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -20,7 +19,6 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
-from scipy.interpolate import make_interp_spline
 
 from utils.files import write_bytes
 from utils.image_io import luma
@@ -51,10 +49,9 @@ below and red above; values below 0 (folding) are painted yellow."""
 
 _FOLDED = "#ffe800"
 _MISSING = "#8c8c8c"
-_MUTED = "#5c6670"
+MUTED = "#5c6670"
 _DPI = 100
-_TICKS = {"length": 2.5, "width": 0.6, "labelsize": 7, "colors": _MUTED, "pad": 2}
-_MODALITY_COLOURS = ("#0b6e99", "#c2571a", "#5b8c2a", "#8a4fa0", "#a8862a")
+_TICKS = {"length": 2.5, "width": 0.6, "labelsize": 7, "colors": MUTED, "pad": 2}
 
 
 def _check_image(image: np.ndarray, name: str) -> np.ndarray:
@@ -215,7 +212,8 @@ def save_figure(path: str | os.PathLike, figure: Figure) -> None:
     write_bytes(path, png.getvalue())
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, drawn without a window."""
     figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
@@ -262,7 +260,7 @@ def _draw_map(axes: Axes, bar: Axes, array: np.ndarray, name: str, size: tuple[i
         ticks=np.linspace(style.vmin, style.vmax, 5),
     )
     bar.tick_params(**_TICKS)
-    bar.set_ylabel(style.unit, fontsize=7.5, color=_MUTED, labelpad=3)
+    bar.set_ylabel(style.unit, fontsize=7.5, color=MUTED, labelpad=3)
     for spine in bar.spines.values():
         spine.set_linewidth(0.4)
 
@@ -284,7 +282,7 @@ def _panel_title(axes: Axes, title: str, detail: str = "") -> None:
             xycoords="axes fraction",
             textcoords="offset points",
             fontsize=7.5,
-            color=_MUTED,
+            color=MUTED,
         )
 
 
@@ -313,7 +311,7 @@ def save_map(path: str | os.PathLike, array: np.ndarray, name: str) -> None:
     # The longer side has 3.2 inches; strips stay wide enough for title and ticks.
     scale = 3.2 / max(height, width)
     panel_height, panel_width = max(height * scale, 1.0), max(width * scale, 1.0)
-    figure = _new_figure(max(panel_width, 2.4) + 1.15, panel_height + 0.8)
+    figure = new_figure(max(panel_width, 2.4) + 1.15, panel_height + 0.8)
     axes = _place(figure, 0.4, 0.5, panel_width, panel_height)
     bar = _place(figure, 0.4 + panel_width + 0.1, 0.5, 0.11, panel_height)
     _draw_map(axes, bar, array, name, (height, width))
@@ -327,10 +325,10 @@ def _draw_wheel(axes: Axes, max_magnitude: float) -> None:
     disc = np.where(np.hypot(x, y) <= 1.0, 1.0, np.nan)
     axes.imshow(np.dstack([flow_to_color(np.stack([x, y]), 1.0), np.nan_to_num(disc)]), extent=(-1, 1, 1, -1))
     axes.set_axis_off()
-    axes.set_title(f"{max_magnitude:.1f} px\nat the rim", fontsize=7, color=_MUTED, pad=3)
+    axes.set_title(f"{max_magnitude:.1f} px\nat the rim", fontsize=7, color=MUTED, pad=3)
 
 
-_COLUMNS = (
+_ROWS = (
     ("fixed", "moving", "aligned", "label", "fused", "grid"),
     ("checker_before", "checker_after", "overlay_before", "overlay_after", "flow", "jacobian"),
     ("entropy_fixed", "entropy_moving", "entropy_difference", "gate", "reliability", "consistency"),
@@ -360,7 +358,7 @@ def figure_strip(fixed: np.ndarray, moving: np.ndarray, aligned: np.ndarray, fus
     height, width = fixed.shape[:2]
     scale = 2.4 / max(height, width)
     panel_height, panel_width, gap, head = height * scale, max(width * scale, 1.3), 0.06, 0.3
-    figure = _new_figure(len(views) * (panel_width + gap) - gap, panel_height + head)
+    figure = new_figure(len(views) * (panel_width + gap) - gap, panel_height + head)
     for number, (title, image) in enumerate(views.items()):
         axes = _place(figure, number * (panel_width + gap), head, panel_width, panel_height)
         axes.imshow(image, cmap="gray", vmin=0, vmax=1)
@@ -418,13 +416,13 @@ def figure_pair(
         views["label"] = ("Label (true alignment)", images["label"])
 
     present = set(views) | set(maps) | ({"grid", "flow"} if flow is not None else set())
-    rows = [row for row in _COLUMNS if present.intersection(row)]
+    rows = [row for row in _ROWS if present.intersection(row)]
     size = images["fixed"].shape[:2]
     scale = 2.2 / max(size)
     panel_height, panel_width = max(size[0] * scale, 0.8), max(size[1] * scale, 0.8)
     step_x, step_y = panel_width + 0.95, panel_height + 0.72
     head = 0.42 if title else 0.08
-    figure = _new_figure(6 * step_x + 0.2, len(rows) * step_y + head)
+    figure = new_figure(6 * step_x + 0.2, len(rows) * step_y + head)
     if title:
         figure.text(
             0.35 / figure.get_figwidth(), 1 - 0.26 / figure.get_figheight(), title, fontsize=14, weight="bold"
@@ -462,62 +460,4 @@ def figure_pair(
                     bar = _place(figure, *beside, 0.09, panel_height)
                     figure.colorbar(ScalarMappable(Normalize(0, 1), "gray"), cax=bar, ticks=(0, 0.5, 1))
                     bar.tick_params(**_TICKS)
-    return figure
-
-
-def learning_curve_figure(history: pd.DataFrame) -> Figure:
-    """Validation endpoint error over training, a line a modality, against the error of no motion at all.
-
-    Args:
-        history: a row an epoch with the columns `epoch` and `epe_MODALITY` (pixels), and, if known, `minutes`
-            (training time so far) and `zero_MODALITY` (error of zero flow). NaN where nothing was validated.
-
-    Returns:
-        A figure to be given to `save_figure`.
-
-    Raises:
-        ValueError: no column `epoch`, or none named `epe_...`.
-    """
-    modalities = [column.removeprefix("epe_") for column in history.columns if column.startswith("epe_")]
-    if "epoch" not in history.columns or not modalities:
-        found = ", ".join(map(str, history.columns))
-        raise ValueError(f"history: expected the columns 'epoch' and 'epe_MODALITY', found {found or 'none'}")
-    figure = _new_figure(7.2, 4.2)
-    axes = figure.add_axes((0.085, 0.13, 0.76, 0.72))
-    for index, modality in enumerate(modalities):
-        colour = _MODALITY_COLOURS[index % len(_MODALITY_COLOURS)]
-        seen = history[["epoch", f"epe_{modality}"]].dropna()
-        if seen.empty:
-            continue
-        epochs, errors = seen["epoch"].to_numpy(float), seen[f"epe_{modality}"].to_numpy(float)
-        marker = "o" if len(seen) <= 40 else ""
-        axes.plot(epochs, errors, color=colour, linewidth=1.6, marker=marker, markersize=3, label=modality)
-        best = errors.argmin()
-        axes.plot(
-            epochs[best], errors[best], "o", markersize=7, markerfacecolor="none", markeredgecolor=colour
-        )
-        zero = history.get(f"zero_{modality}", pd.Series(dtype=float)).dropna()
-        if not zero.empty:
-            axes.axhline(zero.iloc[-1], color=colour, linewidth=1, linestyle=(0, (4, 3)), label="_zero")
-    axes.set_xlabel("epoch", fontsize=9)
-    axes.set_ylabel("endpoint error on validation pairs, px", fontsize=9)
-    axes.grid(axis="y", color="#e3e6e9", linewidth=0.7)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8, colors=_MUTED)
-    axes.set_title("Learning curve: circle = best epoch, dashed = zero flow", fontsize=10, loc="left", pad=26)
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
-    if "minutes" in history.columns:
-        time = history[["epoch", "minutes"]].dropna().sort_values("epoch").to_numpy(float)
-        if len(time) > 1 and np.all(np.diff(time, axis=0) > 0):
-            above = axes.secondary_xaxis(
-                "top",
-                # Splines of degree 1: linear between the epochs and beyond, where the axis has margins.
-                functions=(
-                    make_interp_spline(time[:, 0], time[:, 1], k=1),
-                    make_interp_spline(time[:, 1], time[:, 0], k=1),
-                ),
-            )
-            above.tick_params(labelsize=7, colors=_MUTED, length=2.5)
-            above.set_xlabel("minutes of training", fontsize=8, color=_MUTED, labelpad=2)
     return figure

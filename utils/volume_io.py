@@ -184,7 +184,10 @@ def window(slices: np.ndarray, center: float, width: float) -> np.ndarray:
     """
     if not width > 0:
         raise ValueError(f"width: expected a window wider than 0, found {width}")
-    return np.clip((slices - np.float32(center - width / 2)) / np.float32(width), 0, 1).astype(np.float32)
+    # Takes seconds to import, which only volumes are to cost.
+    from monai.transforms import ScaleIntensityRange
+
+    return np.asarray(ScaleIntensityRange(center - width / 2, center + width / 2, 0, 1, clip=True)(slices), np.float32)
 
 
 def robust_window(slices: np.ndarray) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from utils.flow_io import load_flow
 from utils.image_io import read_image, write_image
 from utils.results import ResultFolder
 from utils.volume_io import (
+    DICOM_SUFFIX,
     NIFTI_SUFFIXES,
     Volume,
     distance_between,
@@ -134,7 +135,7 @@ def read_volumes(
     windows = {"fixed": robust_window(volumes["fixed"].slices), "moving": center_width, "label": center_width}
     levels = {role: window(volume.slices, *windows[role]) for role, volume in volumes.items()}
     name = Path(fixed).name
-    for suffix in (*NIFTI_SUFFIXES, ".dcm"):
+    for suffix in (*NIFTI_SUFFIXES, DICOM_SUFFIX):
         name = name[: -len(suffix)] if name.lower().endswith(suffix) else name
     return VolumePair(name, volumes, levels)
 
