@@ -19,8 +19,8 @@ from torch.utils.data import Dataset, Sampler
 
 from data.deformation import BENCHMARK, WIDE, DeformationRange, random_field, random_flow
 from data.table import MODALITIES, DataError
+from utils.filters import resize
 from utils.image_io import check_same_size, read_image
-from utils.maps import resize
 from utils.warp import compose, invert, resize_flow, warp
 
 VAL_SEED = 1_000_003

@@ -11,7 +11,7 @@ from kornia.metrics import ssim
 from torch import Tensor
 
 from data.table import MODALITIES
-from utils.maps import sobel
+from utils.filters import sobel
 
 TRUE_SHARE = 0.1  # of the loss that is taken under the true alignment, which no user has
 TONE = (17, 3.4)  # px, window and sigma of the local means that make up the tone

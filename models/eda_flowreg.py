@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import GaussianBlur, UNet, zero_conv
-from utils.maps import resize
+from utils.filters import resize
 from utils.warp import compose, warp
 
 CELL = 8  # px between places where flow is estimated

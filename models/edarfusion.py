@@ -13,9 +13,10 @@ from models.frg_prereg import FRGPreReg, unit_length
 from models.fusion import FlowGuidedFusion, Fusion
 from models.refinement import Refinement
 from models.shrinkage import disagreement, held_back, mean_disagreement
+from utils.filters import gradient_magnitude, halved, resize
 from utils.foreground import foreground, masked_means
 from utils.image_io import MIN_SIDE
-from utils.maps import entropy_difference, gate, gradient_magnitude, halved, resize
+from utils.maps import entropy_difference, gate
 from utils.padding import Padder
 from utils.warp import compose, invert, resize_flow, warp
 

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import ConvBlock, ResidualBlock, UNet, conv, side_by_side
-from utils.maps import histogram_entropy, min_max, soft_histogram
+from utils.filters import min_max
+from utils.maps import histogram_entropy, soft_histogram
 
 
 class EntropyAtQuarter(nn.Module):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import ConvBlock, conv
-from utils.maps import box_mean, min_max
+from utils.filters import box_mean, min_max
 
 FLOOR = 0.02
 

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import ConvBlock, ResidualBlock, conv, zero_conv
-from utils.maps import gradient_agreement, halved, resize
+from utils.filters import halved, resize
+from utils.maps import gradient_agreement
 
 AT_ONCE = 8 * 256 * 256
 """Pixels that are fused at one time: beyond, a CPU spends its time on fetching memory instead of on convolutions."""

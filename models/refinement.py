@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.eda_flowreg import CELL, STEP, add_increment, soft_gate
 from models.layers import ConvBlock, UNet, side_by_side, zero_conv
-from utils.maps import gradient_magnitude, halved, resize
+from utils.filters import gradient_magnitude, halved, resize
 from utils.warp import resize_flow, warp
 
 

@@ -10,19 +10,8 @@ from torch import Tensor
 
 from data.deformation import affine_flow
 from tests.tensors import noise
-from utils.maps import (
-    box_mean,
-    entropy_difference,
-    gate,
-    gradient_agreement,
-    gradient_magnitude,
-    halved,
-    jacobian_determinant,
-    local_entropy,
-    min_max,
-    resize,
-    sobel,
-)
+from utils.filters import box_mean, gradient_magnitude, halved, min_max, resize, sobel
+from utils.maps import entropy_difference, gate, gradient_agreement, jacobian_determinant, local_entropy
 
 
 def halves(height: int = 32, width: int = 40) -> Tensor:

@@ -18,7 +18,8 @@ from models.layers import GaussianBlur, UNet, side_by_side
 from models.shrinkage import affine_part
 from tests.tensors import constant_flow, noise
 from utils.checkpoint import load_checkpoint
-from utils.maps import gradient_magnitude, halved, local_entropy
+from utils.filters import gradient_magnitude, halved
+from utils.maps import local_entropy
 from utils.warp import compose, warp
 
 
