@@ -10,6 +10,7 @@ Ctrl-C and SIGTERM save and end; --resume goes on exactly from there.
 
 import argparse
 import copy
+import itertools
 import json
 import math
 import os
@@ -39,7 +40,7 @@ from losses.fusion import FusionLoss, FusionWeights, for_modalities, fusion_loss
 from losses.registration import RegistrationLoss, registration_loss
 from models.edarfusion import PRESETS, EDARFusion
 from models.layers import UNet
-from utils.arguments import natural, positive, positive_float, share
+from utils.arguments import natural, positive, positive_float, print_anywhere, share
 from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from utils.device import choose_device, loading_processes
 from utils.files import FileError, write_bytes
@@ -222,13 +223,19 @@ def describe(row: dict[str, float | str]) -> str:
 
 
 def write_history(folder: Path, history: list[dict]) -> None:
-    """Training log as a table and, where its last row was validated, as a picture."""
+    """Training log as a table and, where its last row was validated, as a picture.
+
+    It is in the checkpoint as well, so that a file which cannot be written now is no reason to end the run.
+    """
     table = pd.DataFrame(history)
-    write_bytes(folder / "history.csv", table.to_csv(index=False).encode())
-    if any(name.startswith("epe_") for name in history[-1]):
-        # A stage may end within an epoch and be validated once more there.
-        by_epoch = table.groupby("epoch", as_index=False).last()
-        save_figure(folder / "learning_curve.png", learning_curve_figure(by_epoch))
+    try:
+        write_bytes(folder / "history.csv", table.to_csv(index=False).encode())
+        if any(name.startswith("epe_") for name in history[-1]):
+            # A stage may end within an epoch and be validated once more there.
+            by_epoch = table.groupby("epoch", as_index=False).last()
+            save_figure(folder / "learning_curve.png", learning_curve_figure(by_epoch))
+    except FileError as error:
+        tqdm.write(str(error))
 
 
 def picture(model: EDARFusion, pairs: PairDataset, device: torch.device, row: int) -> Figure:
@@ -336,7 +343,8 @@ def join_processes(name: str, world: int) -> torch.device:
         torch.cuda.set_device(device)
     if world > 1:
         # Only one process validates; the others wait for it.
-        backend, own = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+        # Windows has no NCCL.
+        backend, own = ("nccl", device) if device.type == "cuda" and dist.is_nccl_available() else ("gloo", None)
         dist.init_process_group(backend, timeout=timedelta(hours=2), device_id=own)
     return device
 
@@ -373,7 +381,7 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
     train_pairs, val_pairs = build_datasets(options)
     amp = torch.autocast(device.type, torch.bfloat16) if options.amp else nullcontext()
     if main:
-        print(f"{len(train_pairs)} pairs an epoch, {len(val_pairs)} to validate on")
+        print(f"{len(train_pairs)} pairs an epoch, {len(val_pairs)} to validate on; {device}")
 
     plan = stages(options)
     if resumed:
@@ -401,6 +409,8 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
         worker_init_fn=leave_signals_to_parent,
     )
     batches = iter(loader)
+    # The processes that make the pairs take seconds to start, which are no training time.
+    batches = itertools.chain([next(batches)], batches)
     board = SummaryWriter(str(folder / "tensorboard"), purge_step=record["step"] // epoch_steps + 1) if main else None
     clock, saved = Clock(record["seconds"]), time.monotonic()
 
@@ -491,13 +501,13 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
                     keep_if_best(row)
                     figure = picture(averaged.module, val_pairs, device, epoch % len(val_pairs))
                     board.add_figure("val/pair", figure, epoch)
-                write_history(folder, record["history"])
                 for group, values in (("train", {"lr": rate, **losses}), ("val", metrics)):
                     for name, value in values.items():
                         board.add_scalar(f"{group}/{name}", value, epoch)
                 tqdm.write(describe(row))
                 save("last", pack_state(model, optimizer))
                 saved = time.monotonic()
+                write_history(folder, record["history"])
             if world > 1:
                 dist.barrier()
             if epoch == options.stop_after:
@@ -514,8 +524,9 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
                 record["history"].append(row)
                 keep_if_best(row)
                 tqdm.write(describe(row))
-                write_history(folder, record["history"])
             save("last", pack_state(model, optimizer))
+            if record["history"]:
+                write_history(folder, record["history"])
         if stopping:
             break
     if main:
@@ -523,10 +534,12 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
         where = f"broken off; go on with --resume {folder}" if stopping else f"finished: {folder / 'last.safetensors'}"
         print(f"{where} ({record['step']} steps, {record['seconds'] / 60:.1f} minutes)")
     if world > 1:
+        dist.barrier()
         dist.destroy_process_group()
 
 
 def main() -> int:
+    print_anywhere()
     try:
         options = parse_arguments()
         # The loading processes inherit it: Ctrl-C leaves them at work until the step is saved.

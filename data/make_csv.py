@@ -25,6 +25,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.table import MODALITIES, SPLITS, DataError, read_csv, read_table
+from utils.arguments import print_anywhere
 from utils.files import FileError, write_bytes
 from utils.image_io import pair_files
 
@@ -191,6 +192,7 @@ def add_group_pattern(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
 
 
 def main(arguments: list[str] | None = None) -> int:
+    print_anywhere()
     parser = argparse.ArgumentParser(description="Make a CSV table of aligned pairs, split by patient.")
     parser.add_argument("--root", type=Path, required=True, help="folder with CT-MRI, PET-MRI, SPECT-MRI in it")
     parser.add_argument("--modality", choices=(*MODALITIES, "all"), required=True)

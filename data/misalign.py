@@ -28,7 +28,7 @@ from data.deformation import BENCHMARK, DeformationRange, random_flow
 from data.make_csv import add_group_pattern, find_table
 from data.table import FILES, MODALITIES, SPLITS
 from utils.apply_flow import apply_flow
-from utils.arguments import side
+from utils.arguments import print_anywhere, side
 from utils.files import FileError, write_bytes
 from utils.flow_io import save_flow
 from utils.image_io import read_image, write_image
@@ -113,6 +113,7 @@ def _resized(image: NDArray[np.float32], size: tuple[int, int] | None) -> NDArra
 
 def main(arguments: list[str] | None = None) -> int:
     """``python -m data.misalign``; returns the exit status."""
+    print_anywhere()
     parser = argparse.ArgumentParser(
         prog="python -m data.misalign", description="Misalign aligned pairs by known deformations."
     )

@@ -34,7 +34,16 @@ def test_missing_device_is_a_clear_error():
 )
 def test_a_gpu_has_its_pairs_made_beside_it(monkeypatch, device, cores, together, expected):
     monkeypatch.setattr("utils.device.available_cores", lambda: cores)
+    monkeypatch.setattr("utils.device.SHARED_MEMORY", "not/here")
     assert loading_processes(torch.device(device), together) == expected
+
+
+@pytest.mark.parametrize(("size", "together", "expected"), [(2**26, 1, 4), (2**26, 2, 2), (2**26, 8, 1), (2**30, 1, 8)])
+def test_they_fit_into_the_memory_that_processes_share(monkeypatch, tmp_path, size, together, expected):
+    monkeypatch.setattr("utils.device.available_cores", lambda: 128)
+    monkeypatch.setattr("utils.device.SHARED_MEMORY", str(tmp_path))
+    monkeypatch.setattr("shutil.disk_usage", {str(tmp_path): SimpleNamespace(total=size)}.get)
+    assert loading_processes(torch.device("cuda"), together) == expected
 
 
 def test_memory_is_kept_for_the_next_tensors(monkeypatch):

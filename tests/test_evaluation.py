@@ -1,16 +1,13 @@
 """Saving and scoring beside the alignment: how many processes, how much waits, who hears Ctrl-C, what consoles take."""
 
-import io
 import os
 import signal
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from utils import evaluation
-from utils.arguments import print_anywhere
 from utils.cores import available_cores, pool_size
 from utils.evaluation import evaluate, scoring_pool
 
@@ -62,13 +59,3 @@ def test_scoring_processes_leave_ctrl_c_to_their_parent():
             worker = pool.submit(os.getpid).result(timeout=60)
             assert pool.submit(os.kill, worker, signal.SIGINT).result(timeout=60) is None
         assert pool.submit(len, "abc").result(timeout=60) == 3
-
-
-def test_signs_that_a_console_lacks_do_not_end_the_program(monkeypatch):
-    written = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="cp1252"))
-    with pytest.raises(UnicodeEncodeError):
-        print("1.0 → 2.0")
-    print_anywhere()
-    print("3.0 → 4.0", flush=True)
-    assert b"3.0 ? 4.0" in written.getvalue()

@@ -3,6 +3,7 @@
 import os
 import struct
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +112,8 @@ class TestRead:
 
     def test_float_tiff(self, tmp_path, grey):
         values = grey.astype(np.float32) / 300
-        assert np.array_equal(read_image(save(tmp_path / "a.tif", values)), values)
+        found = read_image(save(tmp_path / "a.tif", values))
+        assert np.array_equal(found, values) and found.flags.writeable
 
     def test_jpeg_is_near(self, tmp_path):
         ramp = np.tile(np.linspace(0, 255, WIDTH).astype(np.uint8), (HEIGHT, 1))
@@ -258,6 +260,23 @@ class TestWrite:
         with pytest.raises(FileError, match="a.png.*No space left on device"):
             write_image(path, 255 - grey)
         assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+    @pytest.mark.parametrize(("refused", "written"), [(2, True), (3, False)])
+    def test_a_file_that_another_program_holds_open_is_tried_again(self, tmp_path, monkeypatch, refused, written):
+        (tmp_path / "a.csv").write_bytes(b"old")
+        replace, times = os.replace, iter(range(3))
+
+        def held(source: Path, target: Path) -> None:
+            if next(times) < refused:
+                raise PermissionError(13, "Permission denied")
+            replace(source, target)
+
+        monkeypatch.setattr("utils.files.ATTEMPTS", 3)
+        monkeypatch.setattr(os, "replace", held)
+        with nullcontext() if written else pytest.raises(FileError, match="a.csv.*Permission denied"):
+            write_bytes(tmp_path / "a.csv", b"new")
+        assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+        assert (tmp_path / "a.csv").read_bytes() == (b"new" if written else b"old")
 
     def test_write_that_breaks_off_leaves_nothing(self, tmp_path):
         resource = pytest.importorskip("resource")

@@ -289,6 +289,16 @@ def test_resume_scores_again_when_flows_are_given(checkpoint, tmp_path):
     assert read_table(tmp_path / "out/CT/metrics.csv")["epe"].notna().all()
 
 
+def test_arrays_of_any_floating_type_are_taken_but_no_grey_levels(model):
+    fuse, (fixed, moving) = PairFuser(model, torch.device("cpu")), (picture(1), picture(2))
+    result = fuse(fixed, moving)
+    double = fuse(fixed.astype(np.float64), moving.astype(np.float64))
+    assert np.array_equal(double.fused, result.fused) and double.flow.dtype == np.float32
+    for wrong in ((255 * moving).astype(np.uint8), 255 * moving, moving - 0.5, np.full_like(moving, np.nan)):
+        with pytest.raises(ValueError, match=r"moving: expected floating point numbers in \[0, 1\], found"):
+            fuse(fixed, wrong)
+
+
 def test_color_is_put_back(model):
     fixed, moving = picture(1), picture(2, channels=3)
     result = PairFuser(model, torch.device("cpu"))(fixed, moving)

@@ -163,6 +163,17 @@ def test_a_run_of_a_version_without_an_option_goes_on_with_its_default(tmp_path)
     assert folder == tmp_path and checkpoint.training["step"] == 5
 
 
+def test_a_log_that_cannot_be_written_does_not_end_the_run(tmp_path, capsys):
+    row = {"epoch": 1, "epe_CT": 2.5}
+    (tmp_path / "history.csv").mkdir()
+    script.write_history(tmp_path, [row])
+    assert "history.csv: expected a place to write to" in capsys.readouterr().out
+    (tmp_path / "history.csv").rmdir()
+    script.write_history(tmp_path, [row])
+    assert pd.read_csv(tmp_path / "history.csv").to_dict("records") == [row]
+    assert (tmp_path / "learning_curve.png").is_file()
+
+
 def test_weights_without_training_state_are_not_resumed(tmp_path):
     shutil.copy(DEFAULT_CHECKPOINT, tmp_path / "last.safetensors")
     with pytest.raises(CheckpointError, match=r"last\.safetensors: expected .*training state, found published weights"):

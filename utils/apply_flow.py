@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from kornia.image import image_to_tensor, tensor_to_image
 
+from utils.arguments import print_anywhere
 from utils.files import FileError
 from utils.flow_io import load_flow
 from utils.image_io import list_images, read_image, write_image
@@ -54,6 +55,7 @@ def apply_flows(images: str | os.PathLike, flows: str | os.PathLike, output: str
 
 
 def main(arguments: list[str] | None = None) -> int:
+    print_anywhere()
     parser = argparse.ArgumentParser(description="Warp images with saved displacement fields.")
     parser.add_argument("--images", metavar="DIR", required=True, help="images to warp")
     parser.add_argument("--flow", metavar="DIR", required=True, help="flow/NAME.npy of the test command")

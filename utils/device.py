@@ -1,10 +1,15 @@
 """Choice of the device by name, and of how many processes load what it works on."""
 
 import ctypes
+import os
+import shutil
 
 import torch
 
 from utils.cores import available_cores
+
+SHARED_MEMORY = "/dev/shm"
+"""Where Linux keeps what processes hand each other."""
 
 
 def keep_memory() -> None:
@@ -56,5 +61,11 @@ def loading_processes(device: torch.device, together: int = 1) -> int:
     Returns:
         From 0 to 8.
     """
-    cores = available_cores() // together
-    return 0 if device.type == "cpu" else max(1, min(8, cores - 2))
+    if device.type == "cpu":
+        return 0
+    most = 8
+    if os.name == "nt":
+        most = 2  # each loads CUDA's libraries, for which Windows sets gigabytes aside
+    elif os.path.isdir(SHARED_MEMORY) and shutil.disk_usage(SHARED_MEMORY).total < 2**28:
+        most = 4 // together  # a container's 64 MiB hold the 13 MiB of four of them
+    return max(1, min(most, available_cores() // together - 2))

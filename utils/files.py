@@ -2,7 +2,11 @@
 
 import os
 import re
+import time
 from pathlib import Path
+
+ATTEMPTS = 20 if os.name == "nt" else 1
+"""How often a file is tried to be put in its place, 0.1 s apart: Windows refuses while a viewer holds the old one."""
 
 
 class FileError(ValueError):
@@ -26,9 +30,20 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.write_bytes(data)
-            os.replace(temporary, path)
+            _replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise FileError.at(path, "a place to write to", error.strerror or str(error)) from error
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            os.replace(temporary, path)
+            return
+        except PermissionError:
+            if not left:
+                raise
+            time.sleep(0.1)

@@ -219,7 +219,7 @@ def _scaled(path: str | os.PathLike, image: Image.Image) -> np.ndarray:
             raise ImageError.at(path, "integers of 8 or 16 bits", f"values from {values.min()} to {values.max()}")
         return values.astype(np.float32) / np.float32(65535)
     if mode == "F":
-        values = np.asarray(image, np.float32)
+        values = np.array(image, np.float32)
         if not np.isfinite(values).all():
             raise ImageError.at(path, "finite values", f"NaN or infinity in {int((~np.isfinite(values)).sum())} pixels")
         if values.min() < 0 or values.max() > 1:

@@ -42,7 +42,15 @@ class PairFuser:
         Args:
             fixed: (H, W) in [0, 1], sides of at least 64.
             moving: (H, W) or (H, W, 3) in [0, 1]; the results have the same channels.
+
+        Raises:
+            ValueError: an array that is not of floating point, or holds values beyond [0, 1] or NaN.
         """
+        for role, image in (("fixed", fixed), ("moving", moving)):
+            if image.dtype.kind != "f" or not (image.min() >= 0 and image.max() <= 1):
+                found = f"{image.dtype} from {image.min():g} to {image.max():g}"
+                raise ValueError(f"{role}: expected floating point numbers in [0, 1], found {found}")
+        fixed, moving = (np.asarray(image, np.float32) for image in (fixed, moving))
         self._warm_up(fixed.shape)
         start = time.perf_counter()
         fixed, moving = (image_to_tensor(x, keepdim=False).to(self.device).contiguous() for x in (fixed, moving))

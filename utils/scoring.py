@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from utils.arguments import positive
+from utils.arguments import positive, print_anywhere
 from utils.cores import available_cores, pool_size
 from utils.files import FileError, write_bytes
 from utils.image_io import check_same_size, pair_files, read_image
@@ -97,6 +97,7 @@ def with_mean(table: pd.DataFrame) -> pd.DataFrame:
 
 def main(arguments: list[str] | None = None) -> int:
     """``python -m utils.metrics``; returns the exit status."""
+    print_anywhere()
     parser = argparse.ArgumentParser(
         prog="python -m utils.metrics",
         description="Score fused and aligned images of any method. Files pair by stem; colour is scored on "

@@ -1,0 +1,52 @@
+"""utils/arguments.py: numbers from the command line, and output that any console takes."""
+
+import argparse
+import importlib
+import io
+import sys
+
+import pytest
+
+from utils.arguments import natural, positive, positive_float, print_anywhere, share, side
+
+COMMANDS = (
+    "EDARFusion_train", "EDARFusion_test_val", "data.make_csv", "data.make_sample", "data.misalign", "utils.scoring",
+    "utils.apply_flow", "utils.benchmark", "utils.compare", "utils.export", "utils.publish", "utils.robustness",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        (natural, "0", 0), (positive, "3", 3), (positive_float, "0.5", 0.5), (share, "1", 1.0), (side, "64", 64),
+        (natural, "-1", None), (positive, "0", None), (positive_float, "inf", None), (positive_float, "nan", None),
+        (share, "1.1", None), (share, "nan", None), (side, "63", None), (side, "6e4", None),
+    ],
+)  # fmt: skip
+def test_numbers(kind, text, value):
+    if value is None:
+        with pytest.raises(argparse.ArgumentTypeError, match=f"found '?{text}"):
+            kind(text)
+    else:
+        assert kind(text) == value
+
+
+def test_signs_that_a_console_lacks_do_not_end_the_program(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="cp1252"))
+    with pytest.raises(UnicodeEncodeError):
+        print("1.0 → 2.0")
+    print_anywhere()
+    print("3.0 → 4.0", flush=True)
+    assert b"3.0 ? 4.0" in written.getvalue()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_prints_anywhere(monkeypatch, name):
+    main = importlib.import_module(name).main
+    output = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0 and output.errors == "replace"
