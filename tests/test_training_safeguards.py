@@ -23,8 +23,9 @@ RUN = ("--root", "somewhere", "--epochs", "7")
 def begun(tmp_path) -> Path:
     """The folder of a run by one process."""
     options = vars(script.parse_arguments([*RUN, "--seed", "3", "--save-minutes", "9"]))
-    training = {"options": options, "processes": 1, "step": 5}
-    save_checkpoint(tmp_path / "last.safetensors", EDARFusion("tiny"), modality="all", training=training, metrics={})
+    training, state = {"options": options, "processes": 1, "step": 5}, {"raw": torch.zeros(1)}
+    path = tmp_path / "last.safetensors"
+    save_checkpoint(path, EDARFusion("tiny"), modality="all", training=training, metrics={}, state=state)
     return tmp_path
 
 

@@ -137,7 +137,7 @@ def network_stages(model: EDARFusion, fixed: Tensor, moving: Tensor) -> dict[str
         ``features`` (both encoders), ``registration`` (`EDARFusion.register`, features included), ``fusion`` (warp and
         `EDARFusion.fuse`) and ``forward`` (the whole network with padding and full-size maps).
     """
-    _, (inside, outside), seen = model.fit(fixed, moving)
+    _, (inside, outside), seen = model.prepare(fixed, moving)
     inputs = []
     hook = model.encoders.register_forward_pre_hook(lambda _, arguments: inputs.extend(arguments))
     registration = model.register(*seen)
