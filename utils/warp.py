@@ -86,8 +86,8 @@ def invert(flow: Tensor, iterations: int = 8) -> Tensor:
 
     Args:
         flow: (B, 2, H, W), pixels; converges where the field's derivative stays below 1.
-        iterations: 8 bring a benchmark deformation to within 0.05 px at its worst place, and the wide ones of training to
-            0.0003 px on average, one in a hundred to 1 px or more at its worst place.
+        iterations: 8 bring a benchmark deformation to within 0.05 px at its worst place, and the wide ones of training
+            to 0.0003 px on average, one in a hundred to 1 px or more at its worst place.
 
     Returns:
         (B, 2, H, W), pixels: `compose(flow, invert(flow))` is near zero away from the border.
