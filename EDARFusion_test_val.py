@@ -277,7 +277,7 @@ def fuse_and_score(
             if stop.is_set():
                 return
             images = read_pair(pair, folder.modality)
-            result, scores = fuse(images.fixed, images.moving), {}
+            result, scores = fuse(images.fixed, images.moving, pair.get("aspect", 1.0)), {}
             if pair["flow"]:
                 true_flow = load_flow(pair["flow"], images.fixed.shape)
                 scores = endpoint_scores(result.flow, true_flow, read_image(pair["label"]))

@@ -5,7 +5,7 @@ at hand.
 on purpose.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,10 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from data.table import MODALITIES
 from utils.checkpoint import load_checkpoint
 from utils.evaluation import Job, save_and_score
+from utils.filters import resize
 from utils.flow_io import load_flow
 from utils.image_io import luma, read_image
 from utils.inference import PairFuser, endpoint_scores
@@ -24,6 +27,7 @@ from utils.metrics import folding_share, rmse
 from utils.pairs import folder_pairs, read_pair, sample_pairs
 from utils.report import DOUBTFUL
 from utils.results import ResultFolder
+from utils.warp import resize_flow
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINTS = sorted((ROOT / "checkpoints").glob("*.safetensors"))
@@ -137,3 +141,38 @@ if __name__ == "__main__":
     rows = [{"weights": path.stem} | row for path in CHECKPOINTS for row in sample_rows(load_fuser(path))]
     columns = ["weights", "modality", "name", *METRICS]
     pd.DataFrame(rows)[columns].to_csv(SAMPLE_RESULTS, index=False, float_format="%.6g")
+
+
+FRAMES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], float]] = {
+    "360 px": (lambda x: resize(x, (360, 360)), lambda u: resize_flow(u, (360, 360)), 1.0),
+    "a wide margin": (lambda x: F.pad(x, (90, 40, 20, 110)), lambda u: F.pad(u, (90, 40, 20, 110)), 1.0),
+    "oblong pixels": (lambda x: resize(x, (144, 256)), lambda u: resize_flow(u, (144, 256)), 256 / 144),
+}
+"""What is done to the images of 256 x 256, what to their true flows, and the aspect of a pixel then."""
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+def test_neither_frame_nor_shape_of_pixels_decides_how_much_is_aligned(fuse, sample, frame):
+    of_image, of_flow, aspect = FRAMES[frame]
+    errors = []
+    for modality in ("CT", "PET"):
+        for pair in sample_pairs(modality)[modality]:
+            fixed, moving, label = (
+                of_image(torch.from_numpy(read_image(pair[role]))[None, None])[0, 0].numpy()
+                for role in ("fixed", "moving", "label")
+            )
+            true_flow = of_flow(torch.from_numpy(load_flow(pair["flow"], (256, 256)))[None])[0].numpy()
+            errors.append(endpoint_scores(fuse(fixed, moving, aspect).flow, true_flow, label))
+    left = pd.DataFrame(errors).sum()
+    usual = sample.query("modality != 'SPECT'")[["epe", "epe_before"]].sum()
+    assert left["epe"] / left["epe_before"] < usual["epe"] / usual["epe_before"] + 0.06
+
+
+def test_where_one_image_is_blank_nothing_is_aligned_and_the_other_one_is_kept(fuse):
+    images = read_pair(sample_pairs("CT")["CT"][0], "CT")
+    black = np.zeros_like(images.fixed)
+    for fixed, moving, kept in ((images.fixed, black, images.fixed), (black, images.moving, images.moving)):
+        result = fuse(fixed, moving)
+        assert not result.flow.any() and result.disagreement is None
+        np.testing.assert_array_equal(result.fused, kept)
+        np.testing.assert_array_equal(result.aligned, moving)

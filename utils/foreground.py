@@ -3,6 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+TISSUE = 0.08
+"""Mean intensity above which a block of pixels counts as tissue."""
+
 
 def channel_means(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of each channel of `values` (B, C, H, W) weighted by `mask` (B, 1, H, W): (B, C, 1, 1)."""
@@ -24,16 +27,15 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return masked_means(values, mask).mean()
 
 
-def foreground(image: Tensor, size: tuple[int, int], threshold: float = 0.08) -> Tensor:
+def foreground(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Share of each cell that lies within about 8 px of tissue.
 
     Args:
         image: (B, 1, H, W) in [0, 1].
         size: size of the mask.
-        threshold: intensity above which a 4 x 4 block counts as tissue.
 
     Returns:
         (B, 1, *size) in [0, 1].
     """
-    tissue = (F.avg_pool2d(image, 4) > threshold).float()
+    tissue = (F.avg_pool2d(image, 4) > TISSUE).float()
     return F.adaptive_avg_pool2d(F.max_pool2d(tissue, 5, stride=1, padding=2), size)

@@ -7,13 +7,18 @@ import numpy as np
 import torch
 from kornia.color import rgb_to_ycbcr, ycbcr_to_rgb
 from kornia.image import image_to_tensor, tensor_to_image
+from torch import Tensor
 
 from models.edarfusion import Output
 from utils.foreground import foreground
+from utils.framing import View, choose_view
 from utils.maps import jacobian_determinant
 from utils.metrics import endpoint_error
 from utils.results import FusedPair
 from utils.warp import warp
+
+BLANK = 1 / 64
+"""Range of grey values below which an image shows nothing."""
 
 
 class PairFuser:
@@ -30,18 +35,19 @@ class PairFuser:
         self, model: Callable[..., Output], device: torch.device, *, passes: int = 1, average: bool = False
     ) -> None:
         self.model, self.device, self.passes, self.average = model, device, passes, average
-        self._met: set[tuple[int, int]] = set()
+        self._met: set[tuple] = set()
 
     @torch.inference_mode()
-    def __call__(self, fixed: np.ndarray, moving: np.ndarray) -> FusedPair:
+    def __call__(self, fixed: np.ndarray, moving: np.ndarray, aspect: float = 1.0) -> FusedPair:
         """Align and fuse a pair.
 
         A colour image is split by BT.601: the network sees and fuses Y; Cb and Cr are warped with the same flow and put
-        back.
+        back. Where one image is blank there is nothing to align: the fused image is the brighter one of the two.
 
         Args:
             fixed: (H, W) in [0, 1], sides of at least 64.
             moving: (H, W) or (H, W, 3) in [0, 1]; the results have the same channels.
+            aspect: height of a pixel over its width.
 
         Raises:
             ValueError: an array that is not of floating point, or holds values beyond [0, 1] or NaN.
@@ -50,14 +56,16 @@ class PairFuser:
             if image.dtype.kind != "f" or not (image.min() >= 0 and image.max() <= 1):
                 found = f"{image.dtype} from {image.min():g} to {image.max():g}"
                 raise ValueError(f"{role}: expected floating point numbers in [0, 1], found {found}")
-        fixed, moving = (np.asarray(image, np.float32) for image in (fixed, moving))
-        self._warm_up(fixed.shape)
+        blank = any(image.max() - image.min() < BLANK for image in (fixed, moving))
+        fixed, moving = (np.ascontiguousarray(image, np.float32) for image in (fixed, moving))
         start = time.perf_counter()
         fixed, moving = (image_to_tensor(x, keepdim=False).to(self.device).contiguous() for x in (fixed, moving))
         color = moving.shape[1] == 3
         luma, chroma = rgb_to_ycbcr(moving).split((1, 2), dim=1) if color else (moving, None)
-        output = self.model(fixed, luma, self.passes, self.average)
-        aligned, fused = output.aligned, output.fused
+        view = None if blank or not self.passes else choose_view(fixed, aspect)
+        start += self._warm_up(fixed, view)
+        output = self._estimate(fixed, luma, view, 0 if blank else self.passes)
+        aligned, fused = output.aligned, torch.maximum(fixed, luma) if blank else output.fused
         if color:
             aligned = warp(moving, output.flow)
             if (moving == moving[:, :1]).all():
@@ -77,18 +85,37 @@ class PairFuser:
             "jacobian": jacobian_determinant(output.flow),
         }
         maps = {name: map_[0, 0].cpu().numpy() for name, map_ in maps.items()}
-        return FusedPair(fused, aligned, flow, maps, seconds, output.disagreement.item() if self.average else None)
+        disagreement = output.disagreement.item() if self.average and not blank else None
+        return FusedPair(fused, aligned, flow, maps, seconds, disagreement)
 
-    def _warm_up(self, size: tuple[int, int]) -> None:
+    def _estimate(self, fixed: Tensor, moving: Tensor, view: View | None, passes: int) -> Output:
+        """What the model makes of grey images (1, 1, H, W); the flow is of the whole frame, wherever it was found.
+
+        The fusion and the maps are then of the frame, whose images are aligned already.
+        """
+        if view is None:
+            return self.model(fixed, moving, passes, self.average)
+        seen = self.model(view.show(fixed), view.show(moving), passes, self.average)
+        flow, inverse_flow = (view.enlarge(x, fixed.shape[2:]) for x in (seen.flow, seen.inverse_flow))
+        aligned = warp(moving, flow)
+        found = {"aligned": aligned, "flow": flow, "inverse_flow": inverse_flow, "disagreement": seen.disagreement}
+        return self.model(fixed, aligned, 0, self.average)._replace(**found)
+
+    def _warm_up(self, fixed: Tensor, view: View | None) -> float:
         """Let the model make ready for images of a size, so that `FusedPair.seconds` is of the pairs alone.
 
         OpenVINO compiles a graph for each size, an accelerator chooses its kernels; PyTorch on a CPU has nothing to do.
+
+        Returns:
+            Seconds that it took.
         """
+        start, sizes = time.perf_counter(), (fixed.shape[2:], None if view is None else view.size)
         ready = self.device.type == "cpu" and isinstance(self.model, torch.nn.Module)
-        if not ready and size not in self._met:
-            blank = torch.zeros(1, 1, *size, device=self.device)
-            self.model(blank, blank, self.passes, self.average)
-        self._met.add(size)
+        if not ready and sizes not in self._met:
+            blank = torch.zeros_like(fixed)
+            self._estimate(blank, blank, view, self.passes)
+        self._met.add(sizes)
+        return time.perf_counter() - start
 
 
 def endpoint_scores(flow: np.ndarray, true_flow: np.ndarray, label: np.ndarray) -> dict[str, float]:

@@ -64,6 +64,12 @@ class Volume(NamedTuple):
     modality: str
     units: str
 
+    @property
+    def aspect(self) -> float:
+        """Height of a pixel of the slices over its width."""
+        width, height = np.linalg.norm(_slices_affine(self)[:3, :2], axis=0)
+        return float(height / width)
+
 
 def is_volume(path: str | os.PathLike) -> bool:
     """True for a NIfTI file by its name, for a DICOM file, and for a folder that holds DICOM files."""

@@ -59,14 +59,14 @@ class VolumePair(NamedTuple):
         return {role: x.modality for role, x in self.volumes.items() if x.modality not in wanted[role] | {""}}
 
     def write_slices(self, folder: str | os.PathLike) -> list[dict]:
-        """Write the slices as images and return the pairs they make, as `utils.pairs` does.
+        """Write the slices as images and return the pairs they make, as `utils.pairs` does, with the pixels' `aspect`.
 
         Raises:
             FileError: the images cannot be written.
         """
-        pairs = []
+        pairs, aspect = [], self.volumes["fixed"].aspect
         for number in range(len(self.levels["fixed"])):
-            pair = {"name": f"{self.name}_{number:03}", "label": None, "flow": None}
+            pair = {"name": f"{self.name}_{number:03}", "label": None, "flow": None, "aspect": aspect}
             for role, levels in self.levels.items():
                 pair[role] = Path(folder, role, f"{pair['name']}.png")
                 write_image(pair[role], levels[number])

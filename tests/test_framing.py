@@ -1,0 +1,79 @@
+"""utils/framing.py: small heads and odd frames are shown as in training, and flows found there are of the frame."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.tensors import constant_flow
+from utils.framing import SIDE, USUAL, choose_view
+from utils.warp import warp
+
+
+def head(frame: tuple[int, int], height: float, width: float, middle: tuple[float, float] | None = None) -> Tensor:
+    """A bright ellipse of so many px in a black frame."""
+    y, x = (torch.arange(side) + 0.5 for side in frame)
+    top, left = middle or (frame[0] / 2, frame[1] / 2)
+    inside = ((y[:, None] - top) / height * 2) ** 2 + ((x - left) / width * 2) ** 2 < 1
+    return 0.6 * inside.float()[None, None]
+
+
+def extent(image: Tensor) -> tuple[int, int]:
+    """Height and width of what is not black."""
+    shown = image[0, 0] > 0.1
+    return int(shown.any(dim=1).sum()), int(shown.any(dim=0).sum())
+
+
+@pytest.mark.parametrize("frame", [(256, 256), (512, 512), (1024, 1024), (200, 312), (230, 230), (128, 128)])
+def test_frames_of_the_kind_that_was_trained_are_taken_as_they_are(frame):
+    assert choose_view(head(frame, 0.8 * frame[0], 0.65 * frame[1])) is None
+
+
+@pytest.mark.parametrize("frame", [(256, 256), (512, 512), (384, 384), (400, 560), (90, 90)])
+@pytest.mark.parametrize("middle", [(0.5, 0.5), (0.3, 0.72)])
+def test_a_small_head_is_brought_to_its_usual_size(frame, middle):
+    side = 0.4 * min(frame)
+    image = head(frame, side, 0.8 * side, (middle[0] * frame[0], middle[1] * frame[1]))
+    view = choose_view(image)
+    shown = view.show(image)
+    assert shown.shape == (1, 1, *view.size) and abs(sum(view.size) / 2 - SIDE) <= 8
+    height, width = extent(shown)
+    # Tissue is looked for on a grid of 64 places.
+    assert abs(height / SIDE - USUAL) < 0.12 and width / height == pytest.approx(0.8, abs=0.05)
+
+
+@pytest.mark.parametrize("side", [192, 360, 380, 700])
+def test_frames_between_powers_of_two_are_brought_to_the_side_of_the_training(side):
+    image = head((side, side), 0.85 * side, 0.7 * side)
+    assert choose_view(image) == (0, 0, side, side, (SIDE, SIDE))
+
+
+def test_pixels_become_square():
+    # Half as many rows as columns: a pixel is twice as high as it is wide.
+    image = head((128, 256), 0.85 * 128, 0.85 * 256)
+    view = choose_view(image, aspect=2.0)
+    assert view[:4] == (0, 0, 128, 256) and view.size == (SIDE, SIDE)
+    height, width = extent(view.show(image))
+    assert abs(height - width) <= 4
+    assert choose_view(head((256, 256), 215, 215), aspect=1.0) is None
+
+
+def test_an_image_without_tissue_is_shown_whole():
+    black = torch.zeros(1, 1, 300, 360)
+    assert choose_view(black)[:4] == (0, 0, 300, 360) and choose_view(torch.zeros(1, 1, 256, 256)) is None
+
+
+def test_a_flow_found_in_a_view_is_of_the_frame():
+    frame = (300, 500)
+    image = head(frame, 120, 100, (110, 330))
+    view = choose_view(image)
+    assert view.height < 200 and view.width < 200
+    factor = view.size[0] / view.height, view.size[1] / view.width
+    moved = warp(image, constant_flow(-6.0, 4.0, frame))
+    flow = view.enlarge(constant_flow(6.0 * factor[1], -4.0 * factor[0], view.size), frame)
+    torch.testing.assert_close(flow, constant_flow(6.0, -4.0, frame))
+    # Shown and then warped is warped and then shown.
+    seen = warp(view.show(moved), constant_flow(6.0 * factor[1], -4.0 * factor[0], view.size))
+    assert (seen - view.show(image)).abs().mean() < 0.002
+    assert math.isclose((warp(moved, flow) - image).abs().max().item(), 0, abs_tol=1e-3)

@@ -1,0 +1,111 @@
+"""How a pair is shown to the registration: the part of the frame where the head is, at the scale of the training.
+
+The network has learned on frames of 256 px that a head nearly fills, with square pixels. Where a head stands small in a
+wide frame, or a frame's size is far from every power of two of 256 px, matching windows and displacements would be of
+another size than those it knows.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor
+
+from utils.foreground import TISSUE
+from utils.image_io import MIN_SIDE
+from utils.warp import resize_flow
+
+SIDE = 256
+"""Mean side of what is shown, px."""
+
+SMALL = 0.6
+"""Share of the frame's mean side below which a head's longer side is brought to `USUAL`: not so 97 % of the atlas."""
+
+SMALL_ELSEWHERE = 0.8
+"""The same in frames of a size that the network does not know: there nothing speaks for the head to stand as usual."""
+
+USUAL = 0.84
+"""Mean share in the atlas."""
+
+NEAR = 1.15
+"""Factor between a frame's mean side and a power of two times `SIDE` up to which it is shown as it is."""
+
+SQUARE = 1.03
+"""Factor between a pixel's sides up to which it counts as square."""
+
+STEP = 8
+"""Sides shown are multiples of it, px."""
+
+_GRID = 64  # places along each side where tissue is looked for
+
+
+class View(NamedTuple):
+    """A rectangle of the frame and the size at which it is shown.
+
+    Attributes:
+        top, left, height, width: px of the frame.
+        size: height and width shown, px.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    size: tuple[int, int]
+
+    def show(self, image: Tensor) -> Tensor:
+        """(B, C, H, W) of the frame -> (B, C, *size)."""
+        part = image[..., self.top : self.top + self.height, self.left : self.left + self.width]
+        return F.interpolate(part, self.size, mode="bilinear", antialias=True)
+
+    def enlarge(self, flow: Tensor, frame: tuple[int, int]) -> Tensor:
+        """The displacement field of the whole frame: what was found in the view, beyond it as at its border.
+
+        Args:
+            flow: (B, 2, *size), px of the view.
+            frame: height and width of the frame.
+
+        Returns:
+            (B, 2, *frame), px of the frame.
+        """
+        height, width = frame
+        beside = (self.left, width - self.left - self.width, self.top, height - self.top - self.height)
+        return F.pad(resize_flow(flow, (self.height, self.width)), beside, mode="replicate")
+
+
+def choose_view(fixed: Tensor, aspect: float = 1.0) -> View | None:
+    """How a pair is to be shown, by its fixed image; None where the network takes the frame as it is.
+
+    Args:
+        fixed: (1, 1, H, W) in [0, 1], an MRI, in which the head is all that is to be seen.
+        aspect: height of a pixel over its width.
+    """
+    frame = tuple(fixed.shape[2:])
+    pixel = math.sqrt(aspect), 1 / math.sqrt(aspect)  # a pixel's sides, in units of a square one of its area
+    across = sum(math.prod(pair) for pair in zip(frame, pixel, strict=True)) / 2
+    octaves = math.log2(across / SIDE)
+    known = abs(octaves - round(octaves)) < math.log2(NEAR) and abs(math.log2(aspect)) < math.log2(SQUARE)
+    box = _head(fixed)
+    longer = 0.0 if box is None else max((b - a) * n * p for (a, b), n, p in zip(box, frame, pixel, strict=True))
+    part = frame
+    if 0 < longer < across * (SMALL if known else SMALL_ELSEWHERE):
+        part = tuple(min(n, round(longer / USUAL / p)) for n, p in zip(frame, pixel, strict=True))
+    elif known:
+        return None
+    middle = (0.5, 0.5) if box is None else ((a + b) / 2 for a, b in box)
+    start = (min(max(round(m * n - k / 2), 0), n - k) for m, n, k in zip(middle, frame, part, strict=True))
+    sides = [k * p for k, p in zip(part, pixel, strict=True)]
+    factor = 2 * SIDE / sum(sides)
+    # In steps, as `utils.openvino_model` compiles a graph for each size.
+    return View(*start, *part, tuple(max(MIN_SIDE, STEP * round(factor * side / STEP)) for side in sides))
+
+
+def _head(image: Tensor) -> list[tuple[float, float]] | None:
+    """First and last row, then column, of the largest connected tissue, as shares of the sides; None without tissue."""
+    parts, count = ndimage.label((F.adaptive_avg_pool2d(image, _GRID)[0, 0] > TISSUE).cpu().numpy())
+    if not count:
+        return None
+    box = ndimage.find_objects(parts)[np.bincount(parts.ravel())[1:].argmax()]
+    return [(side.start / _GRID, side.stop / _GRID) for side in box]
