@@ -297,6 +297,11 @@ def test_arrays_of_any_floating_type_are_taken_but_no_grey_levels(model):
     for wrong in ((255 * moving).astype(np.uint8), 255 * moving, moving - 0.5, np.full_like(moving, np.nan)):
         with pytest.raises(ValueError, match=r"moving: expected floating point numbers in \[0, 1\], found"):
             fuse(fixed, wrong)
+    for wrong in (moving[:-1], moving[..., None], np.dstack([moving] * 4)):
+        with pytest.raises(ValueError, match=r"expected fixed \(H, W\) and moving .*found shapes \(\d+, \d+\) and \("):
+            fuse(fixed, wrong)
+    turned = fuse(fixed[::-1], moving[::-1])  # negative strides
+    assert np.array_equal(turned.fused, fuse(fixed[::-1].copy(), moving[::-1].copy()).fused)
 
 
 def test_color_is_put_back(model):

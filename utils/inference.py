@@ -50,8 +50,11 @@ class PairFuser:
             aspect: height of a pixel over its width.
 
         Raises:
-            ValueError: an array that is not of floating point, or holds values beyond [0, 1] or NaN.
+            ValueError: shapes that do not go together, an array that is not of floating point, or values beyond [0, 1].
         """
+        if fixed.ndim != 2 or moving.shape not in (fixed.shape, (*fixed.shape, 3)):
+            expected = "fixed (H, W) and moving (H, W) or (H, W, 3)"
+            raise ValueError(f"expected {expected}, found shapes {fixed.shape} and {moving.shape}")
         for role, image in (("fixed", fixed), ("moving", moving)):
             if image.dtype.kind != "f" or not (image.min() >= 0 and image.max() <= 1):
                 found = f"{image.dtype} from {image.min():g} to {image.max():g}"
