@@ -28,14 +28,14 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from data.table import MODALITIES, SPLITS, DataError
+from data.table import FILES, MODALITIES, SPLITS, DataError
 from utils.arguments import DEFAULT_CHECKPOINT, natural, positive, print_anywhere
 from utils.cores import available_cores
 from utils.evaluation import Job, evaluate, scoring_pool
 from utils.files import FileError
 from utils.flow_io import load_flow
 from utils.interruption import stop_on_signal
-from utils.pairs import folder_pairs, read_pair, sample_pairs, table_pairs
+from utils.pairs import check_inputs_stay, folder_pairs, read_pair, sample_pairs, table_pairs
 from utils.report import DOUBTFUL, METRICS
 from utils.results import ResultFolder
 from utils.volume_io import is_volume
@@ -243,6 +243,10 @@ def fuse_and_score(
     }
     extras = {"flow": options.save_flow, "maps": options.save_maps, "figures": options.save_figures}
     folders = {kind: ResultFolder(options.output / kind, kind, made_with, **extras) for kind in chosen}
+    inputs = [pair[role] for pairs in chosen.values() for pair in pairs for role in FILES]
+    inputs += [options.checkpoint, options.csv, options.fixed, options.moving, options.label]
+    outputs = [path for kind, folder in folders.items() for path in folder.all_files(chosen[kind])]
+    check_inputs_stay(filter(None, inputs), outputs)
     notes = {
         "checkpoint": f"{Path(options.checkpoint).name}, trained for {checkpoint.modality}",
         "passes": settings["passes"],

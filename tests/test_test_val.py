@@ -632,6 +632,44 @@ class TestBadInput:
         self.check(capsys, output, code, "metrics.csv")
 
 
+class TestInputsStay:
+    """No result takes the place of a file that it is made from: one line, exit status 2, nothing written."""
+
+    def check(self, capsys, checkpoint, output, path, *options):
+        before = {p: p.read_bytes() for p in output.parent.rglob("*") if p.is_file()}
+        capsys.readouterr()
+        assert run(checkpoint, output, *options) == 2
+        (line,) = (line for line in capsys.readouterr().err.splitlines() if "pair/s" not in line)
+        assert line.startswith(f"EDARFusion_test_val: {path}: expected") and "found" in line and "--output" in line
+        assert before == {p: p.read_bytes() for p in output.parent.rglob("*") if p.is_file()}
+
+    @pytest.mark.parametrize("kind", ["aligned", "fused", "linked"])
+    def test_images(self, checkpoint, tmp_path, capsys, kind):
+        output = tmp_path / "out"
+        options = ["--modality", "CT", *folders(tmp_path, pairs=1)]
+        assert run(checkpoint, output, *options) == 0
+        if kind == "linked":
+            (tmp_path / "linked").symlink_to(output / "CT/fused", target_is_directory=True)
+        options[-1] = str(tmp_path / "linked" if kind == "linked" else output / "CT" / kind)
+        self.check(capsys, checkpoint, output, f"{options[-1]}/001.png", *options)
+        assert run(checkpoint, tmp_path / "other", *options) == 0
+
+    def test_true_flows(self, checkpoint, tmp_path, capsys):
+        folders(tmp_path / "data/CT", label=True)
+        table = with_flows(tmp_path / "data/CT")
+        path = tmp_path / "data/CT/flow/001.npy"
+        self.check(capsys, checkpoint, tmp_path / "data", path, "--csv", str(table), "--save-flow")
+        assert run(checkpoint, tmp_path / "data", "--csv", str(table)) == 0
+
+    def test_volumes(self, checkpoint, tmp_path, capsys):
+        paths = [tmp_path / "fixed.nii.gz", tmp_path / "out/CT/aligned.nii.gz"]
+        paths[1].parent.mkdir(parents=True)
+        for seed, path in enumerate(paths):
+            nib.save(nib.Nifti1Image(picture(seed)[..., None], np.eye(4)), path)
+        options = ["--modality", "CT", "--fixed", str(paths[0]), "--moving", str(paths[1])]
+        self.check(capsys, checkpoint, tmp_path / "out", paths[1], *options)
+
+
 def test_keep_going_leaves_out_what_cannot_be_read(checkpoint, tmp_path, capsys):
     options = folders(tmp_path, pairs=3)
     (tmp_path / "moving/002.png").write_bytes(b"")

@@ -18,6 +18,7 @@ from utils.arguments import print_anywhere
 from utils.files import FileError
 from utils.flow_io import load_flow
 from utils.image_io import list_images, read_image, write_image
+from utils.pairs import check_inputs_stay
 from utils.warp import warp
 
 
@@ -38,20 +39,19 @@ def apply_flows(images: str | os.PathLike, flows: str | os.PathLike, output: str
     """Warp every image of a folder that has a flow `NAME.npy`; returns how many there were.
 
     Raises:
-        FileError: a file cannot be used, a flow's size is not its image's, or no image has a flow.
+        FileError: a file cannot be used, a flow's size is not its image's, no image has a flow, or a result would be
+            written over an image.
     """
-    done = 0
-    for path in list_images(images):
-        file = Path(flows, f"{path.stem}.npy")
-        if not file.is_file():
-            continue
+    todo = [(path, file) for path in list_images(images) if (file := Path(flows, f"{path.stem}.npy")).is_file()]
+    if not todo:
+        raise FileError.at(flows, f"flows named like the images in {os.fspath(images)}", "none")
+    targets = [Path(output, f"{path.stem}.png") for path, _ in todo]
+    check_inputs_stay((path for path, _ in todo), targets)
+    for (path, file), target in zip(todo, targets, strict=True):
         image = read_image(path, color=None)
         flow = load_flow(file, image.shape[:2])
-        write_image(Path(output, f"{path.stem}.png"), apply_flow(image, flow))
-        done += 1
-    if not done:
-        raise FileError.at(flows, f"flows named like the images in {os.fspath(images)}", "none")
-    return done
+        write_image(target, apply_flow(image, flow))
+    return len(todo)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,6 +106,18 @@ def read_pair(pair: Mapping, modality: str) -> SourceImages:
     images = SourceImages(fixed, moving, label)
     check_same_size(images._asdict(), pair)
     return images
+
+
+def check_inputs_stay(inputs: Iterable[str | os.PathLike], outputs: Iterable[str | os.PathLike]) -> None:
+    """Check, before anything is written, that no result would take the place of a file that it is made from.
+
+    Raises:
+        FileError: one would, by whatever link or spelling of the path.
+    """
+    written = {os.path.realpath(path) for path in outputs}
+    for path in inputs:
+        if os.path.realpath(path) in written:
+            raise FileError.at(path, "an input that no result is written over (--output DIR)", "the place of a result")
 
 
 def fingerprint(pair: Mapping) -> str:

@@ -68,7 +68,7 @@ class ResultFolder:
     ) -> None:
         self.path, self.modality, self.settings = Path(path), modality, settings or {}
         self.table_path, self.report_path = self.path / "metrics.csv", self.path / "report.html"
-        self.settings_path = self.path / "settings.json"
+        self.settings_path, self.inputs_path = self.path / "settings.json", self.path / "inputs.json"
         self._settings_written = False
         self.flow, self.maps, self.figures = flow, maps, figures
 
@@ -79,6 +79,13 @@ class ResultFolder:
         files = {kind: self.path / kind / f"{name}.png" for kind in kinds}
         files |= {"maps/values": self.path / "maps" / "values" / f"{name}.npz"} if self.maps else {}
         return files | ({"flow": self.path / "flow" / f"{name}.npy"} if self.flow else {})
+
+    def all_files(self, pairs: Iterable[Mapping]) -> Iterator[Path]:
+        """Every file that the results of these pairs, or of the volumes whose slices they are, are written to."""
+        yield from (self.table_path, self.report_path, self.settings_path, self.inputs_path)
+        yield from (self.path / f"{kind}.nii.gz" for kind in ("aligned", "fused"))
+        for pair in pairs:
+            yield from self.files(pair["name"]).values()
 
     def prepare(self) -> None:
         """Make the folder.
@@ -134,7 +141,7 @@ class ResultFolder:
         rows = {}
         for path in sorted(self.path.glob(".metrics-*.csv")) or [self.table_path]:
             rows |= _read_rows(path) if path.exists() else {}
-        for path in sorted(self.path.glob(".inputs-*.json")) or [self.path / "inputs.json"]:
+        for path in sorted(self.path.glob(".inputs-*.json")) or [self.inputs_path]:
             inputs = _read_inputs(path)
             for name in rows.keys() & inputs.keys():
                 rows[name]["inputs"] = inputs[name]
@@ -178,7 +185,7 @@ class ResultFolder:
         further = (column for column in FURTHER_COLUMNS if any(column in row for row in rows))
         table = with_mean(pd.DataFrame(rows, columns=[*COLUMNS, *further]))
         path = self.table_path if part is None else self.path / f".metrics-{part}.csv"
-        inputs_path = self.path / ("inputs.json" if part is None else f".inputs-{part}.json")
+        inputs_path = self.inputs_path if part is None else self.path / f".inputs-{part}.json"
         if not self._settings_written:
             write_bytes(self.settings_path, json.dumps(self.settings, indent=2).encode())
             self._settings_written = True
