@@ -222,7 +222,10 @@ def fuse_and_score(
         device = choose_device("cpu" if by_openvino else options.device, int(os.environ.get("LOCAL_RANK", 0)))
     except ValueError as error:
         raise DataError(f"--{error}") from error
-    checkpoint = load_checkpoint(options.checkpoint, modality=options.modality, device=device)
+    # What the pairs are, whatever was asked for: a table may hold one modality only.
+    kinds = [kind for kind, pairs in chosen.items() if pairs]
+    kind = "all" if len(kinds) > 1 else next(iter(kinds), None)
+    checkpoint = load_checkpoint(options.checkpoint, modality=kind, device=device)
     model = checkpoint.model
     if by_openvino:
         from utils.openvino_model import OpenVINOModel

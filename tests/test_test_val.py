@@ -188,6 +188,18 @@ def test_table_of_pairs_with_and_without_labels(checkpoint, tmp_path):
     assert len(read_table(tmp_path / "out/SPECT/metrics.csv")) == 4
 
 
+def test_a_checkpoint_of_one_modality_takes_tables_of_it(model, tmp_path, capsys):
+    path = tmp_path / "ct.safetensors"
+    save_checkpoint(path, model, modality="CT", training={"note": "untrained"}, metrics={})
+    folders(tmp_path)
+    rows = [f"fixed/{name}.png,moving/{name}.png" for name in ("001", "002")]
+    (tmp_path / "ct.csv").write_text(f"fixed,moving,modality\n{rows[0]},CT\n{rows[1]},CT\n")
+    (tmp_path / "both.csv").write_text(f"fixed,moving,modality\n{rows[0]},CT\n{rows[1]},PET\n")
+    assert run(path, tmp_path / "out", "--csv", str(tmp_path / "ct.csv")) == 0
+    assert run(path, tmp_path / "both", "--csv", str(tmp_path / "both.csv")) == 2
+    assert f"{path}: expected a checkpoint for all, found one for CT" in capsys.readouterr().err
+
+
 def with_flows(root: Path, pairs: int = 2) -> Path:
     """A table of the pairs of `folders` with true flows: of pair n, n px to the right."""
     (root / "flow").mkdir()
