@@ -234,6 +234,10 @@ def fuse_and_score(
             model = OpenVINOModel(model, options.engine)
         except ValueError as error:
             raise DataError(f"--engine: {error}") from error
+    # Asked of the weights, which begin at zero: the record does not say what a run took over from --init.
+    if not checkpoint.model.fusion.head.weight.any():
+        say(f"{options.checkpoint}: expected a trained fusion, found an untrained one (stage registration only, or a "
+            "run broken off before its fusion): the fused images show hardly more than the brighter of both")
     settings = checkpoint.inference(options.passes, options.average)
     fuse = PairFuser(model, device, **settings)
     made_with = {

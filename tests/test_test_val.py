@@ -26,6 +26,7 @@ from utils.image_io import read_image, write_image
 from utils.inference import PairFuser
 from utils.maps import jacobian_determinant
 from utils.metrics import fusion_metrics, registration_metrics
+from utils.publish import publish
 from utils.results import COLUMNS, ResultFolder
 from utils.scoring import read_grey
 from utils.visualize import MAPS
@@ -39,7 +40,9 @@ SHAPE = (64, 80)
 @pytest.fixture(scope="module")
 def model() -> EDARFusion:
     torch.manual_seed(0)
-    return EDARFusion("tiny").eval()
+    model = EDARFusion("tiny").eval()
+    torch.nn.init.normal_(model.fusion.head.weight, std=0.01)  # zero is the mark of a fusion without training
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -387,6 +390,25 @@ def test_pairs_that_are_aligned_can_be_fused_only(model, tmp_path):
         run(path, output, *options[:-1], "-1")
 
 
+def test_a_fusion_without_training_is_named(checkpoint, model, tmp_path, capsys):
+    # Of a run broken off in its registration: the stage says so; after `utils.publish` only the weights do.
+    path = tmp_path / "broken_off.safetensors"
+    training = {"stage": "registration", "step": 5, "stage_step": 0, "options": {"stage": "all"}, "history": []}
+    save_checkpoint(path, EDARFusion("tiny"), modality="all", training=training, metrics={})
+    publish(path, tmp_path / "published.safetensors")
+    options = ["--modality", "CT", *folders(tmp_path, pairs=1)]
+    for weights in (path, tmp_path / "published.safetensors"):
+        assert run(weights, tmp_path / "out", *options) == 0
+        (line,) = (line for line in capsys.readouterr().err.splitlines() if "fusion" in line)
+        assert f"{weights}: expected a trained fusion, found an untrained one" in line
+    # A run of the registration alone that began with a trained fusion (--init) has one.
+    trained = tmp_path / "trained.safetensors"
+    save_checkpoint(trained, model, modality="all", training=training, metrics={})
+    for weights in (trained, *script.DEFAULT_CHECKPOINT.parent.glob("*.safetensors")):
+        assert run(weights, tmp_path / "out", *options) == 0
+        assert "untrained" not in capsys.readouterr().err
+
+
 def test_pairs_in_doubt_are_named(tmp_path, capsys):
     for role in ("fixed", "moving"):
         image = read_image(REPOSITORY / "data/sample/CT" / role / "simulated_090.png")
@@ -655,7 +677,10 @@ class TestInputsStay:
         assert line.startswith(f"EDARFusion_test_val: {path}: expected") and "found" in line and "--output" in line
         assert before == {p: p.read_bytes() for p in output.parent.rglob("*") if p.is_file()}
 
-    @pytest.mark.parametrize("kind", ["aligned", "fused", "linked"])
+    @pytest.mark.parametrize("kind", [
+        "aligned", "fused",
+        pytest.param("linked", marks=pytest.mark.skipif(os.name == "nt", reason="links need rights there")),
+    ])  # fmt: skip
     def test_images(self, checkpoint, tmp_path, capsys, kind):
         output = tmp_path / "out"
         options = ["--modality", "CT", *folders(tmp_path, pairs=1)]
