@@ -35,7 +35,15 @@ from utils.evaluation import Job, evaluate, scoring_pool
 from utils.files import FileError
 from utils.flow_io import load_flow
 from utils.interruption import stop_on_signal
-from utils.pairs import check_inputs_stay, folder_pairs, read_pair, sample_pairs, table_pairs
+from utils.pairs import (
+    check_inputs_stay,
+    folder_pairs,
+    has_16_bits,
+    has_color,
+    read_pair,
+    sample_pairs,
+    table_pairs,
+)
 from utils.report import DOUBTFUL, METRICS
 from utils.results import ResultFolder
 from utils.volume_io import is_volume
@@ -128,25 +136,46 @@ def find_pairs(options: argparse.Namespace) -> dict[str, list[dict]]:
 
 def check_pairs(pairs: list[dict], modality: str, keep_going: bool) -> tuple[list[dict], list[str]]:
     """The pairs that can be read, and what is wrong with the others; without `keep_going` the first one raises."""
-    good, bad, brightest = [], [], {"fixed": 0.0, "moving": 0.0}
+    good, bad, brightest, grey_labels = [], [], {"fixed": {}, "moving": {}, "label": {}}, 0
     # Quick enough to leave no trace in a log: None shows the bar on a terminal only.
     for pair in tqdm(pairs, desc=f"checking {modality}", unit="pair", leave=False, disable=RANK > 0 or None):
         try:
             images = read_pair(pair, modality)
             if pair["flow"]:
                 load_flow(pair["flow"], images.fixed.shape)
-            good.append(pair)
-            brightest = {role: max(level, getattr(images, role).max()) for role, level in brightest.items()}
         except FileError as error:
             if not keep_going:
                 raise
             bad.append(str(error))
-    for role, level in brightest.items():
-        if 0 < level < DARK:
-            where = f"{good[0][role]}{' and the others' * (len(good) > 1)}"
-            say(f"{where}: expected grey levels up to about 1, found none above {level:.2f}; 12 bits in a file of 16? "
-                "Stretch them, the network takes them as they are")
+            continue
+        good.append(pair)
+        for role, image in images._asdict().items():
+            if image is not None:
+                brightest[role][pair[role]] = image.max()
+        grey_labels += images.label is not None and has_color(images.moving) and not has_color(images.label)
+    for role, levels in brightest.items():
+        say_what_is_dark(modality, role, levels)
+    if grey_labels:
+        say(f"{modality}: expected labels in colour for moving images in colour, found grey ones for {grey_labels} of "
+            f"{len(good)} pairs; luma is compared with another rendering, so that rmse, ssim and ncc say little")
     return good, bad
+
+
+def say_what_is_dark(modality: str, role: str, brightest: dict[Path, float]) -> None:
+    """Name files of 16 bits that hardly use their range, or else images of 8 bits none of which does.
+
+    Args:
+        brightest: file -> its highest grey level, 0 to 1; only black is left alone.
+    """
+    expected = "expected grey levels up to about 1, found none above"
+    dark = {path: level for path, level in brightest.items() if 0 < level < DARK}
+    if deep := [path for path in dark if has_16_bits(path)]:
+        more = f" and {len(deep) - 1} more" if len(deep) > 1 else ""
+        say(f"{deep[0]}{more}: {expected} {max(dark[path] for path in deep):.2f}; 12 bits in a file of 16? Stretch "
+            "them, the network takes them as they are")
+    elif dark and max(brightest.values()) < DARK:
+        # No path: slices of volumes lie in a folder that is gone when this is read.
+        say(f"{modality}, {role} images: {expected} {max(dark.values()):.2f}; the network takes them as they are")
 
 
 def say(what: str) -> None:

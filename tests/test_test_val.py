@@ -265,8 +265,43 @@ def test_images_that_hardly_use_their_range_are_named(checkpoint, tmp_path, caps
         # A CT of 12 bits as programs write it: 16 bits, none above 4095.
         Image.fromarray((read_image(path) * 4095).astype(np.uint16)).save(path)
     assert run(checkpoint, tmp_path / "out", *options) == 0
-    line = next(line for line in capsys.readouterr().err.splitlines() if "grey levels" in line)
-    assert str(tmp_path / "moving/001.png") in line and "0.06" in line and "12 bits" in line
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "grey levels" in line)
+    assert f"{tmp_path / 'moving/001.png'} and 1 more: expected" in line and "0.06" in line and "12 bits" in line
+
+
+@pytest.mark.parametrize("role", ["fixed", "moving", "label"])
+def test_a_single_file_of_12_bits_is_named(checkpoint, tmp_path, capsys, role):
+    options = ["--modality", "CT", *folders(tmp_path, pairs=3, label=True)]
+    path = tmp_path / role / "002.png"
+    Image.fromarray((read_image(path) * 4095).astype(np.uint16)).save(path)
+    # A slice with little in it has the right to be dark; in 8 bits there is nothing to stretch.
+    write_image(tmp_path / role / "003.png", read_image(path))
+    assert run(checkpoint, tmp_path / "out", *options) == 0
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "grey levels" in line)
+    assert f"{path}: expected" in line and "12 bits" in line
+
+
+def test_dark_images_of_8_bits_are_not_taken_for_16(checkpoint, tmp_path, capsys):
+    options = ["--modality", "CT", *folders(tmp_path, pairs=2)]
+    for path in (tmp_path / "moving").iterdir():
+        write_image(path, read_image(path) / 20)
+    assert run(checkpoint, tmp_path / "out", *options) == 0
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "grey levels" in line)
+    assert "CT, moving images: expected" in line and "0.05" in line and "bits" not in line
+
+
+def test_grey_labels_of_colour_images_are_named(checkpoint, tmp_path, capsys):
+    options = ["--modality", "PET", *folders(tmp_path, pairs=3, channels=3, label=True)]
+    for name in ("001", "003"):
+        write_image(tmp_path / "label" / f"{name}.png", read_image(tmp_path / "label" / f"{name}.png"))
+    assert run(checkpoint, tmp_path / "out", *options) == 0
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "rendering" in line)
+    assert "PET: expected labels in colour" in line and "2 of 3 pairs" in line and "luma" in line
+    # All in colour, all grey, or a colour label for a grey image: nothing to say.
+    for pairs in (dict(channels=3, label=True), dict(label=True), dict(channels=3)):
+        options = ["--modality", "PET", *folders(tmp_path / str(len(pairs)), pairs=1, **pairs)]
+        assert run(checkpoint, tmp_path / "out", *options) == 0
+        assert "rendering" not in capsys.readouterr().err
 
 
 def test_images_of_an_earlier_run_are_named(checkpoint, tmp_path, capsys):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from data.table import FILES, MODALITIES, DataError, read_table
 from utils.arguments import SAMPLE_ROOT
@@ -106,6 +107,17 @@ def read_pair(pair: Mapping, modality: str) -> SourceImages:
     images = SourceImages(fixed, moving, label)
     check_same_size(images._asdict(), pair)
     return images
+
+
+def has_color(image: np.ndarray) -> bool:
+    """Whether an image (H, W) or (H, W, 3) has a pixel that is not grey."""
+    return image.ndim == 3 and bool((image != image[..., :1]).any())
+
+
+def has_16_bits(path: str | os.PathLike) -> bool:
+    """Whether a file that can be read as an image has whole numbers of more than 8 bits; looks at its header only."""
+    with Image.open(path) as image:
+        return image.mode.startswith("I")
 
 
 def check_inputs_stay(inputs: Iterable[str | os.PathLike], outputs: Iterable[str | os.PathLike]) -> None:
