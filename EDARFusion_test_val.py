@@ -99,7 +99,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     output.add_argument("--save-figures", action="store_true",
                         help="figures/NAME.png, all of a pair, and figures/strips/NAME.png, a row for a paper")
     output.add_argument("--resume", action="store_true", help="leave out the pairs that an earlier run has finished")
-    output.add_argument("--keep-going", action="store_true", help="leave out pairs that cannot be read; exit 1")
+    output.add_argument("--keep-going", action="store_true",
+                        help="leave out what cannot be read or has no partner; exit 1")
     output.add_argument("--workers", type=positive, metavar="N", default=max(1, available_cores() // WORLD),
                         help="processes that save and score (default: one a core)")
     options = parser.parse_args(arguments)
@@ -125,10 +126,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def find_pairs(options: argparse.Namespace) -> dict[str, list[dict]]:
-    """The pairs that the options name, by modality."""
+def find_pairs(options: argparse.Namespace, left_out: list[str]) -> dict[str, list[dict]]:
+    """The pairs that the options name, by modality; with --keep-going images without partners go to `left_out`."""
     if options.fixed:
-        return folder_pairs(options.modality, options.fixed, options.moving, options.label)
+        unpaired = left_out if options.keep_going else None
+        return folder_pairs(options.modality, options.fixed, options.moving, options.label, unpaired)
     if options.csv:
         return table_pairs(options.csv, options.root or Path(options.csv).parent, options.modality, options.split)
     return sample_pairs(options.modality)
@@ -209,8 +211,9 @@ def print_summary(tables: dict[str, pd.DataFrame], folders: dict[str, ResultFold
 
 def run(options: argparse.Namespace) -> int:
     """Align, fuse and score what the options name; returns the exit status."""
+    left_out: list[str] = []
     if not (options.fixed and is_volume(options.fixed)):
-        return fuse_and_score(options, find_pairs(options))
+        return fuse_and_score(options, find_pairs(options, left_out), left_out)
     volumes = read_volumes(options.fixed, options.moving, options.label, options.window, resample=options.resample)
     for role, distance in volumes.off_grid().items():
         say(f"{getattr(options, role)}: expected the place in space of {options.fixed}, found one up to {distance:.1f} "
@@ -221,22 +224,22 @@ def run(options: argparse.Namespace) -> int:
     # The aligned volume is made from the moving one's own values with the flow.
     options.save_flow = True
     with tempfile.TemporaryDirectory() as slices:
-        return fuse_and_score(options, {options.modality: volumes.write_slices(slices)}, volumes)
+        return fuse_and_score(options, {options.modality: volumes.write_slices(slices)}, left_out, volumes)
 
 
 def fuse_and_score(
-    options: argparse.Namespace, chosen: dict[str, list[dict]], volumes: VolumePair | None = None
+    options: argparse.Namespace, chosen: dict[str, list[dict]], left_out: list[str], volumes: VolumePair | None = None
 ) -> int:
     """Check all input, then align, fuse and score the pairs; returns the exit status.
 
     Args:
         chosen: modality -> pairs.
+        left_out: what --keep-going has left out already, and why.
         volumes: where the pairs are slices of volumes, these.
     """
-    bad = []
     for modality, pairs in chosen.items():
         chosen[modality], unreadable = check_pairs(pairs, modality, options.keep_going)
-        bad += unreadable
+        left_out = left_out + unreadable
 
     import torch
     import torch.distributed as dist
@@ -358,9 +361,9 @@ def fuse_and_score(
             if strangers := folder.strangers(chosen[modality]):
                 listed = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
                 say(f"{folder.path}: {len(strangers)} images of an earlier run lie there as well: {listed}")
-        for reason in bad:
+        for reason in left_out:
             say(f"left out: {reason}")
-    return 1 if bad else 0
+    return 1 if left_out else 0
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -751,6 +751,17 @@ def test_keep_going_leaves_out_what_cannot_be_read(checkpoint, tmp_path, capsys)
     assert "left out" in last and str(tmp_path / "moving/002.png") in last
 
 
+@pytest.mark.parametrize("role", ["fixed", "moving", "label"])
+def test_keep_going_leaves_out_what_has_no_partner(checkpoint, tmp_path, capsys, role):
+    options = ["--modality", "CT", *folders(tmp_path, pairs=3, label=True)]
+    (tmp_path / role / "002.png").unlink()
+    assert run(checkpoint, tmp_path / "out", *options, "--keep-going") == 1
+    assert list(read_table(tmp_path / "out/CT/metrics.csv")["name"]) == ["001", "003", "mean"]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert all(f"{tmp_path / role}: expected a {role} image" in line and "none for 002" in line for line in lines)
+    assert len(lines) == (2 if role == "fixed" else 1)  # two other folders have it
+
+
 def test_keep_going_with_nothing_left(checkpoint, tmp_path):
     options = folders(tmp_path, pairs=1)
     (tmp_path / "moving/001.png").write_bytes(b"")

@@ -54,14 +54,21 @@ def sample_pairs(modality: str) -> dict[str, list[dict]]:
 
 
 def folder_pairs(
-    modality: str, fixed: str | os.PathLike, moving: str | os.PathLike, label: str | os.PathLike | None
+    modality: str,
+    fixed: str | os.PathLike,
+    moving: str | os.PathLike,
+    label: str | os.PathLike | None,
+    left_out: list[str] | None = None,
 ) -> dict[str, list[dict]]:
     """The pairs of folders, or of single files; the form is that of `sample_pairs`, with None as flow.
+
+    Args:
+        left_out: as of `utils.image_io.pair_files`.
 
     Raises:
         FileError: as `utils.image_io.pair_files`.
     """
-    pairs = pair_files(fixed=fixed, moving=moving, label=label)
+    pairs = pair_files(fixed=fixed, moving=moving, label=label, left_out=left_out)
     return {modality: [pair | {"flow": None} for pair in pairs]}
 
 
