@@ -45,7 +45,7 @@ from utils.pairs import (
     table_pairs,
 )
 from utils.report import DOUBTFUL, METRICS
-from utils.results import ResultFolder
+from utils.results import ResultFolder, counted
 from utils.volume_io import is_volume
 from utils.volume_pair import VolumePair, read_volumes
 
@@ -142,6 +142,8 @@ def check_pairs(pairs: list[dict], modality: str, keep_going: bool) -> tuple[lis
     # Quick enough to leave no trace in a log: None shows the bar on a terminal only.
     for pair in tqdm(pairs, desc=f"checking {modality}", unit="pair", leave=False, disable=RANK > 0 or None):
         try:
+            if pair["name"] == "mean":
+                raise DataError.at(pair["fixed"], "another name of a pair, as metrics.csv ends with a row mean", "mean")
             images = read_pair(pair, modality)
             if pair["flow"]:
                 load_flow(pair["flow"], images.fixed.shape)
@@ -189,7 +191,7 @@ def say(what: str) -> None:
 def print_summary(tables: dict[str, pd.DataFrame], folders: dict[str, ResultFolder]) -> None:
     """Means by modality, before → after where both are known, and where the pictures are."""
     means = {modality: table.mean(numeric_only=True) for modality, table in tables.items()}
-    summary = Table("mean", *(f"{name}, {len(table)} pairs" for name, table in tables.items()))
+    summary = Table("mean", *(f"{name}, {counted(len(table), 'pair')}" for name, table in tables.items()))
     for column in SUMMARY:
         cells = []
         for mean in means.values():
@@ -360,7 +362,7 @@ def fuse_and_score(
         for modality, folder in folders.items():
             if strangers := folder.strangers(chosen[modality]):
                 listed = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
-                say(f"{folder.path}: {len(strangers)} images of an earlier run lie there as well: {listed}")
+                say(f"{folder.path}: holds {counted(len(strangers), 'image')} of an earlier run as well: {listed}")
         for reason in left_out:
             say(f"left out: {reason}")
     return 1 if left_out else 0

@@ -312,7 +312,7 @@ def test_images_of_an_earlier_run_are_named(checkpoint, tmp_path, capsys):
     capsys.readouterr()
     assert run(checkpoint, tmp_path / "out", *options) == 0
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "earlier run" in line and "1 images" in line and "002" in line and "001" not in line
+    assert "1 image of an earlier run" in line and "002" in line and "001" not in line
 
 
 def test_flows_that_cannot_be_used(checkpoint, tmp_path, capsys):
@@ -618,7 +618,7 @@ class TestBadInput:
 
     @pytest.mark.parametrize("case", [
         "missing folder", "missing file", "unpaired", "sizes", "damaged", "label unpaired", "unknown modality",
-        "no modality", "moving missing", "no table", "split without table", "device", "engine",
+        "no modality", "moving missing", "no table", "split without table", "device", "engine", "name of the last row",
     ])  # fmt: skip
     def test_input(self, checkpoint, tmp_path, output, capsys, case):
         options = ["--modality", "CT", *folders(tmp_path, label=True)]
@@ -665,6 +665,10 @@ class TestBadInput:
         elif case == "engine":
             options += ["--engine", "openvino", "--device", "cuda"]
             words = ["--engine", "cuda", "openvino"]
+        elif case == "name of the last row":
+            for path in (fixed, moving, label):
+                path.rename(path.with_stem("mean"))
+            words = [str(fixed.with_stem("mean")), "another name"]
         self.check(capsys, output, self.run(checkpoint, output, *options), *words)
 
     @pytest.mark.parametrize("case", ["missing", "foreign", "pickled", "of another modality"])
@@ -682,7 +686,7 @@ class TestBadInput:
     def test_output_in_the_way(self, checkpoint, tmp_path, output, capsys):
         (tmp_path / "file").write_bytes(b"")
         code = self.run(checkpoint, tmp_path / "file", "--modality", "CT", *folders(tmp_path))
-        self.check(capsys, output, code, str(tmp_path / "file"))
+        self.check(capsys, output, code, f"{tmp_path / 'file' / 'CT'}: expected a folder")
 
     def test_disk_full(self, checkpoint, tmp_path, output, capsys, monkeypatch):
         options = folders(tmp_path)
@@ -749,6 +753,14 @@ def test_keep_going_leaves_out_what_cannot_be_read(checkpoint, tmp_path, capsys)
     assert list(read_table(tmp_path / "out/CT/metrics.csv")["name"]) == ["001", "003", "mean"]
     last = capsys.readouterr().err.rstrip("\n").split("\n")[-1]
     assert "left out" in last and str(tmp_path / "moving/002.png") in last
+
+
+def test_one_pair_is_no_pairs(checkpoint, tmp_path, capsys):
+    assert run(checkpoint, tmp_path / "out", "--modality", "CT", *folders(tmp_path, pairs=1)) == 0
+    summary = capsys.readouterr().out
+    assert "CT, 1 pair" in summary and "1 pairs" not in summary
+    assert run(checkpoint, tmp_path / "out", "--modality", "CT", *folders(tmp_path, pairs=2)) == 0
+    assert "CT, 2 pairs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("role", ["fixed", "moving", "label"])

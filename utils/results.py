@@ -94,7 +94,11 @@ class ResultFolder:
             FileError: it cannot be made or nothing can be written in it.
         """
         probe = self.path / ".probe"
-        write_bytes(probe, b"")
+        try:
+            write_bytes(probe, b"")
+        except FileError as error:
+            cause = error.__cause__
+            raise FileError.at(self.path, "a folder to write to", cause.strerror or str(cause)) from error
         probe.unlink(missing_ok=True)
 
     def strangers(self, pairs: Iterable[Mapping]) -> list[str]:
@@ -206,7 +210,7 @@ class ResultFolder:
             FileError: a picture cannot be read, or the report not be written.
         """
         table = pd.read_csv(self.table_path, dtype=_TEXTS, keep_default_na=False, na_values=_NUMBERS)
-        title = f"EDARFusion: {self.modality} and MRI, {len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'}"
+        title = f"EDARFusion: {self.modality} and MRI, {counted(len(pairs), 'pair')}"
         write_report(self.report_path, table, _Pictures(self, pairs), title, notes)
 
 
@@ -234,6 +238,11 @@ class _Pictures(Sequence):
 _TEXTS = {"name": str, "reference": str}
 _NUMBERS = {column: [""] for column in (*COLUMNS, *FURTHER_COLUMNS) if column not in _TEXTS}
 """Only an empty cell of these is no number: a pair may well be called NA."""
+
+
+def counted(number: int, what: str) -> str:
+    """A number with its noun, singular or plural."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def reference_of(pair: Mapping) -> str:
