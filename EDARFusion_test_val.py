@@ -37,15 +37,17 @@ from utils.flow_io import load_flow
 from utils.interruption import stop_on_signal
 from utils.pairs import (
     check_inputs_stay,
+    counted,
     folder_pairs,
     has_16_bits,
     has_color,
+    listed,
     read_pair,
     sample_pairs,
     table_pairs,
 )
 from utils.report import DOUBTFUL, METRICS
-from utils.results import ResultFolder, counted
+from utils.results import ResultFolder
 from utils.volume_io import is_volume
 from utils.volume_pair import VolumePair, read_volumes
 
@@ -361,8 +363,8 @@ def fuse_and_score(
         print_summary(tables, folders)
         for modality, folder in folders.items():
             if strangers := folder.strangers(chosen[modality]):
-                listed = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
-                say(f"{folder.path}: holds {counted(len(strangers), 'image')} of an earlier run as well: {listed}")
+                what = counted(len(strangers), "image")
+                say(f"{folder.path}: holds {what} of an earlier run as well: {listed(strangers)}")
         for reason in left_out:
             say(f"left out: {reason}")
     return 1 if left_out else 0

@@ -38,9 +38,15 @@ def line(tmp_path, image):
 
 def test_folder(tmp_path, image, line, capsys):
     assert main(line) == 0
-    assert "Wrote 1 images" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert said.out == f"Wrote 1 image to {tmp_path}/out\n"
+    assert said.err == "apply_flow: left out 1 image without a flow: b\n"
     np.testing.assert_array_equal(read_image(tmp_path / "out" / "a.png"), image)
-    (tmp_path / "flow" / "a.npy").unlink()
+    np.save(tmp_path / "flow" / "b.npy", np.zeros((2, 64, 80), np.float32))
+    assert main(line) == 0
+    assert capsys.readouterr() == (f"Wrote 2 images to {tmp_path}/out\n", "")
+    for flow in (tmp_path / "flow").iterdir():
+        flow.unlink()
     assert main(line) == 2
     assert "expected flows named like the images" in capsys.readouterr().err
 

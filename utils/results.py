@@ -13,7 +13,7 @@ import pandas as pd
 from utils.files import FileError, write_bytes
 from utils.flow_io import save_flow
 from utils.image_io import read_image, write_image
-from utils.pairs import fingerprint, read_pair
+from utils.pairs import counted, fingerprint, read_pair
 from utils.report import PairImages, write_report
 from utils.scoring import with_mean
 from utils.visualize import MAPS, figure_pair, figure_strip, save_figure, save_map
@@ -238,11 +238,6 @@ class _Pictures(Sequence):
 _TEXTS = {"name": str, "reference": str}
 _NUMBERS = {column: [""] for column in (*COLUMNS, *FURTHER_COLUMNS) if column not in _TEXTS}
 """Only an empty cell of these is no number: a pair may well be called NA."""
-
-
-def counted(number: int, what: str) -> str:
-    """A number with its noun, singular or plural."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def reference_of(pair: Mapping) -> str:
