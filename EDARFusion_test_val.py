@@ -48,7 +48,7 @@ from utils.pairs import (
 )
 from utils.report import DOUBTFUL, METRICS
 from utils.results import ResultFolder
-from utils.volume_io import is_volume
+from utils.volume_io import check_no_volumes, is_volume
 from utils.volume_pair import VolumePair, read_volumes
 
 PROGRAM = "EDARFusion_test_val"
@@ -131,10 +131,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def find_pairs(options: argparse.Namespace, left_out: list[str]) -> dict[str, list[dict]]:
     """The pairs that the options name, by modality; with --keep-going images without partners go to `left_out`."""
     if options.fixed:
-        unpaired = left_out if options.keep_going else None
-        return folder_pairs(options.modality, options.fixed, options.moving, options.label, unpaired)
+        folders = options.fixed, options.moving, options.label
+        check_no_volumes(filter(None, folders))
+        return folder_pairs(options.modality, *folders, left_out if options.keep_going else None)
     if options.csv:
-        return table_pairs(options.csv, options.root or Path(options.csv).parent, options.modality, options.split)
+        root = options.root or Path(options.csv).parent
+        chosen = table_pairs(options.csv, root, options.modality, options.split)
+        rows = [pair for pairs in chosen.values() for pair in pairs]
+        check_no_volumes(pair[role] for pair in rows for role in ("fixed", "moving", "label") if pair[role])
+        return chosen
     return sample_pairs(options.modality)
 
 

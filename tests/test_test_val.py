@@ -590,6 +590,31 @@ class TestVolumes:
         assert code == 2 and "expected" in line and "found" in line and not (tmp_path / "out").exists()
 
 
+    @pytest.mark.parametrize("case", ["folders", "series", "moving only", "table"])
+    def test_several_volumes_at_once_are_told_how_they_are_given(self, checkpoint, tmp_path, options, capsys, case):
+        for role in ("fixed", "moving"):
+            (tmp_path / role / "series").mkdir(parents=True)
+        named = tmp_path / "fixed"
+        if case == "folders":
+            for role, file in (("fixed", "head.nii.gz"), ("moving", "ct.nii.gz")):
+                shutil.copy(tmp_path / file, tmp_path / role / "1.nii.gz")
+                shutil.copy(tmp_path / file, tmp_path / role / "2.nii.gz")
+            options = [*options[:3], str(named), "--moving", str(tmp_path / "moving")]
+        elif case == "series":
+            (named / "series/IM001").write_bytes(bytes(128) + b"DICM")
+            options[3] = str(named)
+        elif case == "moving only":
+            write_image(named / "ct.png", picture(1))
+            options[3], named = str(named), tmp_path / "ct.nii.gz"
+        else:
+            named = tmp_path / "head.nii.gz"
+            (tmp_path / "pairs.csv").write_text("fixed,moving\nhead.nii.gz,ct.nii.gz\n")
+            options = ["--modality", "CT", "--csv", str(tmp_path / "pairs.csv"), "--keep-going"]
+        assert run(checkpoint, tmp_path / "out", *options) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{named}: expected" in line and "volumes one pair at a time" in line and "found" in line
+
+
 class TestBadInput:
     """One line, exit status 2, and earlier results stay as they are."""
 

@@ -13,6 +13,7 @@ and are not inverted.
 import gzip
 import os
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,6 +71,23 @@ def is_volume(path: str | os.PathLike) -> bool:
     if os.path.isdir(path):
         return bool(_dicom_files(Path(path)))
     return Path(path).name.lower().endswith(NIFTI_SUFFIXES) or _is_dicom(Path(path))
+
+
+def check_no_volumes(paths: Iterable[str | os.PathLike]) -> None:
+    """Say how volumes are given where one stands, or a folder of them and of no images, in the place of images.
+
+    Raises:
+        ImageError: that is so, or a folder cannot be read.
+    """
+    expected = "images, or volumes one pair at a time (--fixed, --moving: a file or the folder of a DICOM series each)"
+    for path in paths:
+        inside = _entries(Path(path)) if os.path.isdir(path) else []
+        if any(p.suffix.lower() in IMAGE_SUFFIXES for p in inside):
+            continue
+        if is_volume(path):
+            raise ImageError.at(path, expected, "a volume")
+        if volumes := sorted(p.name for p in inside if is_volume(p)):
+            raise ImageError.at(path, expected, f"a folder with {len(volumes)} of them, such as {volumes[0]}")
 
 
 def read_volume(path: str | os.PathLike) -> Volume:
@@ -429,12 +447,16 @@ def _functional_groups(dataset: Dataset, number: int) -> Dataset:
 
 def _dicom_files(folder: Path) -> list[Path]:
     """The DICOM files directly in a folder, by name; hidden files are skipped."""
+    # A disc's table of contents is DICOM too, but no image.
+    return sorted(p for p in _entries(folder) if p.is_file() and _is_dicom(p) and p.name.upper() != "DICOMDIR")
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is directly in a folder, without hidden files."""
     try:
-        found = [p for p in folder.iterdir() if not p.name.startswith(".") and p.is_file() and _is_dicom(p)]
+        return [p for p in folder.iterdir() if not p.name.startswith(".")]
     except OSError as error:
         raise ImageError.at(folder, "a folder that can be read", error.strerror or str(error)) from error
-    # A disc's table of contents is DICOM too, but no image.
-    return sorted(p for p in found if p.name.upper() != "DICOMDIR")
 
 
 def _is_dicom(path: Path) -> bool:
