@@ -34,6 +34,7 @@ from utils.cores import available_cores
 from utils.evaluation import Job, evaluate, scoring_pool
 from utils.files import FileError
 from utils.flow_io import load_flow
+from utils.image_io import MIN_SIDE
 from utils.interruption import stop_on_signal
 from utils.pairs import (
     check_inputs_stay,
@@ -224,6 +225,11 @@ def run(options: argparse.Namespace) -> int:
     if not (options.fixed and is_volume(options.fixed)):
         return fuse_and_score(options, find_pairs(options, left_out), left_out)
     volumes = read_volumes(options.fixed, options.moving, options.label, options.window, resample=options.resample)
+    # The others are on its grid by now: a moving volume that was coarser has been resampled.
+    height, width = volumes.volumes["fixed"].slices.shape[1:]
+    if min(height, width) < MIN_SIDE:
+        found = f"{width} x {height} (width x height)"
+        raise DataError.at(options.fixed, f"slices of at least {MIN_SIDE} x {MIN_SIDE} pixels", found)
     for role, distance in volumes.off_grid().items():
         say(f"{getattr(options, role)}: expected the place in space of {options.fixed}, found one up to {distance:.1f} "
             "mm off; taken voxel by voxel as it lies (--resample goes by the place)")

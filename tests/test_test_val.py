@@ -558,6 +558,16 @@ class TestVolumes:
         aligned = nib.load(tmp_path / "out/CT/aligned.nii.gz")
         assert aligned.shape == (80, 64, 3) and np.allclose(aligned.affine, self.AFFINE)
 
+    def test_a_coarse_moving_volume_is_resampled(self, checkpoint, tmp_path, options, capsys):
+        coarse = np.repeat(nib.load(options[5]).get_fdata()[::2, ::2], 2, axis=2)
+        assert coarse.shape[:2] == (40, 32)
+        affine = self.AFFINE @ np.diag([2, 2, 0.5, 1])
+        nib.save(nib.Nifti1Image(coarse.astype(np.float32), affine), options[5])
+        assert run(checkpoint, tmp_path / "out", *options) == 2
+        assert "--resample brings it there" in capsys.readouterr().err
+        assert run(checkpoint, tmp_path / "out", *options, "--resample") == 0
+        assert nib.load(tmp_path / "out/CT/aligned.nii.gz").shape == (80, 64, 3)
+
     def test_volumes_at_other_places_are_taken_as_they_lie_with_a_warning(self, checkpoint, tmp_path, options, capsys):
         affine = self.AFFINE.copy()
         affine[2, 3] -= 4
@@ -567,7 +577,7 @@ class TestVolumes:
         assert options[5] in line and "4.0 mm off" in line and "--resample" in line
 
     @pytest.mark.parametrize(
-        "case", ["grids differ", "damaged", "apart", "window without volumes", "resample without volumes"]
+        "case", ["grids differ", "damaged", "apart", "small", "window without volumes", "resample without volumes"]
     )
     def test_bad_volumes(self, checkpoint, tmp_path, options, capsys, case):
         if case == "grids differ":
@@ -579,6 +589,9 @@ class TestVolumes:
             apart[0, 3] = 1000
             nib.save(nib.Nifti1Image(nib.load(options[5]).get_fdata(), apart), options[5])
             options.append("--resample")
+        elif case == "small":
+            for name in ("head", "ct"):
+                self.save(tmp_path / f"{name}.nii.gz", np.stack([picture(seed, (63, 80)) for seed in range(3)]))
         else:
             options = ["--modality", "CT", *folders(tmp_path, pairs=1)]
             options += ["--window", "40", "80"] if "window" in case else ["--resample"]

@@ -28,7 +28,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_modality_lut
 
 from utils.files import write_bytes
-from utils.image_io import IMAGE_SUFFIXES, MIN_SIDE, ImageError
+from utils.image_io import IMAGE_SUFFIXES, ImageError
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 DICOM_SUFFIX = ".dcm"
@@ -98,9 +98,9 @@ def read_volume(path: str | os.PathLike) -> Volume:
             are put in order by their position along the slice normal.
 
     Raises:
-        ImageError: nothing there, damaged or truncated, another format, 4D, colour, NaN or infinity, a slice with a
-            side under `MIN_SIDE`, more than `MAX_VOXELS` voxels, an affine that cannot be inverted; and for DICOM:
-            no position tags, or slices of more than one series, size, spacing or direction, or unevenly spaced.
+        ImageError: nothing there, damaged or truncated, another format, 4D, colour, NaN or infinity, slices of one
+            row or column, more than `MAX_VOXELS` voxels, an affine that cannot be inverted; and for DICOM: no
+            position tags, or slices of more than one series, size, spacing or direction, or unevenly spaced.
     """
     path = Path(path)
     if not os.path.exists(path):
@@ -116,8 +116,9 @@ def read_volume(path: str | os.PathLike) -> Volume:
         raise ImageError.at(path, "finite values", f"NaN or infinity in {int((~np.isfinite(array)).sum())} voxels")
     slices = _to_slices(array, affine)
     count, height, width = slices.shape
-    if min(height, width) < MIN_SIDE or count == 1 < array.shape[2]:
-        expected = f"axial slices of at least {MIN_SIDE} x {MIN_SIDE} pixels, or one slice along the third axis"
+    # What is too coarse to be aligned may still be resampled.
+    if min(height, width) == 1 or count == 1 < array.shape[2]:
+        expected = "axial slices of several rows and columns, or one slice along the third axis"
         raise ImageError.at(path, expected, f"{count} of {width} x {height}")
     return Volume(slices, affine, modality, units)
 
