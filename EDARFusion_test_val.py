@@ -23,6 +23,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
@@ -122,8 +123,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     for name in ("window", "resample"):
         if getattr(options, name) and not (options.fixed and is_volume(options.fixed)):
             parser.error(f"--{name}: expected volumes as --fixed and --moving, found images")
-    if options.window and options.window[1] <= 0:
-        parser.error(f"--window: expected a width above 0, found {options.window[1]:g}")
+    if options.window and not (np.isfinite(options.window).all() and options.window[1] > 0):
+        found = " ".join(f"{number:g}" for number in options.window)
+        parser.error(f"--window: expected two finite numbers, the width above 0, found {found}")
     if (options.root or options.split) and not options.csv:
         parser.error("--root, --split: expected --csv with them, found none")
     return options
@@ -230,6 +232,8 @@ def run(options: argparse.Namespace) -> int:
     if min(height, width) < MIN_SIDE:
         found = f"{width} x {height} (width x height)"
         raise DataError.at(options.fixed, f"slices of at least {MIN_SIDE} x {MIN_SIDE} pixels", found)
+    if options.window:
+        check_window(volumes, *options.window)
     for role, distance in volumes.off_grid().items():
         say(f"{getattr(options, role)}: expected the place in space of {options.fixed}, found one up to {distance:.1f} "
             "mm off; taken voxel by voxel as it lies (--resample goes by the place)")
@@ -240,6 +244,19 @@ def run(options: argparse.Namespace) -> int:
     options.save_flow = True
     with tempfile.TemporaryDirectory() as slices:
         return fuse_and_score(options, {options.modality: volumes.write_slices(slices)}, left_out, volumes)
+
+
+def check_window(volumes: VolumePair, center: float, width: float) -> None:
+    """Check that a window, in the moving volume's own units, shows more of it than black or white.
+
+    Raises:
+        DataError: it does not.
+    """
+    low, high = (limit(volumes.volumes["moving"].slices) for limit in (np.min, np.max))
+    if center + width / 2 <= low or center - width / 2 >= high:
+        window = f"one from {center - width / 2:g} to {center + width / 2:g}"
+        expected = f"a window within the moving volume's values, {low:g} to {high:g}"
+        raise DataError(f"--window: expected {expected}, found {window}")
 
 
 def fuse_and_score(
@@ -309,6 +326,8 @@ def fuse_and_score(
         "engine": options.engine,
         "PyTorch": torch.__version__,
     }
+    if options.window:
+        notes["window"] = "center {:g}, width {:g}".format(*options.window)
     if not (options.fixed or options.csv):
         notes["pairs"] = "the embedded sample: simulated, says nothing about patients' images"
 

@@ -512,6 +512,24 @@ class TestVolumes:
             saved = read_image(folder / f"fused/head_{number:03}.png")
             np.testing.assert_allclose(fused.get_fdata()[..., number].T, saved, atol=1e-6)
 
+    @pytest.mark.parametrize("numbers", [("nan", "80"), ("inf", "80"), ("40", "nan"), ("40", "0"), ("40", "-80")])
+    def test_windows_are_finite_and_wide(self, checkpoint, tmp_path, options, capsys, numbers):
+        with pytest.raises(SystemExit, match="2"):
+            run(checkpoint, tmp_path / "out", *options, "--window", *numbers)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith(f"--window: expected two finite numbers, the width above 0, found {' '.join(numbers)}")
+
+    @pytest.mark.parametrize("center", ["4000", "-4000"])
+    def test_windows_show_something(self, checkpoint, tmp_path, options, capsys, center):
+        assert run(checkpoint, tmp_path / "out", *options, "--window", center, "80") == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "--window: expected a window within the moving volume's values, -1000 to 1000, found one from" in line
+        assert f"from {int(center) - 40} to {int(center) + 40}" in line and not (tmp_path / "out").exists()
+
+    def test_the_window_stands_in_the_report(self, checkpoint, tmp_path, options):
+        assert run(checkpoint, tmp_path / "out", *options, "--window", "-10", "900") == 0
+        assert "center -10, width 900" in (tmp_path / "out/CT/report.html").read_text()
+
     def test_brain_window_is_the_default_for_hounsfield_units(self, options):
         levels = read_volumes(options[3], options[5]).levels["moving"]
         values = nib.load(options[5]).get_fdata().transpose(2, 1, 0)
