@@ -23,22 +23,34 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from data.table import MODALITIES, SPLITS, DataError
+from data.table import FILES, MODALITIES, SPLITS, DataError
 from utils.arguments import DEFAULT_CHECKPOINT, natural, positive, print_anywhere
 from utils.cores import available_cores
 from utils.evaluation import Job, evaluate, scoring_pool
 from utils.files import FileError
 from utils.flow_io import load_flow
+from utils.image_io import MIN_SIDE
 from utils.interruption import stop_on_signal
-from utils.pairs import folder_pairs, read_pair, sample_pairs, table_pairs
+from utils.pairs import (
+    check_inputs_stay,
+    counted,
+    folder_pairs,
+    has_16_bits,
+    has_color,
+    listed,
+    read_pair,
+    sample_pairs,
+    table_pairs,
+)
 from utils.report import DOUBTFUL, METRICS
 from utils.results import ResultFolder
-from utils.volume_io import is_volume
+from utils.volume_io import check_no_volumes, is_volume
 from utils.volume_pair import VolumePair, read_volumes
 
 PROGRAM = "EDARFusion_test_val"
@@ -91,7 +103,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     output.add_argument("--save-figures", action="store_true",
                         help="figures/NAME.png, all of a pair, and figures/strips/NAME.png, a row for a paper")
     output.add_argument("--resume", action="store_true", help="leave out the pairs that an earlier run has finished")
-    output.add_argument("--keep-going", action="store_true", help="leave out pairs that cannot be read; exit 1")
+    output.add_argument("--keep-going", action="store_true",
+                        help="leave out what cannot be read or has no partner; exit 1")
     output.add_argument("--workers", type=positive, metavar="N", default=max(1, available_cores() // WORLD),
                         help="processes that save and score (default: one a core)")
     options = parser.parse_args(arguments)
@@ -110,43 +123,73 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     for name in ("window", "resample"):
         if getattr(options, name) and not (options.fixed and is_volume(options.fixed)):
             parser.error(f"--{name}: expected volumes as --fixed and --moving, found images")
-    if options.window and options.window[1] <= 0:
-        parser.error(f"--window: expected a width above 0, found {options.window[1]:g}")
+    if options.window and not (np.isfinite(options.window).all() and options.window[1] > 0):
+        found = " ".join(f"{number:g}" for number in options.window)
+        parser.error(f"--window: expected two finite numbers, the width above 0, found {found}")
     if (options.root or options.split) and not options.csv:
         parser.error("--root, --split: expected --csv with them, found none")
     return options
 
 
-def find_pairs(options: argparse.Namespace) -> dict[str, list[dict]]:
-    """The pairs that the options name, by modality."""
+def find_pairs(options: argparse.Namespace, left_out: list[str]) -> dict[str, list[dict]]:
+    """The pairs that the options name, by modality; with --keep-going images without partners go to `left_out`."""
     if options.fixed:
-        return folder_pairs(options.modality, options.fixed, options.moving, options.label)
+        folders = options.fixed, options.moving, options.label
+        check_no_volumes(filter(None, folders))
+        return folder_pairs(options.modality, *folders, left_out if options.keep_going else None)
     if options.csv:
-        return table_pairs(options.csv, options.root or Path(options.csv).parent, options.modality, options.split)
+        root = options.root or Path(options.csv).parent
+        chosen = table_pairs(options.csv, root, options.modality, options.split)
+        rows = [pair for pairs in chosen.values() for pair in pairs]
+        check_no_volumes(pair[role] for pair in rows for role in ("fixed", "moving", "label") if pair[role])
+        return chosen
     return sample_pairs(options.modality)
 
 
 def check_pairs(pairs: list[dict], modality: str, keep_going: bool) -> tuple[list[dict], list[str]]:
     """The pairs that can be read, and what is wrong with the others; without `keep_going` the first one raises."""
-    good, bad, brightest = [], [], {"fixed": 0.0, "moving": 0.0}
+    good, bad, brightest, grey_labels = [], [], {"fixed": {}, "moving": {}, "label": {}}, 0
     # Quick enough to leave no trace in a log: None shows the bar on a terminal only.
     for pair in tqdm(pairs, desc=f"checking {modality}", unit="pair", leave=False, disable=RANK > 0 or None):
         try:
+            if pair["name"] == "mean":
+                raise DataError.at(pair["fixed"], "another name of a pair, as metrics.csv ends with a row mean", "mean")
             images = read_pair(pair, modality)
             if pair["flow"]:
                 load_flow(pair["flow"], images.fixed.shape)
-            good.append(pair)
-            brightest = {role: max(level, getattr(images, role).max()) for role, level in brightest.items()}
         except FileError as error:
             if not keep_going:
                 raise
             bad.append(str(error))
-    for role, level in brightest.items():
-        if 0 < level < DARK:
-            where = f"{good[0][role]}{' and the others' * (len(good) > 1)}"
-            say(f"{where}: expected grey levels up to about 1, found none above {level:.2f}; 12 bits in a file of 16? "
-                "Stretch them, the network takes them as they are")
+            continue
+        good.append(pair)
+        for role, image in images._asdict().items():
+            if image is not None:
+                brightest[role][pair[role]] = image.max()
+        grey_labels += images.label is not None and has_color(images.moving) and not has_color(images.label)
+    for role, levels in brightest.items():
+        say_what_is_dark(modality, role, levels)
+    if grey_labels:
+        say(f"{modality}: expected labels in colour for moving images in colour, found grey ones for {grey_labels} of "
+            f"{len(good)} pairs; luma is compared with another rendering, so that rmse, ssim and ncc say little")
     return good, bad
+
+
+def say_what_is_dark(modality: str, role: str, brightest: dict[Path, float]) -> None:
+    """Name files of 16 bits that hardly use their range, or else images of 8 bits none of which does.
+
+    Args:
+        brightest: file -> its highest grey level, 0 to 1; only black is left alone.
+    """
+    expected = "expected grey levels up to about 1, found none above"
+    dark = {path: level for path, level in brightest.items() if 0 < level < DARK}
+    if deep := [path for path in dark if has_16_bits(path)]:
+        more = f" and {len(deep) - 1} more" if len(deep) > 1 else ""
+        say(f"{deep[0]}{more}: {expected} {max(dark[path] for path in deep):.2f}; 12 bits in a file of 16? Stretch "
+            "them, the network takes them as they are")
+    elif dark and max(brightest.values()) < DARK:
+        # No path: slices of volumes lie in a folder that is gone when this is read.
+        say(f"{modality}, {role} images: {expected} {max(dark.values()):.2f}; the network takes them as they are")
 
 
 def say(what: str) -> None:
@@ -158,7 +201,7 @@ def say(what: str) -> None:
 def print_summary(tables: dict[str, pd.DataFrame], folders: dict[str, ResultFolder]) -> None:
     """Means by modality, before → after where both are known, and where the pictures are."""
     means = {modality: table.mean(numeric_only=True) for modality, table in tables.items()}
-    summary = Table("mean", *(f"{name}, {len(table)} pairs" for name, table in tables.items()))
+    summary = Table("mean", *(f"{name}, {counted(len(table), 'pair')}" for name, table in tables.items()))
     for column in SUMMARY:
         cells = []
         for mean in means.values():
@@ -180,9 +223,17 @@ def print_summary(tables: dict[str, pd.DataFrame], folders: dict[str, ResultFold
 
 def run(options: argparse.Namespace) -> int:
     """Align, fuse and score what the options name; returns the exit status."""
+    left_out: list[str] = []
     if not (options.fixed and is_volume(options.fixed)):
-        return fuse_and_score(options, find_pairs(options))
+        return fuse_and_score(options, find_pairs(options, left_out), left_out)
     volumes = read_volumes(options.fixed, options.moving, options.label, options.window, resample=options.resample)
+    # The others are on its grid by now: a moving volume that was coarser has been resampled.
+    height, width = volumes.volumes["fixed"].slices.shape[1:]
+    if min(height, width) < MIN_SIDE:
+        found = f"{width} x {height} (width x height)"
+        raise DataError.at(options.fixed, f"slices of at least {MIN_SIDE} x {MIN_SIDE} pixels", found)
+    if options.window:
+        check_window(volumes, *options.window)
     for role, distance in volumes.off_grid().items():
         say(f"{getattr(options, role)}: expected the place in space of {options.fixed}, found one up to {distance:.1f} "
             "mm off; taken voxel by voxel as it lies (--resample goes by the place)")
@@ -192,22 +243,35 @@ def run(options: argparse.Namespace) -> int:
     # The aligned volume is made from the moving one's own values with the flow.
     options.save_flow = True
     with tempfile.TemporaryDirectory() as slices:
-        return fuse_and_score(options, {options.modality: volumes.write_slices(slices)}, volumes)
+        return fuse_and_score(options, {options.modality: volumes.write_slices(slices)}, left_out, volumes)
+
+
+def check_window(volumes: VolumePair, center: float, width: float) -> None:
+    """Check that a window, in the moving volume's own units, shows more of it than black or white.
+
+    Raises:
+        DataError: it does not.
+    """
+    low, high = (limit(volumes.volumes["moving"].slices) for limit in (np.min, np.max))
+    if center + width / 2 <= low or center - width / 2 >= high:
+        window = f"one from {center - width / 2:g} to {center + width / 2:g}"
+        expected = f"a window within the moving volume's values, {low:g} to {high:g}"
+        raise DataError(f"--window: expected {expected}, found {window}")
 
 
 def fuse_and_score(
-    options: argparse.Namespace, chosen: dict[str, list[dict]], volumes: VolumePair | None = None
+    options: argparse.Namespace, chosen: dict[str, list[dict]], left_out: list[str], volumes: VolumePair | None = None
 ) -> int:
     """Check all input, then align, fuse and score the pairs; returns the exit status.
 
     Args:
         chosen: modality -> pairs.
+        left_out: what --keep-going has left out already, and why.
         volumes: where the pairs are slices of volumes, these.
     """
-    bad = []
     for modality, pairs in chosen.items():
         chosen[modality], unreadable = check_pairs(pairs, modality, options.keep_going)
-        bad += unreadable
+        left_out = left_out + unreadable
 
     import torch
     import torch.distributed as dist
@@ -222,7 +286,10 @@ def fuse_and_score(
         device = choose_device("cpu" if by_openvino else options.device, int(os.environ.get("LOCAL_RANK", 0)))
     except ValueError as error:
         raise DataError(f"--{error}") from error
-    checkpoint = load_checkpoint(options.checkpoint, modality=options.modality, device=device)
+    # What the pairs are, whatever was asked for: a table may hold one modality only.
+    kinds = [kind for kind, pairs in chosen.items() if pairs]
+    kind = "all" if len(kinds) > 1 else next(iter(kinds), None)
+    checkpoint = load_checkpoint(options.checkpoint, modality=kind, device=device)
     model = checkpoint.model
     if by_openvino:
         from utils.openvino_model import OpenVINOModel
@@ -231,6 +298,10 @@ def fuse_and_score(
             model = OpenVINOModel(model, options.engine)
         except ValueError as error:
             raise DataError(f"--engine: {error}") from error
+    # Asked of the weights, which begin at zero: the record does not say what a run took over from --init.
+    if not checkpoint.model.fusion.head.weight.any():
+        say(f"{options.checkpoint}: expected a trained fusion, found an untrained one (stage registration only, or a "
+            "run broken off before its fusion): the fused images show hardly more than the brighter of both")
     settings = checkpoint.inference(options.passes, options.average)
     fuse = PairFuser(model, device, **settings)
     made_with = {
@@ -243,6 +314,10 @@ def fuse_and_score(
     }
     extras = {"flow": options.save_flow, "maps": options.save_maps, "figures": options.save_figures}
     folders = {kind: ResultFolder(options.output / kind, kind, made_with, **extras) for kind in chosen}
+    inputs = [pair[role] for pairs in chosen.values() for pair in pairs for role in FILES]
+    inputs += [options.checkpoint, options.csv, options.fixed, options.moving, options.label]
+    outputs = [path for kind, folder in folders.items() for path in folder.all_files(chosen[kind])]
+    check_inputs_stay(filter(None, inputs), outputs)
     notes = {
         "checkpoint": f"{Path(options.checkpoint).name}, trained for {checkpoint.modality}",
         "passes": settings["passes"],
@@ -251,6 +326,8 @@ def fuse_and_score(
         "engine": options.engine,
         "PyTorch": torch.__version__,
     }
+    if options.window:
+        notes["window"] = "center {:g}, width {:g}".format(*options.window)
     if not (options.fixed or options.csv):
         notes["pairs"] = "the embedded sample: simulated, says nothing about patients' images"
 
@@ -316,11 +393,11 @@ def fuse_and_score(
         print_summary(tables, folders)
         for modality, folder in folders.items():
             if strangers := folder.strangers(chosen[modality]):
-                listed = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
-                say(f"{folder.path}: {len(strangers)} images of an earlier run lie there as well: {listed}")
-        for reason in bad:
+                what = counted(len(strangers), "image")
+                say(f"{folder.path}: holds {what} of an earlier run as well: {listed(strangers)}")
+        for reason in left_out:
             say(f"left out: {reason}")
-    return 1 if bad else 0
+    return 1 if left_out else 0
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -26,6 +26,7 @@ from utils.image_io import read_image, write_image
 from utils.inference import PairFuser
 from utils.maps import jacobian_determinant
 from utils.metrics import fusion_metrics, registration_metrics
+from utils.publish import publish
 from utils.results import COLUMNS, ResultFolder
 from utils.scoring import read_grey
 from utils.visualize import MAPS
@@ -39,7 +40,9 @@ SHAPE = (64, 80)
 @pytest.fixture(scope="module")
 def model() -> EDARFusion:
     torch.manual_seed(0)
-    return EDARFusion("tiny").eval()
+    model = EDARFusion("tiny").eval()
+    torch.nn.init.normal_(model.fusion.head.weight, std=0.01)  # zero is the mark of a fusion without training
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +191,18 @@ def test_table_of_pairs_with_and_without_labels(checkpoint, tmp_path):
     assert len(read_table(tmp_path / "out/SPECT/metrics.csv")) == 4
 
 
+def test_a_checkpoint_of_one_modality_takes_tables_of_it(model, tmp_path, capsys):
+    path = tmp_path / "ct.safetensors"
+    save_checkpoint(path, model, modality="CT", training={"note": "untrained"}, metrics={})
+    folders(tmp_path)
+    rows = [f"fixed/{name}.png,moving/{name}.png" for name in ("001", "002")]
+    (tmp_path / "ct.csv").write_text(f"fixed,moving,modality\n{rows[0]},CT\n{rows[1]},CT\n")
+    (tmp_path / "both.csv").write_text(f"fixed,moving,modality\n{rows[0]},CT\n{rows[1]},PET\n")
+    assert run(path, tmp_path / "out", "--csv", str(tmp_path / "ct.csv")) == 0
+    assert run(path, tmp_path / "both", "--csv", str(tmp_path / "both.csv")) == 2
+    assert f"{path}: expected a checkpoint for all, found one for CT" in capsys.readouterr().err
+
+
 def with_flows(root: Path, pairs: int = 2) -> Path:
     """A table of the pairs of `folders` with true flows: of pair n, n px to the right."""
     (root / "flow").mkdir()
@@ -250,8 +265,43 @@ def test_images_that_hardly_use_their_range_are_named(checkpoint, tmp_path, caps
         # A CT of 12 bits as programs write it: 16 bits, none above 4095.
         Image.fromarray((read_image(path) * 4095).astype(np.uint16)).save(path)
     assert run(checkpoint, tmp_path / "out", *options) == 0
-    line = next(line for line in capsys.readouterr().err.splitlines() if "grey levels" in line)
-    assert str(tmp_path / "moving/001.png") in line and "0.06" in line and "12 bits" in line
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "grey levels" in line)
+    assert f"{tmp_path / 'moving/001.png'} and 1 more: expected" in line and "0.06" in line and "12 bits" in line
+
+
+@pytest.mark.parametrize("role", ["fixed", "moving", "label"])
+def test_a_single_file_of_12_bits_is_named(checkpoint, tmp_path, capsys, role):
+    options = ["--modality", "CT", *folders(tmp_path, pairs=3, label=True)]
+    path = tmp_path / role / "002.png"
+    Image.fromarray((read_image(path) * 4095).astype(np.uint16)).save(path)
+    # A slice with little in it has the right to be dark; in 8 bits there is nothing to stretch.
+    write_image(tmp_path / role / "003.png", read_image(path))
+    assert run(checkpoint, tmp_path / "out", *options) == 0
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "grey levels" in line)
+    assert f"{path}: expected" in line and "12 bits" in line
+
+
+def test_dark_images_of_8_bits_are_not_taken_for_16(checkpoint, tmp_path, capsys):
+    options = ["--modality", "CT", *folders(tmp_path, pairs=2)]
+    for path in (tmp_path / "moving").iterdir():
+        write_image(path, read_image(path) / 20)
+    assert run(checkpoint, tmp_path / "out", *options) == 0
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "grey levels" in line)
+    assert "CT, moving images: expected" in line and "0.05" in line and "bits" not in line
+
+
+def test_grey_labels_of_colour_images_are_named(checkpoint, tmp_path, capsys):
+    options = ["--modality", "PET", *folders(tmp_path, pairs=3, channels=3, label=True)]
+    for name in ("001", "003"):
+        write_image(tmp_path / "label" / f"{name}.png", read_image(tmp_path / "label" / f"{name}.png"))
+    assert run(checkpoint, tmp_path / "out", *options) == 0
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "rendering" in line)
+    assert "PET: expected labels in colour" in line and "2 of 3 pairs" in line and "luma" in line
+    # All in colour, all grey, or a colour label for a grey image: nothing to say.
+    for pairs in (dict(channels=3, label=True), dict(label=True), dict(channels=3)):
+        options = ["--modality", "PET", *folders(tmp_path / str(len(pairs)), pairs=1, **pairs)]
+        assert run(checkpoint, tmp_path / "out", *options) == 0
+        assert "rendering" not in capsys.readouterr().err
 
 
 def test_images_of_an_earlier_run_are_named(checkpoint, tmp_path, capsys):
@@ -262,7 +312,7 @@ def test_images_of_an_earlier_run_are_named(checkpoint, tmp_path, capsys):
     capsys.readouterr()
     assert run(checkpoint, tmp_path / "out", *options) == 0
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "earlier run" in line and "1 images" in line and "002" in line and "001" not in line
+    assert "1 image of an earlier run" in line and "002" in line and "001" not in line
 
 
 def test_flows_that_cannot_be_used(checkpoint, tmp_path, capsys):
@@ -380,6 +430,25 @@ def test_pairs_that_are_aligned_can_be_fused_only(model, tmp_path):
         run(path, output, *options[:-1], "-1")
 
 
+def test_a_fusion_without_training_is_named(checkpoint, model, tmp_path, capsys):
+    # Of a run broken off in its registration: the stage says so; after `utils.publish` only the weights do.
+    path = tmp_path / "broken_off.safetensors"
+    training = {"stage": "registration", "step": 5, "stage_step": 0, "options": {"stage": "all"}, "history": []}
+    save_checkpoint(path, EDARFusion("tiny"), modality="all", training=training, metrics={})
+    publish(path, tmp_path / "published.safetensors")
+    options = ["--modality", "CT", *folders(tmp_path, pairs=1)]
+    for weights in (path, tmp_path / "published.safetensors"):
+        assert run(weights, tmp_path / "out", *options) == 0
+        (line,) = (line for line in capsys.readouterr().err.splitlines() if "fusion" in line)
+        assert f"{weights}: expected a trained fusion, found an untrained one" in line
+    # A run of the registration alone that began with a trained fusion (--init) has one.
+    trained = tmp_path / "trained.safetensors"
+    save_checkpoint(trained, model, modality="all", training=training, metrics={})
+    for weights in (trained, *script.DEFAULT_CHECKPOINT.parent.glob("*.safetensors")):
+        assert run(weights, tmp_path / "out", *options) == 0
+        assert "untrained" not in capsys.readouterr().err
+
+
 def test_pairs_in_doubt_are_named(tmp_path, capsys):
     for role in ("fixed", "moving"):
         image = read_image(REPOSITORY / "data/sample/CT" / role / "simulated_090.png")
@@ -448,6 +517,24 @@ class TestVolumes:
             saved = read_image(folder / f"fused/head_{number:03}.png")
             np.testing.assert_allclose(fused.get_fdata()[..., number].T, saved, atol=1e-6)
 
+    @pytest.mark.parametrize("numbers", [("nan", "80"), ("inf", "80"), ("40", "nan"), ("40", "0"), ("40", "-80")])
+    def test_windows_are_finite_and_wide(self, checkpoint, tmp_path, options, capsys, numbers):
+        with pytest.raises(SystemExit, match="2"):
+            run(checkpoint, tmp_path / "out", *options, "--window", *numbers)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith(f"--window: expected two finite numbers, the width above 0, found {' '.join(numbers)}")
+
+    @pytest.mark.parametrize("center", ["4000", "-4000"])
+    def test_windows_show_something(self, checkpoint, tmp_path, options, capsys, center):
+        assert run(checkpoint, tmp_path / "out", *options, "--window", center, "80") == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "--window: expected a window within the moving volume's values, -1000 to 1000, found one from" in line
+        assert f"from {int(center) - 40} to {int(center) + 40}" in line and not (tmp_path / "out").exists()
+
+    def test_the_window_stands_in_the_report(self, checkpoint, tmp_path, options):
+        assert run(checkpoint, tmp_path / "out", *options, "--window", "-10", "900") == 0
+        assert "center -10, width 900" in (tmp_path / "out/CT/report.html").read_text()
+
     def test_brain_window_is_the_default_for_hounsfield_units(self, options):
         levels = read_volumes(options[3], options[5]).levels["moving"]
         values = nib.load(options[5]).get_fdata().transpose(2, 1, 0)
@@ -494,6 +581,16 @@ class TestVolumes:
         aligned = nib.load(tmp_path / "out/CT/aligned.nii.gz")
         assert aligned.shape == (80, 64, 3) and np.allclose(aligned.affine, self.AFFINE)
 
+    def test_a_coarse_moving_volume_is_resampled(self, checkpoint, tmp_path, options, capsys):
+        coarse = np.repeat(nib.load(options[5]).get_fdata()[::2, ::2], 2, axis=2)
+        assert coarse.shape[:2] == (40, 32)
+        affine = self.AFFINE @ np.diag([2, 2, 0.5, 1])
+        nib.save(nib.Nifti1Image(coarse.astype(np.float32), affine), options[5])
+        assert run(checkpoint, tmp_path / "out", *options) == 2
+        assert "--resample brings it there" in capsys.readouterr().err
+        assert run(checkpoint, tmp_path / "out", *options, "--resample") == 0
+        assert nib.load(tmp_path / "out/CT/aligned.nii.gz").shape == (80, 64, 3)
+
     def test_volumes_at_other_places_are_taken_as_they_lie_with_a_warning(self, checkpoint, tmp_path, options, capsys):
         affine = self.AFFINE.copy()
         affine[2, 3] -= 4
@@ -503,7 +600,7 @@ class TestVolumes:
         assert options[5] in line and "4.0 mm off" in line and "--resample" in line
 
     @pytest.mark.parametrize(
-        "case", ["grids differ", "damaged", "apart", "window without volumes", "resample without volumes"]
+        "case", ["grids differ", "damaged", "apart", "small", "window without volumes", "resample without volumes"]
     )
     def test_bad_volumes(self, checkpoint, tmp_path, options, capsys, case):
         if case == "grids differ":
@@ -515,6 +612,9 @@ class TestVolumes:
             apart[0, 3] = 1000
             nib.save(nib.Nifti1Image(nib.load(options[5]).get_fdata(), apart), options[5])
             options.append("--resample")
+        elif case == "small":
+            for name in ("head", "ct"):
+                self.save(tmp_path / f"{name}.nii.gz", np.stack([picture(seed, (63, 80)) for seed in range(3)]))
         else:
             options = ["--modality", "CT", *folders(tmp_path, pairs=1)]
             options += ["--window", "40", "80"] if "window" in case else ["--resample"]
@@ -524,6 +624,31 @@ class TestVolumes:
             code = exit_.code
         (line,) = capsys.readouterr().err.splitlines()
         assert code == 2 and "expected" in line and "found" in line and not (tmp_path / "out").exists()
+
+
+    @pytest.mark.parametrize("case", ["folders", "series", "moving only", "table"])
+    def test_several_volumes_at_once_are_told_how_they_are_given(self, checkpoint, tmp_path, options, capsys, case):
+        for role in ("fixed", "moving"):
+            (tmp_path / role / "series").mkdir(parents=True)
+        named = tmp_path / "fixed"
+        if case == "folders":
+            for role, file in (("fixed", "head.nii.gz"), ("moving", "ct.nii.gz")):
+                shutil.copy(tmp_path / file, tmp_path / role / "1.nii.gz")
+                shutil.copy(tmp_path / file, tmp_path / role / "2.nii.gz")
+            options = [*options[:3], str(named), "--moving", str(tmp_path / "moving")]
+        elif case == "series":
+            (named / "series/IM001").write_bytes(bytes(128) + b"DICM")
+            options[3] = str(named)
+        elif case == "moving only":
+            write_image(named / "ct.png", picture(1))
+            options[3], named = str(named), tmp_path / "ct.nii.gz"
+        else:
+            named = tmp_path / "head.nii.gz"
+            (tmp_path / "pairs.csv").write_text("fixed,moving\nhead.nii.gz,ct.nii.gz\n")
+            options = ["--modality", "CT", "--csv", str(tmp_path / "pairs.csv"), "--keep-going"]
+        assert run(checkpoint, tmp_path / "out", *options) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{named}: expected" in line and "volumes one pair at a time" in line and "found" in line
 
 
 class TestBadInput:
@@ -554,7 +679,7 @@ class TestBadInput:
 
     @pytest.mark.parametrize("case", [
         "missing folder", "missing file", "unpaired", "sizes", "damaged", "label unpaired", "unknown modality",
-        "no modality", "moving missing", "no table", "split without table", "device", "engine",
+        "no modality", "moving missing", "no table", "split without table", "device", "engine", "name of the last row",
     ])  # fmt: skip
     def test_input(self, checkpoint, tmp_path, output, capsys, case):
         options = ["--modality", "CT", *folders(tmp_path, label=True)]
@@ -601,6 +726,10 @@ class TestBadInput:
         elif case == "engine":
             options += ["--engine", "openvino", "--device", "cuda"]
             words = ["--engine", "cuda", "openvino"]
+        elif case == "name of the last row":
+            for path in (fixed, moving, label):
+                path.rename(path.with_stem("mean"))
+            words = [str(fixed.with_stem("mean")), "another name"]
         self.check(capsys, output, self.run(checkpoint, output, *options), *words)
 
     @pytest.mark.parametrize("case", ["missing", "foreign", "pickled", "of another modality"])
@@ -618,7 +747,7 @@ class TestBadInput:
     def test_output_in_the_way(self, checkpoint, tmp_path, output, capsys):
         (tmp_path / "file").write_bytes(b"")
         code = self.run(checkpoint, tmp_path / "file", "--modality", "CT", *folders(tmp_path))
-        self.check(capsys, output, code, str(tmp_path / "file"))
+        self.check(capsys, output, code, f"{tmp_path / 'file' / 'CT'}: expected a folder")
 
     def test_disk_full(self, checkpoint, tmp_path, output, capsys, monkeypatch):
         options = folders(tmp_path)
@@ -637,6 +766,47 @@ class TestBadInput:
         self.check(capsys, output, code, "metrics.csv")
 
 
+class TestInputsStay:
+    """No result takes the place of a file that it is made from: one line, exit status 2, nothing written."""
+
+    def check(self, capsys, checkpoint, output, path, *options):
+        before = {p: p.read_bytes() for p in output.parent.rglob("*") if p.is_file()}
+        capsys.readouterr()
+        assert run(checkpoint, output, *options) == 2
+        (line,) = (line for line in capsys.readouterr().err.splitlines() if "pair/s" not in line)
+        assert line.startswith(f"EDARFusion_test_val: {path}: expected") and "found" in line and "--output" in line
+        assert before == {p: p.read_bytes() for p in output.parent.rglob("*") if p.is_file()}
+
+    @pytest.mark.parametrize("kind", [
+        "aligned", "fused",
+        pytest.param("linked", marks=pytest.mark.skipif(os.name == "nt", reason="links need rights there")),
+    ])  # fmt: skip
+    def test_images(self, checkpoint, tmp_path, capsys, kind):
+        output = tmp_path / "out"
+        options = ["--modality", "CT", *folders(tmp_path, pairs=1)]
+        assert run(checkpoint, output, *options) == 0
+        if kind == "linked":
+            (tmp_path / "linked").symlink_to(output / "CT/fused", target_is_directory=True)
+        options[-1] = str(tmp_path / "linked" if kind == "linked" else output / "CT" / kind)
+        self.check(capsys, checkpoint, output, f"{options[-1]}/001.png", *options)
+        assert run(checkpoint, tmp_path / "other", *options) == 0
+
+    def test_true_flows(self, checkpoint, tmp_path, capsys):
+        folders(tmp_path / "data/CT", label=True)
+        table = with_flows(tmp_path / "data/CT")
+        path = tmp_path / "data/CT/flow/001.npy"
+        self.check(capsys, checkpoint, tmp_path / "data", path, "--csv", str(table), "--save-flow")
+        assert run(checkpoint, tmp_path / "data", "--csv", str(table)) == 0
+
+    def test_volumes(self, checkpoint, tmp_path, capsys):
+        paths = [tmp_path / "fixed.nii.gz", tmp_path / "out/CT/aligned.nii.gz"]
+        paths[1].parent.mkdir(parents=True)
+        for seed, path in enumerate(paths):
+            nib.save(nib.Nifti1Image(picture(seed)[..., None], np.eye(4)), path)
+        options = ["--modality", "CT", "--fixed", str(paths[0]), "--moving", str(paths[1])]
+        self.check(capsys, checkpoint, tmp_path / "out", paths[1], *options)
+
+
 def test_keep_going_leaves_out_what_cannot_be_read(checkpoint, tmp_path, capsys):
     options = folders(tmp_path, pairs=3)
     (tmp_path / "moving/002.png").write_bytes(b"")
@@ -644,6 +814,25 @@ def test_keep_going_leaves_out_what_cannot_be_read(checkpoint, tmp_path, capsys)
     assert list(read_table(tmp_path / "out/CT/metrics.csv")["name"]) == ["001", "003", "mean"]
     last = capsys.readouterr().err.rstrip("\n").split("\n")[-1]
     assert "left out" in last and str(tmp_path / "moving/002.png") in last
+
+
+def test_one_pair_is_no_pairs(checkpoint, tmp_path, capsys):
+    assert run(checkpoint, tmp_path / "out", "--modality", "CT", *folders(tmp_path, pairs=1)) == 0
+    summary = capsys.readouterr().out
+    assert "CT, 1 pair" in summary and "1 pairs" not in summary
+    assert run(checkpoint, tmp_path / "out", "--modality", "CT", *folders(tmp_path, pairs=2)) == 0
+    assert "CT, 2 pairs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("role", ["fixed", "moving", "label"])
+def test_keep_going_leaves_out_what_has_no_partner(checkpoint, tmp_path, capsys, role):
+    options = ["--modality", "CT", *folders(tmp_path, pairs=3, label=True)]
+    (tmp_path / role / "002.png").unlink()
+    assert run(checkpoint, tmp_path / "out", *options, "--keep-going") == 1
+    assert list(read_table(tmp_path / "out/CT/metrics.csv")["name"]) == ["001", "003", "mean"]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert all(f"{tmp_path / role}: expected a {role} image" in line and "none for 002" in line for line in lines)
+    assert len(lines) == (2 if role == "fixed" else 1)  # two other folders have it
 
 
 def test_keep_going_with_nothing_left(checkpoint, tmp_path):

@@ -2,7 +2,8 @@
 
     python -m utils.apply_flow --images DIR --flow out/PET/flow --output DIR
 
-For another rendering of the moving images, such as the uptake in grey beside the colour picture that was aligned.
+For another rendering of the moving images, such as the uptake in grey beside the colour picture that was aligned. What
+is written has 8 bits, also where the image has 16; `apply_flow` keeps all digits.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from utils.arguments import print_anywhere
 from utils.files import FileError
 from utils.flow_io import load_flow
 from utils.image_io import list_images, read_image, write_image
+from utils.pairs import check_inputs_stay, counted, listed
 from utils.warp import warp
 
 
@@ -34,24 +36,29 @@ def apply_flow(image: np.ndarray, flow: np.ndarray) -> np.ndarray:
     return tensor_to_image(warp(image_to_tensor(image, keepdim=False), torch.from_numpy(flow)[None]))
 
 
-def apply_flows(images: str | os.PathLike, flows: str | os.PathLike, output: str | os.PathLike) -> int:
-    """Warp every image of a folder that has a flow `NAME.npy`; returns how many there were.
+def apply_flows(
+    images: str | os.PathLike, flows: str | os.PathLike, output: str | os.PathLike
+) -> tuple[int, list[str]]:
+    """Warp every image of a folder that has a flow `NAME.npy`.
+
+    Returns:
+        How many there were, and the names of the images without a flow.
 
     Raises:
-        FileError: a file cannot be used, a flow's size is not its image's, or no image has a flow.
+        FileError: a file cannot be used, a flow's size is not its image's, no image has a flow, or a result would be
+            written over an image.
     """
-    done = 0
-    for path in list_images(images):
-        file = Path(flows, f"{path.stem}.npy")
-        if not file.is_file():
-            continue
+    files = {path: Path(flows, f"{path.stem}.npy") for path in list_images(images)}
+    todo = [(path, file) for path, file in files.items() if file.is_file()]
+    if not todo:
+        raise FileError.at(flows, f"flows named like the images in {os.fspath(images)}", "none")
+    targets = [Path(output, f"{path.stem}.png") for path, _ in todo]
+    check_inputs_stay((path for path, _ in todo), targets)
+    for (path, file), target in zip(todo, targets, strict=True):
         image = read_image(path, color=None)
         flow = load_flow(file, image.shape[:2])
-        write_image(Path(output, f"{path.stem}.png"), apply_flow(image, flow))
-        done += 1
-    if not done:
-        raise FileError.at(flows, f"flows named like the images in {os.fspath(images)}", "none")
-    return done
+        write_image(target, apply_flow(image, flow))
+    return len(todo), [path.stem for path, file in files.items() if not file.is_file()]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,11 +69,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", metavar="DIR", required=True, help="where NAME.png goes")
     options = parser.parse_args(arguments)
     try:
-        done = apply_flows(options.images, options.flow, options.output)
+        done, left_out = apply_flows(options.images, options.flow, options.output)
     except FileError as error:
         print(f"apply_flow: {error}", file=sys.stderr)
         return 2
-    print(f"Wrote {done} images to {options.output}")
+    print(f"Wrote {counted(done, 'image')} to {options.output}")
+    if left_out:
+        what = counted(len(left_out), "image")
+        print(f"apply_flow: left out {what} without a flow: {listed(left_out)}", file=sys.stderr)
     return 0
 
 

@@ -120,10 +120,11 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
     return images
 
 
-def pair_files(**folders: str | os.PathLike | None) -> list[dict]:
+def pair_files(*, left_out: list[str] | None = None, **folders: str | os.PathLike | None) -> list[dict]:
     """Pair the images of several folders by stem.
 
     Args:
+        left_out: where stems that are lacking somewhere are named, a line for each folder, instead of an error.
         folders: role -> folder, or None for a role that is not given, such as
             ``pair_files(fixed="MRI", moving="CT", label=None)``. If every role that is given names a file instead
             of a folder, these files are the one pair, whatever their names.
@@ -151,9 +152,13 @@ def pair_files(**folders: str | os.PathLike | None) -> list[dict]:
             missing = [stem for stem in images[here] if stem not in images[there]]
             if missing:
                 listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-                raise ImageError.at(given[there], f"a {there} image for each {here} image in {given[here]}",
-                                    f"none for {listed}")
-    return [{"name": stem, **{role: images[role][stem] for role in given}, **absent} for stem in images[first]]
+                error = ImageError.at(given[there], f"a {there} image for each {here} image in {given[here]}",
+                                      f"none for {listed}")
+                if left_out is None:
+                    raise error
+                left_out.append(str(error))
+    common = [stem for stem in images[first] if all(stem in images[role] for role in given)]
+    return [{"name": stem, **{role: images[role][stem] for role in given}, **absent} for stem in common]
 
 
 def check_same_size(images: Mapping[str, np.ndarray | None], paths: Mapping[str, str | os.PathLike | None]) -> None:

@@ -2,11 +2,12 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from data.table import FILES, MODALITIES, DataError, read_table
 from utils.arguments import SAMPLE_ROOT
@@ -53,14 +54,21 @@ def sample_pairs(modality: str) -> dict[str, list[dict]]:
 
 
 def folder_pairs(
-    modality: str, fixed: str | os.PathLike, moving: str | os.PathLike, label: str | os.PathLike | None
+    modality: str,
+    fixed: str | os.PathLike,
+    moving: str | os.PathLike,
+    label: str | os.PathLike | None,
+    left_out: list[str] | None = None,
 ) -> dict[str, list[dict]]:
     """The pairs of folders, or of single files; the form is that of `sample_pairs`, with None as flow.
+
+    Args:
+        left_out: as of `utils.image_io.pair_files`.
 
     Raises:
         FileError: as `utils.image_io.pair_files`.
     """
-    pairs = pair_files(fixed=fixed, moving=moving, label=label)
+    pairs = pair_files(fixed=fixed, moving=moving, label=label, left_out=left_out)
     return {modality: [pair | {"flow": None} for pair in pairs]}
 
 
@@ -106,6 +114,39 @@ def read_pair(pair: Mapping, modality: str) -> SourceImages:
     images = SourceImages(fixed, moving, label)
     check_same_size(images._asdict(), pair)
     return images
+
+
+def counted(number: int, what: str) -> str:
+    """A number with its noun, singular or plural."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names of a list that may be long."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def has_color(image: np.ndarray) -> bool:
+    """Whether an image (H, W) or (H, W, 3) has a pixel that is not grey."""
+    return image.ndim == 3 and bool((image != image[..., :1]).any())
+
+
+def has_16_bits(path: str | os.PathLike) -> bool:
+    """Whether a file that can be read as an image has whole numbers of more than 8 bits; looks at its header only."""
+    with Image.open(path) as image:
+        return image.mode.startswith("I")
+
+
+def check_inputs_stay(inputs: Iterable[str | os.PathLike], outputs: Iterable[str | os.PathLike]) -> None:
+    """Check, before anything is written, that no result would take the place of a file that it is made from.
+
+    Raises:
+        FileError: one would, by whatever link or spelling of the path.
+    """
+    written = {os.path.realpath(path) for path in outputs}
+    for path in inputs:
+        if os.path.realpath(path) in written:
+            raise FileError.at(path, "an input that no result is written over (--output DIR)", "the place of a result")
 
 
 def fingerprint(pair: Mapping) -> str:

@@ -13,7 +13,7 @@ import pandas as pd
 from utils.files import FileError, write_bytes
 from utils.flow_io import save_flow
 from utils.image_io import read_image, write_image
-from utils.pairs import fingerprint, read_pair
+from utils.pairs import counted, fingerprint, read_pair
 from utils.report import PairImages, write_report
 from utils.scoring import with_mean
 from utils.visualize import MAPS, figure_pair, figure_strip, save_figure, save_map
@@ -68,7 +68,7 @@ class ResultFolder:
     ) -> None:
         self.path, self.modality, self.settings = Path(path), modality, settings or {}
         self.table_path, self.report_path = self.path / "metrics.csv", self.path / "report.html"
-        self.settings_path = self.path / "settings.json"
+        self.settings_path, self.inputs_path = self.path / "settings.json", self.path / "inputs.json"
         self._settings_written = False
         self.flow, self.maps, self.figures = flow, maps, figures
 
@@ -80,6 +80,13 @@ class ResultFolder:
         files |= {"maps/values": self.path / "maps" / "values" / f"{name}.npz"} if self.maps else {}
         return files | ({"flow": self.path / "flow" / f"{name}.npy"} if self.flow else {})
 
+    def all_files(self, pairs: Iterable[Mapping]) -> Iterator[Path]:
+        """Every file that the results of these pairs, or of the volumes whose slices they are, are written to."""
+        yield from (self.table_path, self.report_path, self.settings_path, self.inputs_path)
+        yield from (self.path / f"{kind}.nii.gz" for kind in ("aligned", "fused"))
+        for pair in pairs:
+            yield from self.files(pair["name"]).values()
+
     def prepare(self) -> None:
         """Make the folder.
 
@@ -87,7 +94,11 @@ class ResultFolder:
             FileError: it cannot be made or nothing can be written in it.
         """
         probe = self.path / ".probe"
-        write_bytes(probe, b"")
+        try:
+            write_bytes(probe, b"")
+        except FileError as error:
+            cause = error.__cause__
+            raise FileError.at(self.path, "a folder to write to", cause.strerror or str(cause)) from error
         probe.unlink(missing_ok=True)
 
     def strangers(self, pairs: Iterable[Mapping]) -> list[str]:
@@ -134,7 +145,7 @@ class ResultFolder:
         rows = {}
         for path in sorted(self.path.glob(".metrics-*.csv")) or [self.table_path]:
             rows |= _read_rows(path) if path.exists() else {}
-        for path in sorted(self.path.glob(".inputs-*.json")) or [self.path / "inputs.json"]:
+        for path in sorted(self.path.glob(".inputs-*.json")) or [self.inputs_path]:
             inputs = _read_inputs(path)
             for name in rows.keys() & inputs.keys():
                 rows[name]["inputs"] = inputs[name]
@@ -178,7 +189,7 @@ class ResultFolder:
         further = (column for column in FURTHER_COLUMNS if any(column in row for row in rows))
         table = with_mean(pd.DataFrame(rows, columns=[*COLUMNS, *further]))
         path = self.table_path if part is None else self.path / f".metrics-{part}.csv"
-        inputs_path = self.path / ("inputs.json" if part is None else f".inputs-{part}.json")
+        inputs_path = self.inputs_path if part is None else self.path / f".inputs-{part}.json"
         if not self._settings_written:
             write_bytes(self.settings_path, json.dumps(self.settings, indent=2).encode())
             self._settings_written = True
@@ -199,7 +210,7 @@ class ResultFolder:
             FileError: a picture cannot be read, or the report not be written.
         """
         table = pd.read_csv(self.table_path, dtype=_TEXTS, keep_default_na=False, na_values=_NUMBERS)
-        title = f"EDARFusion: {self.modality} and MRI, {len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'}"
+        title = f"EDARFusion: {self.modality} and MRI, {counted(len(pairs), 'pair')}"
         write_report(self.report_path, table, _Pictures(self, pairs), title, notes)
 
 

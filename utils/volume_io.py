@@ -13,6 +13,7 @@ and are not inverted.
 import gzip
 import os
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_modality_lut
 
 from utils.files import write_bytes
-from utils.image_io import IMAGE_SUFFIXES, MIN_SIDE, ImageError
+from utils.image_io import IMAGE_SUFFIXES, ImageError
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 DICOM_SUFFIX = ".dcm"
@@ -78,6 +79,23 @@ def is_volume(path: str | os.PathLike) -> bool:
     return Path(path).name.lower().endswith(NIFTI_SUFFIXES) or _is_dicom(Path(path))
 
 
+def check_no_volumes(paths: Iterable[str | os.PathLike]) -> None:
+    """Say how volumes are given where one stands, or a folder of them and of no images, in the place of images.
+
+    Raises:
+        ImageError: that is so, or a folder cannot be read.
+    """
+    expected = "images, or volumes one pair at a time (--fixed, --moving: a file or the folder of a DICOM series each)"
+    for path in paths:
+        inside = _entries(Path(path)) if os.path.isdir(path) else []
+        if any(p.suffix.lower() in IMAGE_SUFFIXES for p in inside):
+            continue
+        if is_volume(path):
+            raise ImageError.at(path, expected, "a volume")
+        if volumes := sorted(p.name for p in inside if is_volume(p)):
+            raise ImageError.at(path, expected, f"a folder with {len(volumes)} of them, such as {volumes[0]}")
+
+
 def read_volume(path: str | os.PathLike) -> Volume:
     """Read a volume or a single slice.
 
@@ -86,9 +104,9 @@ def read_volume(path: str | os.PathLike) -> Volume:
             are put in order by their position along the slice normal.
 
     Raises:
-        ImageError: nothing there, damaged or truncated, another format, 4D, colour, NaN or infinity, a slice with a
-            side under `MIN_SIDE`, more than `MAX_VOXELS` voxels, an affine that cannot be inverted; and for DICOM:
-            no position tags, or slices of more than one series, size, spacing or direction, or unevenly spaced.
+        ImageError: nothing there, damaged or truncated, another format, 4D, colour, NaN or infinity, slices of one
+            row or column, more than `MAX_VOXELS` voxels, an affine that cannot be inverted; and for DICOM: no
+            position tags, or slices of more than one series, size, spacing or direction, or unevenly spaced.
     """
     path = Path(path)
     if not os.path.exists(path):
@@ -104,8 +122,9 @@ def read_volume(path: str | os.PathLike) -> Volume:
         raise ImageError.at(path, "finite values", f"NaN or infinity in {int((~np.isfinite(array)).sum())} voxels")
     slices = _to_slices(array, affine)
     count, height, width = slices.shape
-    if min(height, width) < MIN_SIDE or count == 1 < array.shape[2]:
-        expected = f"axial slices of at least {MIN_SIDE} x {MIN_SIDE} pixels, or one slice along the third axis"
+    # What is too coarse to be aligned may still be resampled.
+    if min(height, width) == 1 or count == 1 < array.shape[2]:
+        expected = "axial slices of several rows and columns, or one slice along the third axis"
         raise ImageError.at(path, expected, f"{count} of {width} x {height}")
     return Volume(slices, affine, modality, units)
 
@@ -435,12 +454,16 @@ def _functional_groups(dataset: Dataset, number: int) -> Dataset:
 
 def _dicom_files(folder: Path) -> list[Path]:
     """The DICOM files directly in a folder, by name; hidden files are skipped."""
+    # A disc's table of contents is DICOM too, but no image.
+    return sorted(p for p in _entries(folder) if p.is_file() and _is_dicom(p) and p.name.upper() != "DICOMDIR")
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is directly in a folder, without hidden files."""
     try:
-        found = [p for p in folder.iterdir() if not p.name.startswith(".") and p.is_file() and _is_dicom(p)]
+        return [p for p in folder.iterdir() if not p.name.startswith(".")]
     except OSError as error:
         raise ImageError.at(folder, "a folder that can be read", error.strerror or str(error)) from error
-    # A disc's table of contents is DICOM too, but no image.
-    return sorted(p for p in found if p.name.upper() != "DICOMDIR")
 
 
 def _is_dicom(path: Path) -> bool:
