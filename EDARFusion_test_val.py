@@ -43,6 +43,7 @@ from utils.pairs import (
     folder_pairs,
     has_16_bits,
     has_color,
+    is_blank,
     listed,
     read_pair,
     sample_pairs,
@@ -148,7 +149,8 @@ def find_pairs(options: argparse.Namespace, left_out: list[str]) -> dict[str, li
 
 def check_pairs(pairs: list[dict], modality: str, keep_going: bool) -> tuple[list[dict], list[str]]:
     """The pairs that can be read, and what is wrong with the others; without `keep_going` the first one raises."""
-    good, bad, brightest, grey_labels = [], [], {"fixed": {}, "moving": {}, "label": {}}, 0
+    good, bad, brightest = [], [], {"fixed": {}, "moving": {}, "label": {}}
+    blank = grey_labels = 0
     # Quick enough to leave no trace in a log: None shows the bar on a terminal only.
     for pair in tqdm(pairs, desc=f"checking {modality}", unit="pair", leave=False, disable=RANK > 0 or None):
         try:
@@ -166,9 +168,12 @@ def check_pairs(pairs: list[dict], modality: str, keep_going: bool) -> tuple[lis
         for role, image in images._asdict().items():
             if image is not None:
                 brightest[role][pair[role]] = image.max()
+        blank += is_blank(images.fixed) or is_blank(images.moving)
         grey_labels += images.label is not None and has_color(images.moving) and not has_color(images.label)
     for role, levels in brightest.items():
         say_what_is_dark(modality, role, levels)
+    if blank:
+        say(f"{modality}: {counted(blank, 'pair')} with a blank image: not aligned, but counted in the means")
     if grey_labels:
         say(f"{modality}: expected labels in colour for moving images in colour, found grey ones for {grey_labels} of "
             f"{len(good)} pairs; luma is compared with another rendering, so that rmse, ssim and ncc say little")

@@ -22,6 +22,7 @@ import EDARFusion_test_val as script
 from models.edarfusion import EDARFusion
 from utils import image_io
 from utils.checkpoint import save_checkpoint
+from utils.files import write_bytes
 from utils.image_io import read_image, write_image
 from utils.inference import PairFuser
 from utils.maps import jacobian_determinant
@@ -658,7 +659,7 @@ class TestBadInput:
     def output(self, tmp_path):
         """A folder with earlier results of the same modality."""
         for name in ("metrics.csv", "report.html", "fused/001.png"):
-            image_io.write_bytes(tmp_path / "out/CT" / name, b"earlier")
+            write_bytes(tmp_path / "out/CT" / name, b"earlier")
         return tmp_path / "out"
 
     def check(self, capsys, output, code, *words):
@@ -975,3 +976,14 @@ def test_two_processes_share_the_pairs(checkpoint, tmp_path):
     pd.testing.assert_frame_equal(one, two, rtol=1e-2, atol=1e-2)
     files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*"))
     assert files == sorted(p.relative_to(tmp_path / "two") for p in (tmp_path / "two").rglob("*"))
+
+
+def test_slices_without_anything_are_named_and_left_as_they_are(checkpoint, tmp_path, capsys):
+    options = folders(tmp_path, pairs=2)
+    write_image(tmp_path / "moving/001.png", np.zeros(SHAPE))
+    assert run(checkpoint, tmp_path / "out", "--modality", "CT", *options) == 0
+    assert "CT: 1 pair with a blank image: not aligned, but counted in the means" in capsys.readouterr().err
+    fused = read_image(tmp_path / "out/CT/fused/001.png")
+    assert np.array_equal(fused, read_image(tmp_path / "fixed/001.png"))
+    rows = read_table(tmp_path / "out/CT/metrics.csv").set_index("name")
+    assert "disagreement" not in rows or np.isnan(rows.loc["001", "disagreement"])

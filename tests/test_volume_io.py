@@ -142,6 +142,7 @@ def test_axes_are_the_same_whatever_the_order_in_the_file(tmp_path: Path, axes: 
     nib.save(turned, tmp_path / "volume.nii")
     volume = read_volume(tmp_path / "volume.nii")
     assert volume.slices.dtype == np.float32 and volume.slices.shape == (Z, Y, X)
+    assert volume.aspect == pytest.approx(0.8 / 0.9)
     # Slice k, row 0 is the front, column 0 the patient's right: the largest second and first decade.
     np.testing.assert_array_equal(volume.slices[5, 0, :3], 50000 + 100 * (Y - 1) + np.array([X - 1, X - 2, X - 3]))
     np.testing.assert_array_equal(volume.slices[5, 1:3, 0], 50000 + 100 * np.array([Y - 2, Y - 3]) + X - 1)

@@ -14,11 +14,9 @@ from utils.foreground import foreground
 from utils.framing import View, choose_view
 from utils.maps import jacobian_determinant
 from utils.metrics import endpoint_error
+from utils.pairs import is_blank
 from utils.results import FusedPair
 from utils.warp import warp
-
-BLANK = 1 / 64
-"""Range of grey values below which an image shows nothing."""
 
 
 class PairFuser:
@@ -59,7 +57,7 @@ class PairFuser:
             if image.dtype.kind != "f" or not (image.min() >= 0 and image.max() <= 1):
                 found = f"{image.dtype} from {image.min():g} to {image.max():g}"
                 raise ValueError(f"{role}: expected floating point numbers in [0, 1], found {found}")
-        blank = any(image.max() - image.min() < BLANK for image in (fixed, moving))
+        blank = is_blank(fixed) or is_blank(moving)
         fixed, moving = (np.ascontiguousarray(image, np.float32) for image in (fixed, moving))
         start = time.perf_counter()
         fixed, moving = (image_to_tensor(x, keepdim=False).to(self.device).contiguous() for x in (fixed, moving))

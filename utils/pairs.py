@@ -131,6 +131,11 @@ def has_color(image: np.ndarray) -> bool:
     return image.ndim == 3 and bool((image != image[..., :1]).any())
 
 
+def is_blank(image: np.ndarray) -> bool:
+    """Whether an image in [0, 1] shows nothing: all its values lie within 4 of 255 grey levels."""
+    return bool(np.ptp(image) < 4 / 255)
+
+
 def has_16_bits(path: str | os.PathLike) -> bool:
     """Whether a file that can be read as an image has whole numbers of more than 8 bits; looks at its header only."""
     with Image.open(path) as image:
