@@ -35,7 +35,7 @@ from utils.cores import available_cores
 from utils.evaluation import Job, evaluate, scoring_pool
 from utils.files import FileError
 from utils.flow_io import load_flow
-from utils.image_io import MIN_SIDE
+from utils.image_io import MIN_SIDE, read_image
 from utils.interruption import stop_on_signal
 from utils.pairs import (
     check_inputs_stay,
@@ -283,7 +283,6 @@ def fuse_and_score(
 
     from utils.checkpoint import load_checkpoint
     from utils.device import choose_device
-    from utils.image_io import read_image
     from utils.inference import PairFuser, endpoint_scores
 
     by_openvino = options.engine != "torch"
