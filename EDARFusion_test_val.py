@@ -330,8 +330,8 @@ def fuse_and_score(
         "engine": options.engine,
         "PyTorch": torch.__version__,
     }
-    if options.window:
-        notes["window"] = "center {:g}, width {:g}".format(*options.window)
+    if volumes:
+        notes["window"] = "center {:.4g}, width {:.4g}".format(*volumes.window)
     if not (options.fixed or options.csv):
         notes["pairs"] = "the embedded sample: simulated, says nothing about patients' images"
 

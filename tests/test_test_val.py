@@ -388,8 +388,8 @@ def test_channels_of_the_saved_images(checkpoint, tmp_path, modality, channels, 
 
 def test_mirrored_pair_gives_the_mirrored_result(model):
     fuse = PairFuser(model, torch.device("cpu"), average=True)
-    # A multiple of the stride: padding, which is at the right, has no mirror image.
-    fixed, moving = picture(1, (64, 96)), picture(2, (64, 96))
+    # A multiple of the stride, shown as it is: padding, which is at the right, has no mirror image.
+    fixed, moving = picture(1, (64, 64)), picture(2, (64, 64))
     straight, mirrored = fuse(fixed, moving), fuse(fixed[:, ::-1].copy(), moving[:, ::-1].copy())
     turned = mirrored.flow[:, :, ::-1] * np.array([-1, 1], np.float32)[:, None, None]
     assert np.abs(straight.flow).max() > 0.5
@@ -535,6 +535,8 @@ class TestVolumes:
     def test_the_window_stands_in_the_report(self, checkpoint, tmp_path, options):
         assert run(checkpoint, tmp_path / "out", *options, "--window", "-10", "900") == 0
         assert "center -10, width 900" in (tmp_path / "out/CT/report.html").read_text()
+        assert run(checkpoint, tmp_path / "default", *options) == 0
+        assert "center 40, width 80" in (tmp_path / "default/CT/report.html").read_text()
 
     def test_brain_window_is_the_default_for_hounsfield_units(self, options):
         levels = read_volumes(options[3], options[5]).levels["moving"]

@@ -41,11 +41,13 @@ class VolumePair(NamedTuple):
         name: of the fixed file or folder, without suffix.
         volumes: fixed, moving and, if there is one, label, in their own units.
         levels: the same roles, (S, H, W) in [0, 1].
+        window: center and width, in the moving volume's units, of moving and label.
     """
 
     name: str
     volumes: dict[str, Volume]
     levels: dict[str, np.ndarray]
+    window: tuple[float, float]
 
     def off_grid(self) -> dict[str, float]:
         """How far, in mm, moving and label lie from the fixed volume by their affines, where it is over `NEAR`."""
@@ -137,7 +139,7 @@ def read_volumes(
     name = Path(fixed).name
     for suffix in (*NIFTI_SUFFIXES, DICOM_SUFFIX):
         name = name[: -len(suffix)] if name.lower().endswith(suffix) else name
-    return VolumePair(name, volumes, levels)
+    return VolumePair(name, volumes, levels, center_width)
 
 
 def _text(shape: tuple[int, ...]) -> str:
