@@ -1,5 +1,6 @@
 """data/make_csv.py: tables are complete, split by patient and repeatable; bad tables give one clear line."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -83,6 +84,18 @@ class TestMakeTable:
             assert table["modality"].value_counts().to_dict() == {"CT": 20, "PET": 15, "SPECT": 6}
             assert (table.groupby("group")["split"].nunique() == 1).all()
             assert (table.groupby("modality")["split"].nunique() == 2).all()
+
+    def test_all_is_all_that_is_there(self, root, tmp_path):
+        shutil.rmtree(root / "PET-MRI")
+        assert make_table(root, "all")["modality"].value_counts().to_dict() == {"CT": 20, "SPECT": 6}
+        # What is wanted by name, or begun, must be there.
+        message_of(lambda: make_table(root, "PET"), "PET-MRI", "nothing there")
+        shutil.rmtree(root / "SPECT-MRI/MRI")
+        message_of(lambda: make_table(root, "all"), str(Path("SPECT-MRI/MRI")), "nothing there")
+        for place, words in ((root / "CT-MRI", "none of them; for .*MRI give one --modality"),
+                             (root / "CT-MRI/CT", "none of them$"), (tmp_path / "none", "nothing there$")):
+            message = message_of(lambda place=place: make_table(place, "all"), "CT-MRI, PET-MRI, SPECT-MRI")
+            assert re.match(f"{re.escape(str(place))}: expected .* found {words}", message), message
 
     def test_seed_decides(self, root):
         tables = [make_table(root, "CT", seed=seed) for seed in (0, 0, *range(1, 9))]
