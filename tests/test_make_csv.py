@@ -219,6 +219,25 @@ class TestReadTable:
         (tmp_path / "t.csv").write_text(text, encoding="utf-8")
         assert read_table(tmp_path / "t.csv", root)["moving"].tolist() == ["CT-MRI/CT/2001.png"]
 
+    def test_spaces_and_capitals_are_no_matter(self, root, table_file):
+        header = "Fixed , MOVING,Modality,note "
+        path = table_file("CT-MRI/MRI/2001.png,CT-MRI/CT/2001.png,ct,as it is ", header=header)
+        table = read_table(path, root, modality="CT")
+        assert list(table.columns) == ["fixed", "moving", "modality", "note ", "name"]
+        assert table["moving"].tolist() == ["CT-MRI/CT/2001.png"] and table["modality"].tolist() == ["CT"]
+        path = table_file("CT-MRI/MRI/2001.png,CT-MRI/CT/2001.png,", header="fixed,moving,Moving")
+        message_of(lambda: read_table(path, root), "each column once", "moving twice")
+
+    @pytest.mark.parametrize(("header", "found"), [
+        ("fixed;moving", "fixed;moving; is it separated by semicolons?"),
+        ("fixed\tmoving", "fixed\tmoving; is it separated by tabs?"),
+        ("# pairs of 2024", "# pairs of 2024"),
+    ])
+    def test_a_header_that_is_none_is_shown(self, root, table_file, header, found):
+        path = table_file("fixed,moving", "CT-MRI/MRI/2001.png,CT-MRI/CT/2001.png", header=header)
+        message = message_of(lambda: read_table(path, root), "columns fixed, moving in line 1, separated by commas")
+        assert message.endswith(f"found no fixed, moving among {found}")
+
     def test_a_patient_called_NA_is_no_empty_cell(self, root, table_file):
         path = table_file("CT-MRI/MRI/2001.png,CT-MRI/CT/2001.png,CT,NA,train")
         assert read_table(path, root)["group"].tolist() == ["NA"]
@@ -235,7 +254,7 @@ class TestReadTable:
         ("CT-MRI/MRI,CT-MRI/CT/2002.png,CT,2,train", ("line 3", "a file")),
         ("../root/CT-MRI/MRI/2002.png,CT-MRI/CT/2002.png,CT,2,train", ("inside the root in line 3",)),
         ("CT-MRI/../../root/CT-MRI/MRI/2002.png,CT-MRI/CT/2002.png,CT,2,train", ("inside the root in line 3",)),
-        ("/etc/hostname,CT-MRI/CT/2002.png,CT,2,train", ("inside the root in line 3",)),
+        ("/etc/hostname,CT-MRI/CT/2002.png,CT,2,train", ("inside the root in line 3, relative to it (--root DIR)",)),
         (r"..\x.png,CT-MRI/CT/2002.png,CT,2,train", ("inside the root in line 3",)),
         (r"C:\x.png,CT-MRI/CT/2002.png,CT,2,train", ("inside the root in line 3",)),
         ("a\0b.png,CT-MRI/CT/2002.png,CT,2,train", ("line 3",)),
