@@ -15,6 +15,7 @@ import argparse
 import os
 import re
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -187,13 +188,19 @@ def _given_split(part: pd.DataFrame, path: Path) -> list[str]:
     for line, (split, name) in given[["split", "name"]].iterrows():
         if split not in SPLITS:
             raise DataError.at(path, f"one of {', '.join(SPLITS)} as split in line {line}", repr(split))
-        if splits.setdefault(Path(name).stem, split) != split:
-            raise DataError.at(path, "one split a name", f"{name} in {splits[Path(name).stem]} and {split}")
-    stems = [Path(fixed).stem for fixed in part["fixed"]]
+        stem = _stem(name)
+        if splits.setdefault(stem, split) != split:
+            raise DataError.at(path, "one split a name", f"{name} in {splits[stem]} and {split}")
+    stems = [_stem(fixed) for fixed in part["fixed"]]
     missing = [stem for stem in stems if stem not in splits]
     if missing:
         raise DataError.at(path, "a row for each pair", f"none for {len(missing)}, such as {missing[0]}")
     return [splits[stem] for stem in stems]
+
+
+def _stem(path: str) -> str:
+    """In one form of Unicode, as in `pair_files`: macOS takes accents apart."""
+    return unicodedata.normalize("NFC", Path(path).stem)
 
 
 def add_group_pattern(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:

@@ -124,6 +124,11 @@ class TestMakeTable:
         assert make_table(root, "CT", split_csv="split.csv")["split"].tolist() == wanted
         assert make_table(root, "CT", split_csv=root / "CT-MRI/split.csv")["split"].tolist() == wanted
 
+    def test_a_given_split_in_another_form_of_unicode(self, tmp_path):
+        add_pairs(tmp_path, "CT", ["cafe\u0301001"])
+        (tmp_path / "CT-MRI/split.csv").write_text("split,name\nval,caf\u00e9001.png\n", encoding="utf-8")
+        assert find_table(tmp_path, "CT")["split"].tolist() == ["val"]
+
     def test_names_without_a_patient_in_them(self, root, tmp_path):
         for role in ("MRI", "CT"):
             folder = tmp_path / "CT-MRI" / role
