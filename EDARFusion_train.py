@@ -96,7 +96,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
                        help="of the registration's deeper channels that a step leaves out (default: %(default)s)")
     model.add_argument("--averaging", type=share, default=0.998,
                        help="decay of the mean weights (default: %(default)s)")
-    model.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    model.add_argument("--seed", type=natural, default=0, help="default: %(default)s")
     model.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
     model.add_argument("--amp", action="store_true", help="bfloat16 where it is safe")
     options = parser.parse_args(arguments)
@@ -135,6 +135,8 @@ def build_datasets(options: argparse.Namespace) -> tuple[PairDataset, PairDatase
     """Pairs to train on, as many of each modality, and to validate on."""
     table = load_table(options)
     if options.overfit:
+        if options.overfit > len(table):
+            raise DataError.at(options.csv or options.root[0], f"{options.overfit} pairs to overfit", f"{len(table)}")
         # In turn from each modality.
         few = table.iloc[table.groupby("modality").cumcount().argsort(kind="stable")[: options.overfit]]
         pairs = PairDataset(few, ".", seed=VAL_SEED)

@@ -26,7 +26,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.table import MODALITIES, SPLITS, DataError, read_csv, read_table
-from utils.arguments import print_anywhere
+from utils.arguments import natural, print_anywhere
 from utils.files import FileError, write_bytes
 from utils.image_io import pair_files
 
@@ -216,7 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--modality", choices=(*MODALITIES, "all"), required=True)
     parser.add_argument("--output", type=Path, help="file to write (default: MODALITY.csv here)")
     parser.add_argument("--ratio", type=float, default=0.8, help="share of slices for training (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the split (default: %(default)s)")
+    parser.add_argument("--seed", type=natural, default=0, help="of the split (default: %(default)s)")
     add_group_pattern(parser)
     parser.add_argument("--split-csv", metavar="FILE",
                         help="take the split from this file (columns split, name), in the modality's folder or a path")

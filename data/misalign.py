@@ -28,7 +28,7 @@ from data.deformation import BENCHMARK, DeformationRange, random_flow
 from data.make_csv import add_group_pattern, find_table
 from data.table import FILES, MODALITIES, SPLITS, DataError
 from utils.apply_flow import apply_flow
-from utils.arguments import print_anywhere, side
+from utils.arguments import natural, print_anywhere, side
 from utils.files import FileError, write_bytes
 from utils.flow_io import save_flow
 from utils.image_io import read_image, write_image
@@ -159,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--csv", metavar="FILE", help="table of pairs (python -m data.make_csv)")
     add_group_pattern(parser)
     parser.add_argument("--split", choices=SPLITS, default="val", help="which of its rows (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=VAL_SEED, help="default: that of the project's validation")
+    parser.add_argument("--seed", type=natural, default=VAL_SEED, help="default: that of the project's validation")
     kind = parser.add_argument_group("deformation, px of images of 256 px (default: the field's benchmark)")
     kind.add_argument("--amplitude", type=float, metavar="PX", default=BENCHMARK.amplitude[0],
                       help="standard deviation of a component of the smooth field (default: %(default)s)")

@@ -175,7 +175,7 @@ def test_a_table_must_say_the_modality(root, tmp_path, capsys):
 @pytest.mark.parametrize(
     "option",
     ["--amplitude -1", "--sigma 0", "--rotation nan", "--rotation -60", "--rotation 180", "--translation inf",
-     "--size 9 99"],
+     "--size 9 99", "--seed -1"],
 )  # fmt: skip
 def test_numbers_out_of_range_are_refused(tmp_path, capsys, option):
     with pytest.raises(SystemExit, match="2"):

@@ -117,6 +117,8 @@ def test_overfitting_trains_and_validates_on_the_same_unvaried_pairs(root):
     assert sorted(train.modalities) == [0, 1, 2]
     four, _ = datasets(root, options=("--overfit", "4"))
     assert sorted(four.modalities) == [0, 0, 1, 2] and len(names(four)) == 4
+    with pytest.raises(DataError, match="one: expected 100 pairs to overfit, found 10$"):
+        datasets(root, options=("--overfit", "100"))
 
 
 # --- options and run folders --------------------------------------------------------------------------------
@@ -137,6 +139,7 @@ def status(monkeypatch: pytest.MonkeyPatch, line: list[str]) -> int:
         ((), "either --epochs or --minutes"),
         (("--epochs", "1", "--minutes", "1"), "either --epochs or --minutes"),
         (("--epochs", "1", "--batch-size", "0"), "--batch-size: expected a number from 1, found 0"),
+        (("--epochs", "1", "--seed", "-1"), "--seed: expected a number from 0, found -1"),
         (("--epochs", "1", "--lr", "0"), "--lr: expected a number above 0, found 0"),
         (("--minutes", "nan"), "--minutes: expected a number above 0, found nan"),
         (("--epochs", "1", "--averaging", "2"), "--averaging: expected a share from 0 to 1, found 2"),
