@@ -18,12 +18,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import EDARFusion_train as script
-from data.dataset import VAL_SEED, Pair, PairDataset
+from data.dataset import VAL_SEED, Pair, PairDataset, seeded
 from data.table import DataError
 from models.edarfusion import EDARFusion
 from tests.kill_training import command, sample_table
 from utils.arguments import DEFAULT_CHECKPOINT
 from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from utils.image_io import write_image
 from utils.training_state import pack_state, unpack_state
 
 
@@ -196,6 +197,49 @@ def test_runs_without_a_folder_are_numbered(tmp_path, monkeypatch):
     folders = [script.new_run_folder(modality) for modality in ("CT", "CT", "all")]
     assert [str(folder) for folder in folders] == [str(Path("runs", name)) for name in ("CT-001", "CT-002", "all-001")]
     assert all(folder.is_dir() for folder in folders)
+
+
+@pytest.fixture
+def image_folder(tmp_path) -> Path:
+    """Three pairs of CT to train on and one to validate on, images of 64 px."""
+    root = aligned_pairs(tmp_path / "images", CT="tttv")
+    for path in root.rglob("*.png"):
+        write_image(path, torch.rand(64, 64, generator=seeded(0, int(path.stem[2]))).numpy())
+    return root
+
+
+@pytest.mark.parametrize("kind", ["truncated", "wrong size", "no network", "no device", "no pairs"])
+def test_a_start_that_fails_says_why_at_once_and_leaves_no_folder(
+    image_folder, tmp_path, monkeypatch, capsys, kind
+):
+    # The only validation pair: without the check a run would come to it after its first epochs.
+    path = image_folder / "CT-MRI/CT/CT3001.png"
+    options = {"no network": ["--init", "nowhere"], "no pairs": ["--overfit", "5"]}.get(kind, [])
+    words = {"truncated": f"{path}: expected a complete image", "no network": "nowhere: expected a checkpoint",
+             "wrong size": f"{path}: expected the size of", "no device": "device: expected one that is here",
+             "no pairs": "expected 5 pairs to overfit, found 4"}[kind]  # fmt: skip
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-2000])
+    elif kind == "wrong size":
+        write_image(path, torch.zeros(64, 72).numpy())
+    elif kind == "no device":
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    line = ["--root", str(image_folder), "--preset", "tiny", "--epochs", "1", "--device",
+            "cuda" if kind == "no device" else "cpu"]  # fmt: skip
+    assert status(monkeypatch, [*line, *options]) == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]
+    assert not Path("runs").exists()
+
+
+def test_a_run_whose_folder_cannot_be_written_to_ends_before_its_first_step(
+    image_folder, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(script, "registration_loss", None)
+    line = ["--root", str(image_folder), "--preset", "tiny", "--epochs", "1", "--device", "cpu"]
+    assert status(monkeypatch, [*line, "--output", str(tmp_path / "file/run")]) == 2
+    assert "options.json: expected a place to write to" in capsys.readouterr().err.splitlines()[-1]
 
 
 # --- schedule, clock, score ---------------------------------------------------------------------------------
