@@ -495,6 +495,7 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
             epoch, rest = divmod(record["step"], epoch_steps)
             if rest:
                 if main and time.monotonic() - saved > 60 * options.save_minutes:
+                    record["seconds"] = clock.read()
                     save("last", pack_state(model, optimizer))
                     saved = time.monotonic()
                     clock.skip()

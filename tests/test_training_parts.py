@@ -394,6 +394,27 @@ def test_a_run_of_some_minutes_ends_by_itself_and_is_validated_then(train_here, 
     assert "finished" in capsys.readouterr().out
 
 
+def test_steps_count_as_training_time_and_saving_does_not(train_here, monkeypatch):
+    now = 0.0
+
+    def taking(seconds: float, function: Callable) -> Callable:
+        def slow(*arguments, **options):
+            nonlocal now
+            now += seconds
+            return function(*arguments, **options)
+
+        return slow
+
+    clock = SimpleNamespace(perf_counter=lambda: now, monotonic=lambda: now)
+    monkeypatch.setattr(script, "time", clock)
+    monkeypatch.setattr(script, "registration_loss", taking(10, script.registration_loss))
+    monkeypatch.setattr(script, "save_checkpoint", taking(1000, script.save_checkpoint))
+    monkeypatch.setattr(script, "check", taking(500, script.check))
+    # After each of the first two steps it saves within the epoch.
+    last = train_here("--overfit", "3", "--epochs", "1", "--save-minutes", "0.1", "--stage", "registration")
+    assert last.training["seconds"] == 30
+
+
 def test_bfloat16_serves_the_registration_alone(train_here, monkeypatch):
     seen = {"register": set(), "fuse": set()}
 
