@@ -437,7 +437,10 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
         )  # fmt: skip
 
     def keep_if_best(row: dict[str, float]) -> None:
-        if record["best"] is None or row["score"] < record["best"]:
+        if math.isnan(row["score"]):
+            tqdm.write(f"step {row['step']}: the score is not a number, so this is not kept as best.safetensors")
+        # A best that is not a number, of a run by an older version, must not stay.
+        elif record["best"] is None or math.isnan(record["best"]) or row["score"] < record["best"]:
             record["best"] = row["score"]
             save("best")
 
@@ -549,6 +552,10 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
         board.close()
         where = f"broken off; go on with --resume {folder}" if stopping else f"finished: {folder / 'last.safetensors'}"
         print(f"{where} ({record['step']} steps, {record['seconds'] / 60:.1f} minutes)")
+        # A stage that made steps has a row, that of an epoch's end or of its own.
+        trained = {row["stage"] for row in record["history"]}
+        if not stopping and (idle := [stage for stage in plan if stage not in trained]):
+            print(f"no step was left for {' and '.join(idle)}, still as the run began; a longer run trains all stages")
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()

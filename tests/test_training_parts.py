@@ -326,6 +326,26 @@ def test_the_best_checkpoint_is_that_of_the_least_score(train_here, validated, t
     assert last.metrics["score"] == 2 and last.training["step"] == 3
 
 
+def test_a_score_that_is_no_number_is_never_the_best(train_here, validated, tmp_path, capsys):
+    validated({"epe": math.nan}, {"epe": 2.0}, {"epe": math.nan}, {"epe": 1.0})
+    train_here("--overfit", "1", "--epochs", "4", "--val-every", "1", "--stage", "registration")
+    best = load_checkpoint(tmp_path / "run" / "best.safetensors")
+    assert best.metrics["score"] == 1 and best.training["step"] == 4
+    told = [line for line in capsys.readouterr().out.splitlines() if "the score is not a number" in line]
+    assert [line.split(":")[0] for line in told] == ["step 1", "step 3"]
+
+
+def test_a_stage_without_a_step_is_named(train_here, validated, tmp_path, capsys):
+    validated({"epe": 1.0}, {"epe": 1.0, "qabf": 0.5})
+    train_here("--overfit", "1", "--epochs", "2", "--val-every", "9", "--fusion-share", "0.5")
+    assert "no step" not in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "run")
+    validated({"epe": 1.0})
+    train_here("--overfit", "1", "--epochs", "1", "--val-every", "9")
+    *_, finished, last = capsys.readouterr().out.splitlines()
+    assert finished.startswith("finished") and last.startswith("no step was left for fusion, ")
+
+
 def test_the_fusion_begins_anew_on_the_mean_of_the_registration(train_here, validated, tmp_path):
     asked = validated({"epe": 0.2}, {"epe": 0.1}, {"epe": 0.1, "qabf": 0.4}, {"epe": 0.1, "qabf": 0.3})
     last = train_here("--overfit", "1", "--epochs", "4", "--val-every", "1", "--fusion-share", "0.5", "--lr", "1e-3")
