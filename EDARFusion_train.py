@@ -96,7 +96,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
                        help="of the registration's deeper channels that a step leaves out (default: %(default)s)")
     model.add_argument("--averaging", type=share, default=0.998,
                        help="decay of the mean weights (default: %(default)s)")
-    model.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    model.add_argument("--seed", type=natural, default=0, help="default: %(default)s")
     model.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
     model.add_argument("--amp", action="store_true", help="bfloat16 where it is safe")
     options = parser.parse_args(arguments)
@@ -135,6 +135,8 @@ def build_datasets(options: argparse.Namespace) -> tuple[PairDataset, PairDatase
     """Pairs to train on, as many of each modality, and to validate on."""
     table = load_table(options)
     if options.overfit:
+        if options.overfit > len(table):
+            raise DataError.at(options.csv or options.root[0], f"{options.overfit} pairs to overfit", f"{len(table)}")
         # In turn from each modality.
         few = table.iloc[table.groupby("modality").cumcount().argsort(kind="stable")[: options.overfit]]
         pairs = PairDataset(few, ".", seed=VAL_SEED)
@@ -277,15 +279,18 @@ def initial_network(options: argparse.Namespace) -> EDARFusion:
     return network
 
 
-def open_run(options: argparse.Namespace) -> tuple[argparse.Namespace, Path, Checkpoint | None]:
-    """Run folder and, for --resume, the run's own options and its last checkpoint."""
-    if not options.resume:
-        folder = Path(options.output) if options.output else new_run_folder(options.modality)
-        if (folder / "last.safetensors").exists():
-            raise FileError.at(folder, "a folder without a run in it", "one; --resume goes on with it")
-        # Also shows at once whether the folder can be written to.
-        write_bytes(folder / "options.json", json.dumps(vars(options), indent=2).encode())
-        return options, folder, None
+def begin_run(options: argparse.Namespace) -> Path:
+    """Make the folder of a new run, with its options in it."""
+    folder = Path(options.output) if options.output else new_run_folder(options.modality)
+    if (folder / "last.safetensors").exists():
+        raise FileError.at(folder, "a folder without a run in it", "one; --resume goes on with it")
+    # Also shows before the first step whether the folder can be written to.
+    write_bytes(folder / "options.json", json.dumps(vars(options), indent=2).encode())
+    return folder
+
+
+def open_run(options: argparse.Namespace) -> tuple[argparse.Namespace, Path, Checkpoint]:
+    """The options, the folder and the last checkpoint of the run to --resume."""
     folder = Path(options.resume)
     checkpoint = load_checkpoint(folder / "last.safetensors")
     if not checkpoint.state:
@@ -334,11 +339,16 @@ def score(metrics: dict[str, float], stage: str) -> float:
     return 1 - sum(metrics[f"qabf_{kind}"] for kind in kinds) / len(kinds)
 
 
-def join_processes(name: str, world: int) -> torch.device:
-    """This process's device called `name`; several processes become one group."""
+def own_device(name: str, world: int) -> torch.device:
+    """The device called `name` that this one of several processes computes on."""
     device = choose_device(name, int(os.environ.get("LOCAL_RANK", 0)))
     if world > 1 and device.type == "mps":
         raise ValueError("device: expected cpu or cuda for several processes, found mps (--device cpu)")
+    return device
+
+
+def join_processes(device: torch.device, world: int) -> None:
+    """Several processes become one group."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world > 1:
@@ -346,7 +356,6 @@ def join_processes(name: str, world: int) -> torch.device:
         # Windows has no NCCL.
         backend, own = ("nccl", device) if device.type == "cuda" and dist.is_nccl_available() else ("gloo", None)
         dist.init_process_group(backend, timeout=timedelta(hours=2), device_id=own)
-    return device
 
 
 def begin_stage(
@@ -371,18 +380,11 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
     together = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     main = rank == 0
     folder = resumed = None
-    if main or options.resume:
+    if options.resume:
         options, folder, resumed = open_run(options)
-    device = join_processes(options.device, world)
+    device = own_device(options.device, world)
     torch.manual_seed(options.seed)
-    # An accelerator has no deterministic form of some operators: there it would only cost time.
-    torch.use_deterministic_algorithms(device.type == "cpu", warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
     train_pairs, val_pairs = build_datasets(options)
-    amp = torch.autocast(device.type, torch.bfloat16) if options.amp else nullcontext()
-    if main:
-        print(f"{len(train_pairs)} pairs an epoch, {len(val_pairs)} to validate on; {device}")
-
     plan = stages(options)
     if resumed:
         start, record = resumed.model, resumed.training
@@ -390,6 +392,19 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
         start = initial_network(options)
         record = {"options": vars(options), "processes": world, "stage": next(iter(plan))}
         record |= {"step": 0, "stage_step": 0, "seconds": 0.0, "best": None, "sums": {}, "history": []}
+    if main:
+        for pairs in (train_pairs, val_pairs):
+            pairs.check()
+        if not resumed:
+            # Last of what may fail, so that no folder is left of a run that does not begin.
+            folder = begin_run(options)
+        modalities = ", ".join(MODALITIES[index] for index in sorted(set(train_pairs.modalities)))
+        print(f"{len(train_pairs)} pairs an epoch ({modalities}), {len(val_pairs)} to validate on; {device}")
+    join_processes(device, world)
+    # An accelerator has no deterministic form of some operators: there it would only cost time.
+    torch.use_deterministic_algorithms(device.type == "cpu", warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    amp = torch.autocast(device.type, torch.bfloat16) if options.amp else nullcontext()
     # Two copies: one is trained, the other is the running mean of its weights, which is validated and kept.
     model = copy.deepcopy(start).to(device).train()
     averaged = AveragedModel(start.to(device), multi_avg_fn=running_mean(options.averaging)).eval()
@@ -422,7 +437,10 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
         )  # fmt: skip
 
     def keep_if_best(row: dict[str, float]) -> None:
-        if record["best"] is None or row["score"] < record["best"]:
+        if math.isnan(row["score"]):
+            tqdm.write(f"step {row['step']}: the score is not a number, so this is not kept as best.safetensors")
+        # A best that is not a number, of a run by an older version, must not stay.
+        elif record["best"] is None or math.isnan(record["best"]) or row["score"] < record["best"]:
             record["best"] = row["score"]
             save("best")
 
@@ -480,6 +498,7 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
             epoch, rest = divmod(record["step"], epoch_steps)
             if rest:
                 if main and time.monotonic() - saved > 60 * options.save_minutes:
+                    record["seconds"] = clock.read()
                     save("last", pack_state(model, optimizer))
                     saved = time.monotonic()
                     clock.skip()
@@ -533,6 +552,10 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
         board.close()
         where = f"broken off; go on with --resume {folder}" if stopping else f"finished: {folder / 'last.safetensors'}"
         print(f"{where} ({record['step']} steps, {record['seconds'] / 60:.1f} minutes)")
+        # A stage that made steps has a row, that of an epoch's end or of its own.
+        trained = {row["stage"] for row in record["history"]}
+        if not stopping and (idle := [stage for stage in plan if stage not in trained]):
+            print(f"no step was left for {' and '.join(idle)}, still as the run began; a longer run trains all stages")
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
+from tqdm import tqdm
 
 from data.deformation import BENCHMARK, WIDE, DeformationRange, random_field, random_flow
 from data.table import MODALITIES, DataError
@@ -206,7 +207,7 @@ class PairDataset(Dataset[Pair]):
         wide: share of the training pairs that are drawn from `WIDE` instead of `BENCHMARK`.
 
     Raises:
-        FileError: on access, for images that cannot be read or differ in size within a pair.
+        FileError: on access and by `check`, for images that cannot be read or differ in size within a pair.
         DataError: for an empty table.
     """
 
@@ -241,6 +242,19 @@ class PairDataset(Dataset[Pair]):
             pair = torch.stack([torch.from_numpy(images[role]) for role in paths])
             self._cache[key] = (letterbox(pair, self.size) * 255).round().byte()
         return self._cache[key][None].float() / 255
+
+    def __getstate__(self) -> dict[str, object]:
+        # Loading processes that do not share this one's memory read what they need faster than it reaches them.
+        return self.__dict__ | {"_cache": {}}
+
+    def check(self) -> None:
+        """Read all images now, so that one that cannot be used is not found only when its turn comes.
+
+        Raises:
+            FileError: as `images`.
+        """
+        for row in tqdm(range(len(self)), desc="reading", unit="pair", disable=None, leave=False):
+            self.images(row)
 
     def __getitem__(self, draw: int) -> Pair:
         row = draw % len(self)

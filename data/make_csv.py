@@ -15,6 +15,7 @@ import argparse
 import os
 import re
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.table import MODALITIES, SPLITS, DataError, read_csv, read_table
-from utils.arguments import print_anywhere
+from utils.arguments import natural, print_anywhere
 from utils.files import FileError, write_bytes
 from utils.image_io import pair_files
 
@@ -47,7 +48,7 @@ def make_table(
 
     Args:
         root: folder of aligned pairs, see the module's description.
-        modality: CT, PET, SPECT or all.
+        modality: CT, PET, SPECT or all, which is those of the folders CT-MRI, PET-MRI and SPECT-MRI that are there.
         ratio: share of each modality's slices that goes to ``train``, 0 to 1; met only about, as patients stay whole.
         seed: of the draw; the same folder, ratio and seed give the same table on every machine.
         group_pattern: regular expression that a whole stem must match for the split to be drawn; its first group, or
@@ -75,7 +76,7 @@ def make_table(
         raise DataError(f"group pattern: expected a regular expression, found {group_pattern!r} ({error})") from error
     root = Path(root)
     rows = []
-    for name in MODALITIES if modality == "all" else (modality,):
+    for name in _modalities_in(root) if modality == "all" else (modality,):
         folder = root / f"{name}-MRI"
         if modality != "all" and not folder.is_dir() and (root / "MRI").is_dir():
             folder = root
@@ -144,6 +145,17 @@ def find_table(
     return table
 
 
+def _modalities_in(root: Path) -> list[str]:
+    """Those that have a folder below the root, whatever is in it."""
+    found = [name for name in MODALITIES if (root / f"{name}-MRI").exists()]
+    if not found:
+        expected = f"one or more of the folders {', '.join(f'{name}-MRI' for name in MODALITIES)}"
+        there = "none of them" if root.is_dir() else "nothing there"
+        single = f"; for {root / 'MRI'} give one --modality" if (root / "MRI").is_dir() else ""
+        raise DataError.at(root, expected, there + single)
+    return found
+
+
 def _draw_split(table: pd.DataFrame, ratio: float, seed: int) -> list[str]:
     """Train or val for each row: patients in random order go to val as long as that brings it nearer its share."""
     split: dict[str, str] = {}
@@ -176,13 +188,19 @@ def _given_split(part: pd.DataFrame, path: Path) -> list[str]:
     for line, (split, name) in given[["split", "name"]].iterrows():
         if split not in SPLITS:
             raise DataError.at(path, f"one of {', '.join(SPLITS)} as split in line {line}", repr(split))
-        if splits.setdefault(Path(name).stem, split) != split:
-            raise DataError.at(path, "one split a name", f"{name} in {splits[Path(name).stem]} and {split}")
-    stems = [Path(fixed).stem for fixed in part["fixed"]]
+        stem = _stem(name)
+        if splits.setdefault(stem, split) != split:
+            raise DataError.at(path, "one split a name", f"{name} in {splits[stem]} and {split}")
+    stems = [_stem(fixed) for fixed in part["fixed"]]
     missing = [stem for stem in stems if stem not in splits]
     if missing:
         raise DataError.at(path, "a row for each pair", f"none for {len(missing)}, such as {missing[0]}")
     return [splits[stem] for stem in stems]
+
+
+def _stem(path: str) -> str:
+    """In one form of Unicode, as in `pair_files`: macOS takes accents apart."""
+    return unicodedata.normalize("NFC", Path(path).stem)
 
 
 def add_group_pattern(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -194,11 +212,11 @@ def add_group_pattern(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
 def main(arguments: list[str] | None = None) -> int:
     print_anywhere()
     parser = argparse.ArgumentParser(description="Make a CSV table of aligned pairs, split by patient.")
-    parser.add_argument("--root", type=Path, required=True, help="folder with CT-MRI, PET-MRI, SPECT-MRI in it")
+    parser.add_argument("--root", type=Path, required=True, help="folder with CT-MRI, PET-MRI or SPECT-MRI in it")
     parser.add_argument("--modality", choices=(*MODALITIES, "all"), required=True)
     parser.add_argument("--output", type=Path, help="file to write (default: MODALITY.csv here)")
     parser.add_argument("--ratio", type=float, default=0.8, help="share of slices for training (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the split (default: %(default)s)")
+    parser.add_argument("--seed", type=natural, default=0, help="of the split (default: %(default)s)")
     add_group_pattern(parser)
     parser.add_argument("--split-csv", metavar="FILE",
                         help="take the split from this file (columns split, name), in the modality's folder or a path")

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from data.deformation import BENCHMARK, DeformationRange, random_flow
 from data.misalign import write_misaligned
-from utils.arguments import SAMPLE_ROOT, print_anywhere
+from utils.arguments import SAMPLE_ROOT, natural, print_anywhere
 from utils.files import FileError, write_bytes
 from utils.image_io import write_image
 from utils.warp import resize_flow
@@ -299,7 +299,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Make the embedded sample of simulated pairs again.")
     parser.add_argument("--output", type=Path, default=SAMPLE_ROOT, help="folder to write to (default: %(default)s)")
     parser.add_argument("--training", type=int, metavar="N", help="make N aligned pairs a modality to train on instead")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s, the seed of the embedded sample")
+    parser.add_argument("--seed", type=natural, default=0, help="default: %(default)s, the seed of the embedded sample")
     options = parser.parse_args(arguments)
     if options.training is not None and (options.training < 1 or options.output == SAMPLE_ROOT):
         parser.error("--training: expected a number from 1 up and an --output of its own")

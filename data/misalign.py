@@ -26,14 +26,47 @@ from tqdm import tqdm
 from data.dataset import VAL_SEED, seeded
 from data.deformation import BENCHMARK, DeformationRange, random_flow
 from data.make_csv import add_group_pattern, find_table
-from data.table import FILES, MODALITIES, SPLITS
+from data.table import FILES, MODALITIES, SPLITS, DataError
 from utils.apply_flow import apply_flow
-from utils.arguments import print_anywhere, side
+from utils.arguments import natural, print_anywhere, side
 from utils.files import FileError, write_bytes
 from utils.flow_io import save_flow
 from utils.image_io import read_image, write_image
+from utils.maps import jacobian_determinant
 from utils.pairs import read_pair
-from utils.warp import invert, resize_flow
+from utils.warp import compose, invert, resize_flow
+
+TRUE_WITHIN = 0.25
+"""How far a deformation and its inverse in a row may leave any place from where it was, px of images of 256 px."""
+MAX_ROTATION = 60
+"""Degrees at which a turn moves its neighbours apart as far as they are apart, so that `invert` finds no way back."""
+
+
+def true_flow(pair: str | os.PathLike, deformation: Tensor) -> Tensor:
+    """The displacement field that undoes a deformation.
+
+    Args:
+        pair: whose it is, for the message.
+        deformation: (1, 2, H / 4, W / 4), px of that grid.
+
+    Returns:
+        (1, 2, H / 4, W / 4), px of that grid, true to `TRUE_WITHIN`.
+
+    Raises:
+        DataError: there is no such field, as the deformation folds, or it is not found, as it turns too far.
+    """
+    found = "one that folds"
+    if (jacobian_determinant(deformation) > 0).all():
+        unit = sum(deformation.shape[2:]) / 512
+        # Strong ones take longer; the others keep the inverse that training and validation have.
+        for iterations in (8, 100):
+            flow = invert(deformation, iterations)
+            error = (compose(deformation, flow).norm(dim=1).max() / unit).item()
+            if error <= TRUE_WITHIN:
+                return flow
+        found = f"one that leaves {error:.1f} px"
+    expected = f"a deformation that can be undone to {TRUE_WITHIN} px (lower --rotation or --amplitude, higher --sigma)"
+    raise DataError.at(pair, expected, found)
 
 
 def write_misaligned(
@@ -52,15 +85,17 @@ def write_misaligned(
         The files by `data.make_csv.FILES`.
 
     Raises:
+        DataError: the deformation cannot be undone; nothing of the pair is written.
         FileError: a file cannot be written.
     """
+    flow = true_flow(folder / name, deformation)
     files = {role: folder / role / f"{name}{'.npy' if role == 'flow' else '.png'}" for role in FILES}
     write_image(files["fixed"], fixed)
     write_image(files["label"], label)
     # The moving image is made from the label as stored, so that rounding is no part of the misalignment.
     stored = read_image(files["label"], color=label.ndim == 3)
     write_image(files["moving"], apply_flow(stored, resize_flow(deformation, label.shape[:2])[0].numpy()))
-    save_flow(files["flow"], invert(deformation)[0].numpy())
+    save_flow(files["flow"], flow[0].numpy())
     return files
 
 
@@ -87,6 +122,7 @@ def misalign(
         What ``pairs.csv`` in `output` says: columns fixed, moving, label, flow, modality.
 
     Raises:
+        DataError: a deformation cannot be undone, so that there is no true flow.
         FileError: a file cannot be read or written, or sizes differ within a pair.
     """
     rows = []
@@ -123,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--csv", metavar="FILE", help="table of pairs (python -m data.make_csv)")
     add_group_pattern(parser)
     parser.add_argument("--split", choices=SPLITS, default="val", help="which of its rows (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=VAL_SEED, help="default: that of the project's validation")
+    parser.add_argument("--seed", type=natural, default=VAL_SEED, help="default: that of the project's validation")
     kind = parser.add_argument_group("deformation, px of images of 256 px (default: the field's benchmark)")
     kind.add_argument("--amplitude", type=float, metavar="PX", default=BENCHMARK.amplitude[0],
                       help="standard deviation of a component of the smooth field (default: %(default)s)")
@@ -131,12 +167,15 @@ def main(arguments: list[str] | None = None) -> int:
                       help="its smoothness, the blur of the noise it is made of (default: %(default)s)")
     kind.add_argument("--translation", type=float, metavar="PX", default=BENCHMARK.translation,
                       help="largest shift along each axis (default: %(default)s)")
-    kind.add_argument("--rotation", type=float, metavar="DEG", default=0.0, help="of every pair (default: 0)")
+    kind.add_argument("--rotation", type=float, metavar="DEG", default=0.0,
+                      help=f"of every pair, below {MAX_ROTATION} either way (default: 0)")
     kind.add_argument("--size", type=side, nargs=2, metavar=("H", "W"), help="bring the images to this size first")
     options = parser.parse_args(arguments)
-    for name, low in (("amplitude", 0), ("sigma", 4), ("translation", 0), ("rotation", -180)):
+    for name, low in (("amplitude", 0), ("sigma", 4), ("translation", 0)):
         if not low <= getattr(options, name) < math.inf:
             parser.error(f"--{name}: expected a number from {low}, found {getattr(options, name):g}")
+    if not abs(options.rotation) < MAX_ROTATION:
+        parser.error(f"--rotation: expected less than {MAX_ROTATION} degrees, found {options.rotation:g}")
     ranges = replace(BENCHMARK, amplitude=(options.amplitude,) * 2, sigma=(options.sigma,) * 2,
                      translation=options.translation, rotation=(options.rotation,) * 2)
     try:

@@ -2,11 +2,13 @@
 
 A table is a CSV file with a row a pair and the columns ``fixed, moving`` (paths relative to a root folder) and, where
 there is something to say, ``name, label, flow, modality, group`` (the patient) and ``split`` (train, val or test).
+Capitals make no difference in the names of columns and modalities.
 """
 
 import os
 import re
 import warnings
+from collections.abc import Iterable
 from pathlib import Path, PureWindowsPath
 
 import pandas as pd
@@ -17,6 +19,11 @@ MODALITIES = ("CT", "PET", "SPECT")
 SPLITS = ("train", "val", "test")
 FILES = ("fixed", "moving", "label", "flow")
 """Columns of a table that name files; the last two are optional."""
+
+COLUMNS = ("name", *FILES, "modality", "group", "split")
+"""All columns that mean something here; others are left as they are."""
+
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 class DataError(FileError):
@@ -47,7 +54,9 @@ def read_table(
             leaves the root or leads to no file. The message names the file and, where there is one, the line.
     """
     table = read_csv(csv, ("fixed", "moving"))
-    known = [c for c in ("name", *FILES, "modality", "group", "split") if c in table]
+    known = [c for c in COLUMNS if c in table]
+    if "modality" in table:
+        table["modality"] = [value.upper() if value.upper() in MODALITIES else value for value in table["modality"]]
     for column, allowed in (("modality", MODALITIES), ("split", SPLITS)):
         for line, value in table.get(column, pd.Series(dtype=str)).items():
             if value and value not in allowed:
@@ -87,21 +96,25 @@ def read_csv(path: str | os.PathLike, needed: tuple[str, ...]) -> pd.DataFrame:
     """Strings throughout, indexed by the line in the file (as long as no cell spans lines), columns checked."""
     if not os.path.isfile(path):
         raise DataError.at(path, "a CSV file", "a folder" if os.path.isdir(path) else "nothing there")
+    form = {"dtype": str, "keep_default_na": False, "index_col": False, "encoding": "utf-8-sig",
+            "skipinitialspace": True, "skip_blank_lines": False}  # fmt: skip
     try:
+        # The header first: where it is none, what pandas says of the rows below it is beside the point.
+        columns = _columns(path, pd.read_csv(path, nrows=0, **form).columns, needed)
         with warnings.catch_warnings():
             # With index_col=False cells beyond the header's would be dropped with no more than a warning.
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig",
-                                skipinitialspace=True, skip_blank_lines=False)
+            table = pd.read_csv(path, **form)
+    except DataError:
+        raise
     except pd.errors.EmptyDataError as error:
         raise DataError.at(path, f"a CSV file with columns {', '.join(needed)}", "an empty file") from error
-    except (OSError, ValueError, pd.errors.ParserWarning) as error:
+    except pd.errors.ParserWarning as error:
+        raise DataError.at(path, f"a CSV file with {len(columns)} cells a row, as in line 1", "more") from error
+    except (OSError, ValueError) as error:
         # pandas' ParserError and UnicodeDecodeError are both ValueErrors.
         raise DataError.at(path, "a CSV file (UTF-8, commas)", str(error)) from error
-    missing = [column for column in needed if column not in table]
-    if missing:
-        found = ", ".join(map(str, table.columns))
-        raise DataError.at(path, f"columns {', '.join(needed)}", f"no {', '.join(missing)} among {found}")
+    table.columns = columns
     table = table.fillna("")
     table.index += 2
     table = table[(table != "").any(axis=1)]
@@ -110,10 +123,26 @@ def read_csv(path: str | os.PathLike, needed: tuple[str, ...]) -> pd.DataFrame:
     return table
 
 
+def _columns(path: str | os.PathLike, header: Iterable[str], needed: tuple[str, ...]) -> list[str]:
+    """The names in a header, those in `COLUMNS` without spaces and capitals, checked to have what is needed."""
+    plain = {name: str(name).strip().lower() for name in header}
+    columns = [plain[name] if plain[name] in COLUMNS else name for name in plain]
+    missing = [column for column in needed if column not in columns]
+    if missing:
+        text = ", ".join(map(str, columns))
+        hint = next((f"; is it separated by {kind}?" for sign, kind in _SEPARATORS.items() if sign in text), "")
+        expected = f"columns {', '.join(needed)} in line 1, separated by commas"
+        raise DataError.at(path, expected, f"no {', '.join(missing)} among {text}{hint}")
+    twice = [column for column in COLUMNS if columns.count(column) > 1]
+    if twice:
+        raise DataError.at(path, "each column once in line 1", f"{twice[0]} twice")
+    return columns
+
+
 def _check_path(csv: str | os.PathLike, line: int, value: str, root: str | os.PathLike) -> None:
     # Read as a Windows path both kinds of slash separate and drive letters count, whatever the machine.
     path = PureWindowsPath(value)
     if path.anchor or ".." in path.parts:
-        raise DataError.at(csv, f"paths inside the root in line {line}", repr(value))
+        raise DataError.at(csv, f"a path inside the root in line {line}, relative to it (--root DIR)", repr(value))
     if not os.path.isfile(os.path.join(root, value)):
         raise DataError.at(csv, f"a file in line {line}", f"nothing at {os.path.join(root, value)!r}")

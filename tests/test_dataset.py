@@ -1,5 +1,6 @@
 """data/dataset.py: the same pairs whatever the workers, a flow that is the truth, images that move together."""
 
+import pickle
 from itertools import islice
 from pathlib import Path
 
@@ -311,6 +312,20 @@ def test_bad_images_are_named(tmp_path):
     for draw, words in ((0, "m.png: expected the size of"), (1, "broken.png"), (2, "missing.png.*nothing there")):
         with pytest.raises(ImageError, match=words):
             pairs[draw]
+
+
+def test_images_checked_are_kept_but_do_not_travel_to_other_processes(tmp_path):
+    for role in ("MRI", "CT"):
+        write_image(tmp_path / role / "a001.png", np.full((64, 64), 0.5, np.float32))
+    rows = [{"fixed": "MRI/a001.png", "moving": "CT/a001.png", "modality": "CT"}]
+    pairs = PairDataset(pd.DataFrame(rows), tmp_path, size=64)
+    pairs.check()
+    copied = pickle.loads(pickle.dumps(pairs))
+    (tmp_path / "MRI/a001.png").unlink()
+    assert pairs.images(0).shape == (1, 2, 64, 64)
+    for dataset in (copied, PairDataset(pd.DataFrame(rows), tmp_path)):
+        with pytest.raises(ImageError, match="a001.png: expected an image file, found nothing there"):
+            dataset.check()
 
 
 def test_sampler_shows_each_row_once_an_epoch():

@@ -2,6 +2,7 @@
 
 import os
 import struct
+import sys
 import zlib
 from contextlib import nullcontext
 from pathlib import Path
@@ -328,6 +329,15 @@ class TestFolders:
             {"name": "2", "fixed": tmp_path / "mri/2.png", "moving": tmp_path / "ct/2.tif", "label": None},
             {"name": "10", "fixed": tmp_path / "mri/10.png", "moving": tmp_path / "ct/10.png", "label": None},
         ]
+
+    @pytest.mark.skipif(sys.platform == "darwin", reason="macOS takes both forms for one file")
+    def test_forms_of_unicode_are_no_matter_but_must_not_meet(self, tmp_path):
+        composed, apart = "caf\u00e9.png", "cafe\u0301.png"
+        self.make(tmp_path, mri=[composed], ct=[apart], both=[composed, apart])
+        (pair,) = pair_files(fixed=tmp_path / "mri", moving=tmp_path / "ct")
+        assert pair == {"name": "caf\u00e9", "fixed": tmp_path / "mri" / composed, "moving": tmp_path / "ct" / apart}
+        with pytest.raises(ImageError, match="both: expected one image a name, found .* in two forms of Unicode"):
+            pair_files(fixed=tmp_path / "mri", moving=tmp_path / "both")
 
     def test_unpaired_either_way(self, tmp_path):
         self.make(tmp_path, mri=["1.png", "2.png"], ct=["1.png"])

@@ -1,5 +1,6 @@
 """data/make_csv.py: tables are complete, split by patient and repeatable; bad tables give one clear line."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,18 @@ class TestMakeTable:
             assert (table.groupby("group")["split"].nunique() == 1).all()
             assert (table.groupby("modality")["split"].nunique() == 2).all()
 
+    def test_all_is_all_that_is_there(self, root, tmp_path):
+        shutil.rmtree(root / "PET-MRI")
+        assert make_table(root, "all")["modality"].value_counts().to_dict() == {"CT": 20, "SPECT": 6}
+        # What is wanted by name, or begun, must be there.
+        message_of(lambda: make_table(root, "PET"), "PET-MRI", "nothing there")
+        shutil.rmtree(root / "SPECT-MRI/MRI")
+        message_of(lambda: make_table(root, "all"), str(Path("SPECT-MRI/MRI")), "nothing there")
+        for place, words in ((root / "CT-MRI", "none of them; for .*MRI give one --modality"),
+                             (root / "CT-MRI/CT", "none of them$"), (tmp_path / "none", "nothing there$")):
+            message = message_of(lambda place=place: make_table(place, "all"), "CT-MRI, PET-MRI, SPECT-MRI")
+            assert re.match(f"{re.escape(str(place))}: expected .* found {words}", message), message
+
     def test_seed_decides(self, root):
         tables = [make_table(root, "CT", seed=seed) for seed in (0, 0, *range(1, 9))]
         assert tables[0].equals(tables[1])
@@ -110,6 +123,11 @@ class TestMakeTable:
         wanted = ["train", "val"] * 10
         assert make_table(root, "CT", split_csv="split.csv")["split"].tolist() == wanted
         assert make_table(root, "CT", split_csv=root / "CT-MRI/split.csv")["split"].tolist() == wanted
+
+    def test_a_given_split_in_another_form_of_unicode(self, tmp_path):
+        add_pairs(tmp_path, "CT", ["cafe\u0301001"])
+        (tmp_path / "CT-MRI/split.csv").write_text("split,name\nval,caf\u00e9001.png\n", encoding="utf-8")
+        assert find_table(tmp_path, "CT")["split"].tolist() == ["val"]
 
     def test_names_without_a_patient_in_them(self, root, tmp_path):
         for role in ("MRI", "CT"):
@@ -206,6 +224,25 @@ class TestReadTable:
         (tmp_path / "t.csv").write_text(text, encoding="utf-8")
         assert read_table(tmp_path / "t.csv", root)["moving"].tolist() == ["CT-MRI/CT/2001.png"]
 
+    def test_spaces_and_capitals_are_no_matter(self, root, table_file):
+        header = "Fixed , MOVING,Modality,note "
+        path = table_file("CT-MRI/MRI/2001.png,CT-MRI/CT/2001.png,ct,as it is ", header=header)
+        table = read_table(path, root, modality="CT")
+        assert list(table.columns) == ["fixed", "moving", "modality", "note ", "name"]
+        assert table["moving"].tolist() == ["CT-MRI/CT/2001.png"] and table["modality"].tolist() == ["CT"]
+        path = table_file("CT-MRI/MRI/2001.png,CT-MRI/CT/2001.png,", header="fixed,moving,Moving")
+        message_of(lambda: read_table(path, root), "each column once", "moving twice")
+
+    @pytest.mark.parametrize(("header", "found"), [
+        ("fixed;moving", "fixed;moving; is it separated by semicolons?"),
+        ("fixed\tmoving", "fixed\tmoving; is it separated by tabs?"),
+        ("# pairs of 2024", "# pairs of 2024"),
+    ])
+    def test_a_header_that_is_none_is_shown(self, root, table_file, header, found):
+        path = table_file("fixed,moving", "CT-MRI/MRI/2001.png,CT-MRI/CT/2001.png", header=header)
+        message = message_of(lambda: read_table(path, root), "columns fixed, moving in line 1, separated by commas")
+        assert message.endswith(f"found no fixed, moving among {found}")
+
     def test_a_patient_called_NA_is_no_empty_cell(self, root, table_file):
         path = table_file("CT-MRI/MRI/2001.png,CT-MRI/CT/2001.png,CT,NA,train")
         assert read_table(path, root)["group"].tolist() == ["NA"]
@@ -222,7 +259,7 @@ class TestReadTable:
         ("CT-MRI/MRI,CT-MRI/CT/2002.png,CT,2,train", ("line 3", "a file")),
         ("../root/CT-MRI/MRI/2002.png,CT-MRI/CT/2002.png,CT,2,train", ("inside the root in line 3",)),
         ("CT-MRI/../../root/CT-MRI/MRI/2002.png,CT-MRI/CT/2002.png,CT,2,train", ("inside the root in line 3",)),
-        ("/etc/hostname,CT-MRI/CT/2002.png,CT,2,train", ("inside the root in line 3",)),
+        ("/etc/hostname,CT-MRI/CT/2002.png,CT,2,train", ("inside the root in line 3, relative to it (--root DIR)",)),
         (r"..\x.png,CT-MRI/CT/2002.png,CT,2,train", ("inside the root in line 3",)),
         (r"C:\x.png,CT-MRI/CT/2002.png,CT,2,train", ("inside the root in line 3",)),
         ("a\0b.png,CT-MRI/CT/2002.png,CT,2,train", ("line 3",)),

@@ -1,6 +1,7 @@
 """data/misalign.py: a benchmark whose truth is true, the same every time, and that of the project's validation."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,12 @@ import torch
 from data.dataset import VAL_SEED, PairDataset
 from data.deformation import DeformationRange, random_flow
 from data.make_csv import find_table
-from data.misalign import main, misalign
+from data.misalign import main, misalign, true_flow
 from data.table import MODALITIES, read_table
 from utils.apply_flow import apply_flow
 from utils.flow_io import load_flow
 from utils.image_io import read_image, write_image
-from utils.warp import resize_flow
+from utils.warp import compose, resize_flow
 
 SAMPLE = Path(__file__).parents[1] / "data/sample"
 
@@ -124,6 +125,32 @@ def test_larger_and_smoother_deformations_are_so(root, tmp_path):
     assert strength["smooth"][1] < 0.6 * strength["usual"][1]
 
 
+@pytest.mark.parametrize(("amplitude", "sigma", "rotation"), [(0, 16, 50), (4.43, 16, 0), (4.43, 28, -30)])
+def test_the_truth_of_strong_deformations_is_true_as_well(amplitude, sigma, rotation):
+    ranges = DeformationRange((amplitude,) * 2, (sigma,) * 2, translation=2.56, rotation=(rotation,) * 2)
+    for number in range(20):
+        deformation = random_flow((256, 200), ranges, torch.Generator().manual_seed(number))
+        flow = true_flow("a001", deformation)
+        # A point of the grid for 4 px.
+        assert 4 * compose(deformation, flow)[..., 4:-4, 4:-4].norm(dim=1).max() < 0.25
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ("--rotation 58", r"one that leaves [0-9]{2}\.[0-9] px"),
+        ("--amplitude 12", "one that folds"),
+        ("--sigma 4", "one that folds"),
+    ],
+)
+def test_a_deformation_without_an_inverse_is_refused(root, tmp_path, capsys, options, found):
+    output = tmp_path / "bench"
+    assert main(["--root", str(root), "--output", str(output), "--modality", "CT", *options.split()]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(rf"CT.simulated_090: expected .*{options.split()[0]}.*, found {found}$", line), line
+    assert not output.exists()
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -146,8 +173,10 @@ def test_a_table_must_say_the_modality(root, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "option", ["--amplitude -1", "--sigma 0", "--rotation nan", "--translation inf", "--size 9 99"]
-)
+    "option",
+    ["--amplitude -1", "--sigma 0", "--rotation nan", "--rotation -60", "--rotation 180", "--translation inf",
+     "--size 9 99", "--seed -1"],
+)  # fmt: skip
 def test_numbers_out_of_range_are_refused(tmp_path, capsys, option):
     with pytest.raises(SystemExit, match="2"):
         main(["--root", ".", "--output", str(tmp_path), *option.split()])

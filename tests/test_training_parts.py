@@ -18,12 +18,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import EDARFusion_train as script
-from data.dataset import VAL_SEED, Pair, PairDataset
+from data.dataset import VAL_SEED, Pair, PairDataset, seeded
 from data.table import DataError
 from models.edarfusion import EDARFusion
 from tests.kill_training import command, sample_table
 from utils.arguments import DEFAULT_CHECKPOINT
 from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from utils.image_io import write_image
 from utils.training_state import pack_state, unpack_state
 
 
@@ -117,6 +118,8 @@ def test_overfitting_trains_and_validates_on_the_same_unvaried_pairs(root):
     assert sorted(train.modalities) == [0, 1, 2]
     four, _ = datasets(root, options=("--overfit", "4"))
     assert sorted(four.modalities) == [0, 0, 1, 2] and len(names(four)) == 4
+    with pytest.raises(DataError, match="one: expected 100 pairs to overfit, found 10$"):
+        datasets(root, options=("--overfit", "100"))
 
 
 # --- options and run folders --------------------------------------------------------------------------------
@@ -137,6 +140,7 @@ def status(monkeypatch: pytest.MonkeyPatch, line: list[str]) -> int:
         ((), "either --epochs or --minutes"),
         (("--epochs", "1", "--minutes", "1"), "either --epochs or --minutes"),
         (("--epochs", "1", "--batch-size", "0"), "--batch-size: expected a number from 1, found 0"),
+        (("--epochs", "1", "--seed", "-1"), "--seed: expected a number from 0, found -1"),
         (("--epochs", "1", "--lr", "0"), "--lr: expected a number above 0, found 0"),
         (("--minutes", "nan"), "--minutes: expected a number above 0, found nan"),
         (("--epochs", "1", "--averaging", "2"), "--averaging: expected a share from 0 to 1, found 2"),
@@ -193,6 +197,49 @@ def test_runs_without_a_folder_are_numbered(tmp_path, monkeypatch):
     folders = [script.new_run_folder(modality) for modality in ("CT", "CT", "all")]
     assert [str(folder) for folder in folders] == [str(Path("runs", name)) for name in ("CT-001", "CT-002", "all-001")]
     assert all(folder.is_dir() for folder in folders)
+
+
+@pytest.fixture
+def image_folder(tmp_path) -> Path:
+    """Three pairs of CT to train on and one to validate on, images of 64 px."""
+    root = aligned_pairs(tmp_path / "images", CT="tttv")
+    for path in root.rglob("*.png"):
+        write_image(path, torch.rand(64, 64, generator=seeded(0, int(path.stem[2]))).numpy())
+    return root
+
+
+@pytest.mark.parametrize("kind", ["truncated", "wrong size", "no network", "no device", "no pairs"])
+def test_a_start_that_fails_says_why_at_once_and_leaves_no_folder(
+    image_folder, tmp_path, monkeypatch, capsys, kind
+):
+    # The only validation pair: without the check a run would come to it after its first epochs.
+    path = image_folder / "CT-MRI/CT/CT3001.png"
+    options = {"no network": ["--init", "nowhere"], "no pairs": ["--overfit", "5"]}.get(kind, [])
+    words = {"truncated": f"{path}: expected a complete image", "no network": "nowhere: expected a checkpoint",
+             "wrong size": f"{path}: expected the size of", "no device": "device: expected one that is here",
+             "no pairs": "expected 5 pairs to overfit, found 4"}[kind]  # fmt: skip
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-2000])
+    elif kind == "wrong size":
+        write_image(path, torch.zeros(64, 72).numpy())
+    elif kind == "no device":
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    line = ["--root", str(image_folder), "--preset", "tiny", "--epochs", "1", "--device",
+            "cuda" if kind == "no device" else "cpu"]  # fmt: skip
+    assert status(monkeypatch, [*line, *options]) == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]
+    assert not Path("runs").exists()
+
+
+def test_a_run_whose_folder_cannot_be_written_to_ends_before_its_first_step(
+    image_folder, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(script, "registration_loss", None)
+    line = ["--root", str(image_folder), "--preset", "tiny", "--epochs", "1", "--device", "cpu"]
+    assert status(monkeypatch, [*line, "--output", str(tmp_path / "file/run")]) == 2
+    assert "options.json: expected a place to write to" in capsys.readouterr().err.splitlines()[-1]
 
 
 # --- schedule, clock, score ---------------------------------------------------------------------------------
@@ -279,6 +326,26 @@ def test_the_best_checkpoint_is_that_of_the_least_score(train_here, validated, t
     assert last.metrics["score"] == 2 and last.training["step"] == 3
 
 
+def test_a_score_that_is_no_number_is_never_the_best(train_here, validated, tmp_path, capsys):
+    validated({"epe": math.nan}, {"epe": 2.0}, {"epe": math.nan}, {"epe": 1.0})
+    train_here("--overfit", "1", "--epochs", "4", "--val-every", "1", "--stage", "registration")
+    best = load_checkpoint(tmp_path / "run" / "best.safetensors")
+    assert best.metrics["score"] == 1 and best.training["step"] == 4
+    told = [line for line in capsys.readouterr().out.splitlines() if "the score is not a number" in line]
+    assert [line.split(":")[0] for line in told] == ["step 1", "step 3"]
+
+
+def test_a_stage_without_a_step_is_named(train_here, validated, tmp_path, capsys):
+    validated({"epe": 1.0}, {"epe": 1.0, "qabf": 0.5})
+    train_here("--overfit", "1", "--epochs", "2", "--val-every", "9", "--fusion-share", "0.5")
+    assert "no step" not in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "run")
+    validated({"epe": 1.0})
+    train_here("--overfit", "1", "--epochs", "1", "--val-every", "9")
+    *_, finished, last = capsys.readouterr().out.splitlines()
+    assert finished.startswith("finished") and last.startswith("no step was left for fusion, ")
+
+
 def test_the_fusion_begins_anew_on_the_mean_of_the_registration(train_here, validated, tmp_path):
     asked = validated({"epe": 0.2}, {"epe": 0.1}, {"epe": 0.1, "qabf": 0.4}, {"epe": 0.1, "qabf": 0.3})
     last = train_here("--overfit", "1", "--epochs", "4", "--val-every", "1", "--fusion-share", "0.5", "--lr", "1e-3")
@@ -345,6 +412,27 @@ def test_a_run_of_some_minutes_ends_by_itself_and_is_validated_then(train_here, 
     assert (rest["epoch"], rest["step"], rest["minutes"]) == (2, 4, 1) and math.isfinite(rest["score"])
     assert last.metrics["score"] == rest["score"]
     assert "finished" in capsys.readouterr().out
+
+
+def test_steps_count_as_training_time_and_saving_does_not(train_here, monkeypatch):
+    now = 0.0
+
+    def taking(seconds: float, function: Callable) -> Callable:
+        def slow(*arguments, **options):
+            nonlocal now
+            now += seconds
+            return function(*arguments, **options)
+
+        return slow
+
+    clock = SimpleNamespace(perf_counter=lambda: now, monotonic=lambda: now)
+    monkeypatch.setattr(script, "time", clock)
+    monkeypatch.setattr(script, "registration_loss", taking(10, script.registration_loss))
+    monkeypatch.setattr(script, "save_checkpoint", taking(1000, script.save_checkpoint))
+    monkeypatch.setattr(script, "check", taking(500, script.check))
+    # After each of the first two steps it saves within the epoch.
+    last = train_here("--overfit", "3", "--epochs", "1", "--save-minutes", "0.1", "--stage", "registration")
+    assert last.training["seconds"] == 30
 
 
 def test_bfloat16_serves_the_registration_alone(train_here, monkeypatch):

@@ -1,5 +1,6 @@
 """utils/validation.py: each figure by hand or as utils.metrics has it, of the pair that it is said to be of."""
 
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -89,3 +90,6 @@ def test_summary_gives_the_means_of_each_modality_and_the_share_of_pairs_improve
     assert summary(table) == {
         "epe_CT": 2.0, "epe_PET": 1.5, "zero_CT": 2.5, "zero_PET": 2.0, "better_CT": 0.5, "better_PET": 1.0,
     }  # fmt: skip
+    table.loc[2, "epe"] = math.nan
+    means = summary(table)
+    assert math.isnan(means["epe_CT"]) and (means["epe_PET"], means["zero_CT"]) == (1.5, 2.5)

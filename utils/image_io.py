@@ -7,6 +7,7 @@ file is reported as an :class:`ImageError`: one line that names the file, what w
 import io
 import os
 import re
+import unicodedata
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -121,7 +122,7 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
 
 
 def pair_files(*, left_out: list[str] | None = None, **folders: str | os.PathLike | None) -> list[dict]:
-    """Pair the images of several folders by stem.
+    """Pair the images of several folders by stem, in whatever form of Unicode: macOS takes accents apart.
 
     Args:
         left_out: where stems that are lacking somewhere are named, a line for each folder, instead of an error.
@@ -130,8 +131,8 @@ def pair_files(*, left_out: list[str] | None = None, **folders: str | os.PathLik
             of a folder, these files are the one pair, whatever their names.
 
     Returns:
-        A dict for each pair in natural order: ``name`` (the stem; for single files the first one's) and each role's
-        Path, None where the role is None.
+        A dict for each pair in natural order: ``name`` (the stem, NFC; for single files the first one's) and each
+        role's Path, None where the role is None.
 
     Raises:
         ImageError: a folder is missing, empty or ambiguous, or a stem of one folder is lacking in another.
@@ -145,7 +146,11 @@ def pair_files(*, left_out: list[str] | None = None, **folders: str | os.PathLik
             raise ImageError.at(path, f"the folder of {role} images", "nothing there")
     if all(path.is_file() for path in given.values()):
         return [{"name": next(iter(given.values())).stem, **given, **absent}]
-    images = {role: {path.stem: path for path in list_images(folder)} for role, folder in given.items()}
+    images: dict[str, dict[str, Path]] = {role: {} for role in given}
+    for role, folder in given.items():
+        for path in list_images(folder):
+            if images[role].setdefault(unicodedata.normalize("NFC", path.stem), path) is not path:
+                raise ImageError.at(folder, "one image a name", f"{path.name} twice, in two forms of Unicode")
     first, *others = images
     for other in others:
         for here, there in ((first, other), (other, first)):

@@ -57,8 +57,12 @@ def validate(
 
 
 def by_modality(scores: pd.DataFrame) -> pd.DataFrame:
-    """Means of what `validate` returns, a row a modality, with the share of pairs improved as `better`."""
-    return scores.assign(better=(scores["epe"] < scores["zero"]).astype(float)).groupby("modality").mean()
+    """Means of what `validate` returns, a row a modality, with the share of pairs improved as `better`.
+
+    A figure that is not a number makes its mean none, so that a network that fails on some pairs is not taken for good.
+    """
+    better = (scores["epe"] < scores["zero"]).astype(float)
+    return scores.assign(better=better).groupby("modality").agg(lambda values: values.mean(skipna=False))
 
 
 def summary(scores: pd.DataFrame) -> dict[str, float]:
