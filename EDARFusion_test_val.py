@@ -39,12 +39,10 @@ from utils.image_io import MIN_SIDE, read_image
 from utils.interruption import stop_on_signal
 from utils.pairs import (
     check_inputs_stay,
-    counted,
     folder_pairs,
     has_16_bits,
     has_color,
     is_blank,
-    listed,
     read_pair,
     sample_pairs,
     table_pairs,
@@ -53,6 +51,7 @@ from utils.report import DOUBTFUL, METRICS
 from utils.results import ResultFolder
 from utils.volume_io import check_no_volumes, is_volume
 from utils.volume_pair import VolumePair, read_volumes
+from utils.wording import counted, listed
 
 PROGRAM = "EDARFusion_test_val"
 SUMMARY = ("rmse", "ssim", "ncc", "epe", "disagreement", "qabf", "qvif", "qcv", "folding", "seconds")

@@ -19,8 +19,9 @@ from utils.arguments import print_anywhere
 from utils.files import FileError
 from utils.flow_io import load_flow
 from utils.image_io import list_images, read_image, write_image
-from utils.pairs import check_inputs_stay, counted, listed
+from utils.pairs import check_inputs_stay
 from utils.warp import warp
+from utils.wording import counted, listed
 
 
 def apply_flow(image: np.ndarray, flow: np.ndarray) -> np.ndarray:

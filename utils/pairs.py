@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,16 +114,6 @@ def read_pair(pair: Mapping, modality: str) -> SourceImages:
     images = SourceImages(fixed, moving, label)
     check_same_size(images._asdict(), pair)
     return images
-
-
-def counted(number: int, what: str) -> str:
-    """A number with its noun, singular or plural."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first names of a list that may be long."""
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def has_color(image: np.ndarray) -> bool:

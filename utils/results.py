@@ -13,10 +13,11 @@ import pandas as pd
 from utils.files import FileError, write_bytes
 from utils.flow_io import save_flow
 from utils.image_io import read_image, write_image
-from utils.pairs import counted, fingerprint, read_pair
+from utils.pairs import fingerprint, read_pair
 from utils.report import PairImages, write_report
 from utils.scoring import with_mean
 from utils.visualize import MAPS, figure_pair, figure_strip, save_figure, save_map
+from utils.wording import counted
 
 FUSION_METRICS = ("qabf", "qcv", "qvif", "qs", "qssim", "qcb", "qy", "mi", "en", "sd", "sf", "ag")
 REGISTRATION_METRICS = ("rmse", "ssim", "ncc", "rmse_before", "ssim_before", "ncc_before")
