@@ -1,0 +1,13 @@
+"""Numbers and lists in messages."""
+
+from collections.abc import Sequence
+
+
+def counted(number: int, what: str) -> str:
+    """A number with its noun, singular or plural."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names of a list that may be long."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
