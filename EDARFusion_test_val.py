@@ -35,6 +35,7 @@ from utils.cores import available_cores
 from utils.evaluation import Job, evaluate, scoring_pool
 from utils.files import FileError
 from utils.flow_io import load_flow
+from utils.head import head_length
 from utils.image_io import MIN_SIDE, read_image
 from utils.interruption import stop_on_signal
 from utils.pairs import (
@@ -147,8 +148,11 @@ def find_pairs(options: argparse.Namespace, left_out: list[str]) -> dict[str, li
 
 
 def check_pairs(pairs: list[dict], modality: str, keep_going: bool) -> tuple[list[dict], list[str]]:
-    """The pairs that can be read, and what is wrong with the others; without `keep_going` the first one raises."""
-    good, bad, brightest = [], [], {"fixed": {}, "moving": {}, "label": {}}
+    """The pairs that can be read, and what is wrong with the others; without `keep_going` the first one raises.
+
+    Each pair is told how long the longest head of its modality in frames of its size is, `longest`.
+    """
+    good, bad, brightest, longest = [], [], {"fixed": {}, "moving": {}, "label": {}}, {}
     blank = grey_labels = 0
     # Quick enough to leave no trace in a log: None shows the bar on a terminal only.
     for pair in tqdm(pairs, desc=f"checking {modality}", unit="pair", leave=False, disable=RANK > 0 or None):
@@ -163,7 +167,9 @@ def check_pairs(pairs: list[dict], modality: str, keep_going: bool) -> tuple[lis
                 raise
             bad.append(str(error))
             continue
-        good.append(pair)
+        frame = images.fixed.shape
+        longest[frame] = max(longest.get(frame, 0.0), head_length(images.fixed, pair.get("aspect", 1.0)))
+        good.append(pair | {"frame": frame})
         for role, image in images._asdict().items():
             if image is not None:
                 brightest[role][pair[role]] = image.max()
@@ -176,7 +182,7 @@ def check_pairs(pairs: list[dict], modality: str, keep_going: bool) -> tuple[lis
     if grey_labels:
         say(f"{modality}: expected labels in colour for moving images in colour, found grey ones for {grey_labels} of "
             f"{len(good)} pairs; luma is compared with another rendering, so that rmse, ssim and ncc say little")
-    return good, bad
+    return [pair | {"longest": longest[pair["frame"]]} for pair in good], bad
 
 
 def say_what_is_dark(modality: str, role: str, brightest: dict[Path, float]) -> None:
@@ -357,7 +363,8 @@ def fuse_and_score(
             if stop.is_set():
                 return
             images = read_pair(pair, folder.modality)
-            result, scores = fuse(images.fixed, images.moving, pair.get("aspect", 1.0)), {}
+            result = fuse(images.fixed, images.moving, aspect=pair.get("aspect", 1.0), longest=pair["longest"])
+            scores = {}
             if pair["flow"]:
                 true_flow = load_flow(pair["flow"], images.fixed.shape)
                 scores = endpoint_scores(result.flow, true_flow, read_image(pair["label"]))

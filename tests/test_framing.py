@@ -2,21 +2,27 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from tests.tensors import constant_flow
 from utils.framing import SIDE, USUAL, choose_view
+from utils.head import head_box, head_length
 from utils.warp import warp
 
 
-def head(frame: tuple[int, int], height: float, width: float, middle: tuple[float, float] | None = None) -> Tensor:
+def head(frame: tuple[int, int], height: float, width: float, middle: tuple[float, float] | None = None) -> np.ndarray:
     """A bright ellipse of so many px in a black frame."""
     y, x = (torch.arange(side) + 0.5 for side in frame)
     top, left = middle or (frame[0] / 2, frame[1] / 2)
     inside = ((y[:, None] - top) / height * 2) ** 2 + ((x - left) / width * 2) ** 2 < 1
-    return 0.6 * inside.float()[None, None]
+    return 0.6 * inside.float().numpy()
+
+
+def tensor(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(image)[None, None]
 
 
 def extent(image: Tensor) -> tuple[int, int]:
@@ -33,10 +39,10 @@ def test_frames_of_the_kind_that_was_trained_are_taken_as_they_are(frame):
 @pytest.mark.parametrize("frame", [(256, 256), (512, 512), (384, 384), (400, 560), (90, 90)])
 @pytest.mark.parametrize("middle", [(0.5, 0.5), (0.3, 0.72)])
 def test_a_small_head_is_brought_to_its_usual_size(frame, middle):
-    side = 0.4 * min(frame)
+    side = 0.38 * min(frame)
     image = head(frame, side, 0.8 * side, (middle[0] * frame[0], middle[1] * frame[1]))
     view = choose_view(image)
-    shown = view.show(image)
+    shown = view.show(tensor(image))
     assert shown.shape == (1, 1, *view.size) and abs(sum(view.size) / 2 - SIDE) <= 8
     height, width = extent(shown)
     # Tissue is looked for on a grid of 64 places.
@@ -54,14 +60,14 @@ def test_pixels_become_square():
     image = head((128, 256), 0.85 * 128, 0.85 * 256)
     view = choose_view(image, aspect=2.0)
     assert view[:4] == (0, 0, 128, 256) and view.size == (SIDE, SIDE)
-    height, width = extent(view.show(image))
+    height, width = extent(view.show(tensor(image)))
     assert abs(height - width) <= 4
     assert choose_view(head((256, 256), 215, 215), aspect=1.0) is None
 
 
 def test_an_image_without_tissue_is_shown_whole():
-    black = torch.zeros(1, 1, 300, 360)
-    assert choose_view(black)[:4] == (0, 0, 300, 360) and choose_view(torch.zeros(1, 1, 256, 256)) is None
+    black = np.zeros((300, 360), np.float32)
+    assert choose_view(black)[:4] == (0, 0, 300, 360) and choose_view(np.zeros((256, 256), np.float32)) is None
 
 
 def test_a_flow_found_in_a_view_is_of_the_frame():
@@ -70,10 +76,32 @@ def test_a_flow_found_in_a_view_is_of_the_frame():
     view = choose_view(image)
     assert view.height < 200 and view.width < 200
     factor = view.size[0] / view.height, view.size[1] / view.width
-    moved = warp(image, constant_flow(-6.0, 4.0, frame))
+    moved = warp(tensor(image), constant_flow(-6.0, 4.0, frame))
     flow = view.enlarge(constant_flow(6.0 * factor[1], -4.0 * factor[0], view.size), frame)
     torch.testing.assert_close(flow, constant_flow(6.0, -4.0, frame))
     # Shown and then warped is warped and then shown.
     seen = warp(view.show(moved), constant_flow(6.0 * factor[1], -4.0 * factor[0], view.size))
-    assert (seen - view.show(image)).abs().mean() < 0.002
-    assert math.isclose((warp(moved, flow) - image).abs().max().item(), 0, abs_tol=1e-3)
+    assert (seen - view.show(tensor(image))).abs().mean() < 0.002
+    assert math.isclose((warp(moved, flow) - tensor(image)).abs().max().item(), 0, abs_tol=1e-3)
+
+
+def test_the_top_of_a_head_is_shown_at_the_scale_of_its_whole():
+    top, whole = head((256, 256), 80, 70), head((256, 256), 210, 170)
+    assert choose_view(top) is not None
+    assert choose_view(top, longest=head_length(whole)) is None
+    # In an odd frame the whole decides as well: both are shown in one size.
+    top, whole = head((384, 384), 80, 70, (150, 200)), head((384, 384), 210, 170)
+    views = [choose_view(image, longest=head_length(whole)) for image in (top, whole)]
+    assert views[0].size == views[1].size and views[0].height == views[1].height < 300
+
+
+def test_a_head_is_one_across_what_shows_dark_in_it_and_nothing_else():
+    image = head((256, 256), 200, 160)
+    image[100:118] = 0  # a gap of 18 px
+    image[2:10, 2:10] = 1  # a mark in the corner
+    (top, bottom), (left, right) = head_box(image)
+    assert (top, bottom) == pytest.approx((28 / 256, 228 / 256), abs=0.02)
+    assert (left, right) == pytest.approx((48 / 256, 208 / 256), abs=0.02)
+    assert head_length(image) == pytest.approx(200 / 256, abs=0.04)
+    assert head_length(image[::2], aspect=2.0) == pytest.approx(200 / 256, abs=0.04)
+    assert head_box(np.zeros((256, 256), np.float32)) is None and head_length(np.zeros((99, 99), np.float32)) == 0

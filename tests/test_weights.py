@@ -162,7 +162,7 @@ def test_neither_frame_nor_shape_of_pixels_decides_how_much_is_aligned(fuse, sam
                 for role in ("fixed", "moving", "label")
             )
             true_flow = of_flow(torch.from_numpy(load_flow(pair["flow"], (256, 256)))[None])[0].numpy()
-            errors.append(endpoint_scores(fuse(fixed, moving, aspect).flow, true_flow, label))
+            errors.append(endpoint_scores(fuse(fixed, moving, aspect=aspect).flow, true_flow, label))
     left = pd.DataFrame(errors).sum()
     usual = sample.query("modality != 'SPECT'")[["epe", "epe_before"]].sum()
     assert left["epe"] / left["epe_before"] < usual["epe"] / usual["epe_before"] + 0.06

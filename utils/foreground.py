@@ -3,8 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-TISSUE = 0.08
-"""Mean intensity above which a block of pixels counts as tissue."""
+from utils.head import TISSUE
 
 
 def channel_means(values: Tensor, mask: Tensor) -> Tensor:

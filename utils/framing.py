@@ -10,18 +10,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch.nn.functional as F
-from scipy import ndimage
 from torch import Tensor
 
-from utils.foreground import TISSUE
+from utils.head import head_box, head_length
 from utils.image_io import MIN_SIDE
 from utils.warp import resize_flow
 
 SIDE = 256
 """Mean side of what is shown, px."""
 
-SMALL = 0.6
-"""Share of the frame's mean side below which a head's longer side is brought to `USUAL`: not so 97 % of the atlas."""
+SMALL = 0.5
+"""Length of a head, as of `utils.head.head_length`, below which it is brought to `USUAL`: not so 99 % of the atlas."""
 
 SMALL_ELSEWHERE = 0.8
 """The same in frames of a size that the network does not know: there nothing speaks for the head to stand as usual."""
@@ -38,7 +37,6 @@ SQUARE = 1.03
 STEP = 8
 """Sides shown are multiples of it, px."""
 
-_GRID = 64  # places along each side where tissue is looked for
 
 
 class View(NamedTuple):
@@ -75,37 +73,29 @@ class View(NamedTuple):
         return F.pad(resize_flow(flow, (self.height, self.width)), beside, mode="replicate")
 
 
-def choose_view(fixed: Tensor, aspect: float = 1.0) -> View | None:
+def choose_view(fixed: np.ndarray, aspect: float = 1.0, longest: float | None = None) -> View | None:
     """How a pair is to be shown, by its fixed image; None where the network takes the frame as it is.
 
     Args:
-        fixed: (1, 1, H, W) in [0, 1], an MRI, in which the head is all that is to be seen.
+        fixed: float32 (H, W) in [0, 1], an MRI, in which the head is all that is to be seen.
         aspect: height of a pixel over its width.
+        longest: the largest `head_length` among the images of one origin, which are shown at one scale: the top of a
+            head is small in any frame. By default that of this image.
     """
-    frame = tuple(fixed.shape[2:])
+    frame, box = fixed.shape, head_box(fixed)
     pixel = math.sqrt(aspect), 1 / math.sqrt(aspect)  # a pixel's sides, in units of a square one of its area
-    across = sum(math.prod(pair) for pair in zip(frame, pixel, strict=True)) / 2
+    across = float(np.multiply(frame, pixel).mean())
     octaves = math.log2(across / SIDE)
     known = abs(octaves - round(octaves)) < math.log2(NEAR) and abs(math.log2(aspect)) < math.log2(SQUARE)
-    box = _head(fixed)
-    longer = 0.0 if box is None else max((b - a) * n * p for (a, b), n, p in zip(box, frame, pixel, strict=True))
+    length = head_length(fixed, aspect) if longest is None else longest
     part = frame
-    if 0 < longer < across * (SMALL if known else SMALL_ELSEWHERE):
-        part = tuple(min(n, round(longer / USUAL / p)) for n, p in zip(frame, pixel, strict=True))
+    if 0 < length < (SMALL if known else SMALL_ELSEWHERE):
+        part = tuple(min(n, round(across * length / USUAL / p)) for n, p in zip(frame, pixel, strict=True))
     elif known:
         return None
-    middle = (0.5, 0.5) if box is None else ((a + b) / 2 for a, b in box)
+    middle = (0.5, 0.5) if box is None else [(first + last) / 2 for first, last in box]
     start = (min(max(round(m * n - k / 2), 0), n - k) for m, n, k in zip(middle, frame, part, strict=True))
-    sides = [k * p for k, p in zip(part, pixel, strict=True)]
-    factor = 2 * SIDE / sum(sides)
+    sides = np.multiply(part, pixel)
     # In steps, as `utils.openvino_model` compiles a graph for each size.
-    return View(*start, *part, tuple(max(MIN_SIDE, STEP * round(factor * side / STEP)) for side in sides))
-
-
-def _head(image: Tensor) -> list[tuple[float, float]] | None:
-    """First and last row, then column, of the largest connected tissue, as shares of the sides; None without tissue."""
-    parts, count = ndimage.label((F.adaptive_avg_pool2d(image, _GRID)[0, 0] > TISSUE).cpu().numpy())
-    if not count:
-        return None
-    box = ndimage.find_objects(parts)[np.bincount(parts.ravel())[1:].argmax()]
-    return [(side.start / _GRID, side.stop / _GRID) for side in box]
+    size = tuple(max(MIN_SIDE, STEP * round(SIDE / sides.mean() * side / STEP)) for side in sides)
+    return View(*start, *part, size)

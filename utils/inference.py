@@ -36,7 +36,9 @@ class PairFuser:
         self._met: set[tuple] = set()
 
     @torch.inference_mode()
-    def __call__(self, fixed: np.ndarray, moving: np.ndarray, aspect: float = 1.0) -> FusedPair:
+    def __call__(
+        self, fixed: np.ndarray, moving: np.ndarray, *, aspect: float = 1.0, longest: float | None = None
+    ) -> FusedPair:
         """Align and fuse a pair.
 
         A colour image is split by BT.601: the network sees and fuses Y; Cb and Cr are warped with the same flow and put
@@ -45,7 +47,7 @@ class PairFuser:
         Args:
             fixed: (H, W) in [0, 1], sides of at least 64.
             moving: (H, W) or (H, W, 3) in [0, 1]; the results have the same channels.
-            aspect: height of a pixel over its width.
+            aspect, longest: of `utils.framing.choose_view`.
 
         Raises:
             ValueError: shapes that do not go together, an array that is not of floating point, or values beyond [0, 1].
@@ -60,10 +62,10 @@ class PairFuser:
         blank = is_blank(fixed) or is_blank(moving)
         fixed, moving = (np.ascontiguousarray(image, np.float32) for image in (fixed, moving))
         start = time.perf_counter()
+        view = None if blank or not self.passes else choose_view(fixed, aspect, longest)
         fixed, moving = (image_to_tensor(x, keepdim=False).to(self.device).contiguous() for x in (fixed, moving))
         color = moving.shape[1] == 3
         luma, chroma = rgb_to_ycbcr(moving).split((1, 2), dim=1) if color else (moving, None)
-        view = None if blank or not self.passes else choose_view(fixed, aspect)
         start += self._warm_up(fixed, view)
         output = self._estimate(fixed, luma, view, 0 if blank else self.passes)
         aligned, fused = output.aligned, torch.maximum(fixed, luma) if blank else output.fused

@@ -1,0 +1,45 @@
+"""Where the head stands in the frame of an MRI."""
+
+import math
+
+import cv2
+import numpy as np
+from scipy import ndimage
+
+TISSUE = 0.08
+"""Mean intensity above which a block of pixels counts as tissue."""
+
+_GRID = 64  # blocks along each side of the frame
+_GAP = 7  # blocks up to which tissue beside tissue belongs to one head: the skull shows dark around the brain
+
+
+def head_box(image: np.ndarray) -> list[tuple[float, float]] | None:
+    """First and last row, then first and last column, of the largest piece of tissue; None where there is none.
+
+    Args:
+        image: float32 (H, W) in [0, 1].
+
+    Returns:
+        Shares of height and width.
+    """
+    tissue = cv2.resize(image, (_GRID, _GRID), interpolation=cv2.INTER_AREA) > TISSUE
+    near = np.pad(tissue, _GAP)
+    pieces, count = ndimage.label(ndimage.binary_closing(near, np.ones((_GAP, _GAP)))[_GAP:-_GAP, _GAP:-_GAP])
+    if not count:
+        return None
+    box = ndimage.find_objects(pieces)[np.bincount(pieces.ravel())[1:].argmax()]
+    return [(side.start / _GRID, side.stop / _GRID) for side in box]
+
+
+def head_length(image: np.ndarray, aspect: float = 1.0) -> float:
+    """The longer side of the head over the mean side of the frame; 0 where there is no tissue.
+
+    Args:
+        image: float32 (H, W) in [0, 1].
+        aspect: height of a pixel over its width.
+    """
+    box = head_box(image)
+    if box is None:
+        return 0.0
+    sides = np.multiply(image.shape, (math.sqrt(aspect), 1 / math.sqrt(aspect)))
+    return float(max(side * (last - first) for side, (first, last) in zip(sides, box, strict=True)) / sides.mean())
