@@ -57,6 +57,7 @@ from utils.wording import counted, listed
 PROGRAM = "EDARFusion_test_val"
 SUMMARY = ("rmse", "ssim", "ncc", "epe", "disagreement", "qabf", "qvif", "qcv", "folding", "seconds")
 DARK = 4096 / 65535  # of the range: 12 bits in a file of 16 reach no further
+SEVERAL = 5  # images of one size, from which on they are taken to be of one origin
 INTERRUPTED = 130  # what shells report for Ctrl-C
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 PART = RANK if WORLD > 1 else None
@@ -150,9 +151,9 @@ def find_pairs(options: argparse.Namespace, left_out: list[str]) -> dict[str, li
 def check_pairs(pairs: list[dict], modality: str, keep_going: bool) -> tuple[list[dict], list[str]]:
     """The pairs that can be read, and what is wrong with the others; without `keep_going` the first one raises.
 
-    Each pair is told how long the longest head of its modality in frames of its size is, `longest`.
+    Each pair is told how long the longest head of its modality in frames of its size is, `longest`, or None for a few.
     """
-    good, bad, brightest, longest = [], [], {"fixed": {}, "moving": {}, "label": {}}, {}
+    good, bad, brightest, lengths = [], [], {"fixed": {}, "moving": {}, "label": {}}, {}
     blank = grey_labels = 0
     # Quick enough to leave no trace in a log: None shows the bar on a terminal only.
     for pair in tqdm(pairs, desc=f"checking {modality}", unit="pair", leave=False, disable=RANK > 0 or None):
@@ -168,7 +169,7 @@ def check_pairs(pairs: list[dict], modality: str, keep_going: bool) -> tuple[lis
             bad.append(str(error))
             continue
         frame = images.fixed.shape
-        longest[frame] = max(longest.get(frame, 0.0), head_length(images.fixed, pair.get("aspect", 1.0)))
+        lengths.setdefault(frame, []).append(head_length(images.fixed, pair.get("aspect", 1.0)))
         good.append(pair | {"frame": frame})
         for role, image in images._asdict().items():
             if image is not None:
@@ -182,6 +183,7 @@ def check_pairs(pairs: list[dict], modality: str, keep_going: bool) -> tuple[lis
     if grey_labels:
         say(f"{modality}: expected labels in colour for moving images in colour, found grey ones for {grey_labels} of "
             f"{len(good)} pairs; luma is compared with another rendering, so that rmse, ssim and ncc say little")
+    longest = {frame: max(found) if len(found) >= SEVERAL else None for frame, found in lengths.items()}
     return [pair | {"longest": longest[pair["frame"]]} for pair in good], bad
 
 

@@ -89,6 +89,8 @@ def test_the_top_of_a_head_is_shown_at_the_scale_of_its_whole():
     top, whole = head((256, 256), 80, 70), head((256, 256), 210, 170)
     assert choose_view(top) is not None
     assert choose_view(top, longest=head_length(whole)) is None
+    # That all of several heads are small is no chance.
+    assert choose_view(whole[:, ::-1], longest=0.7) is not None and choose_view(head((256, 256), 170, 150)) is None
     # In an odd frame the whole decides as well: both are shown in one size.
     top, whole = head((384, 384), 80, 70, (150, 200)), head((384, 384), 210, 170)
     views = [choose_view(image, longest=head_length(whole)) for image in (top, whole)]

@@ -19,14 +19,14 @@ from utils.warp import resize_flow
 SIDE = 256
 """Mean side of what is shown, px."""
 
-SMALL = 0.5
-"""Length of a head, as of `utils.head.head_length`, below which it is brought to `USUAL`: not so 99 % of the atlas."""
+SMALL = 0.8
+"""Length of a head (`utils.head.head_length`) below which it is brought to the usual one."""
 
-SMALL_ELSEWHERE = 0.8
-"""The same in frames of a size that the network does not know: there nothing speaks for the head to stand as usual."""
+SMALL_ALONE = 0.6
+"""The same for a single image in a frame as in training: it may show the top of a head. Of the atlas 97 % are above."""
 
-USUAL = 0.84
-"""Mean share in the atlas."""
+USUAL, USUAL_LONGEST = 0.84, 0.95
+"""Mean length in the atlas, and the longest of some slices of one origin."""
 
 NEAR = 1.15
 """Factor between a frame's mean side and a power of two times `SIDE` up to which it is shown as it is."""
@@ -79,18 +79,18 @@ def choose_view(fixed: np.ndarray, aspect: float = 1.0, longest: float | None = 
     Args:
         fixed: float32 (H, W) in [0, 1], an MRI, in which the head is all that is to be seen.
         aspect: height of a pixel over its width.
-        longest: the largest `head_length` among the images of one origin, which are shown at one scale: the top of a
-            head is small in any frame. By default that of this image.
+        longest: the largest `head_length` among several images of one origin, which are then shown at one scale: the
+            top of a head is small in any frame. None where this image stands alone.
     """
     frame, box = fixed.shape, head_box(fixed)
     pixel = math.sqrt(aspect), 1 / math.sqrt(aspect)  # a pixel's sides, in units of a square one of its area
     across = float(np.multiply(frame, pixel).mean())
     octaves = math.log2(across / SIDE)
     known = abs(octaves - round(octaves)) < math.log2(NEAR) and abs(math.log2(aspect)) < math.log2(SQUARE)
-    length = head_length(fixed, aspect) if longest is None else longest
+    length, usual = (head_length(fixed, aspect), USUAL) if longest is None else (longest, USUAL_LONGEST)
     part = frame
-    if 0 < length < (SMALL if known else SMALL_ELSEWHERE):
-        part = tuple(min(n, round(across * length / USUAL / p)) for n, p in zip(frame, pixel, strict=True))
+    if 0 < length < (SMALL_ALONE if known and longest is None else SMALL):
+        part = tuple(min(n, round(across * length / usual / p)) for n, p in zip(frame, pixel, strict=True))
     elif known:
         return None
     middle = (0.5, 0.5) if box is None else [(first + last) / 2 for first, last in box]
