@@ -153,7 +153,8 @@ def check_pairs(pairs: list[dict], modality: str, keep_going: bool) -> tuple[lis
 
     Each pair is told how long the longest head of its modality in frames of its size is, `longest`, or None for a few.
     """
-    good, bad, brightest, lengths = [], [], {"fixed": {}, "moving": {}, "label": {}}, {}
+    good, bad, brightest = [], [], {"fixed": {}, "moving": {}, "label": {}}
+    frames, lengths = [], {}
     blank = grey_labels = 0
     # Quick enough to leave no trace in a log: None shows the bar on a terminal only.
     for pair in tqdm(pairs, desc=f"checking {modality}", unit="pair", leave=False, disable=RANK > 0 or None):
@@ -168,9 +169,9 @@ def check_pairs(pairs: list[dict], modality: str, keep_going: bool) -> tuple[lis
                 raise
             bad.append(str(error))
             continue
-        frame = images.fixed.shape
-        lengths.setdefault(frame, []).append(head_length(images.fixed, pair.get("aspect", 1.0)))
-        good.append(pair | {"frame": frame})
+        good.append(pair)
+        frames.append(images.fixed.shape)
+        lengths.setdefault(frames[-1], []).append(head_length(images.fixed, pair.get("aspect", 1.0)))
         for role, image in images._asdict().items():
             if image is not None:
                 brightest[role][pair[role]] = image.max()
@@ -184,7 +185,7 @@ def check_pairs(pairs: list[dict], modality: str, keep_going: bool) -> tuple[lis
         say(f"{modality}: expected labels in colour for moving images in colour, found grey ones for {grey_labels} of "
             f"{len(good)} pairs; luma is compared with another rendering, so that rmse, ssim and ncc say little")
     longest = {frame: max(found) if len(found) >= SEVERAL else None for frame, found in lengths.items()}
-    return [pair | {"longest": longest[pair["frame"]]} for pair in good], bad
+    return [pair | {"longest": longest[frame]} for pair, frame in zip(good, frames, strict=True)], bad
 
 
 def say_what_is_dark(modality: str, role: str, brightest: dict[Path, float]) -> None:

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.edarfusion import TRAINED_SIDE as SIDE
 from tests.tensors import constant_flow
-from utils.framing import SIDE, USUAL, choose_view
+from utils.framing import USUAL, choose_view
 from utils.head import head_box, head_length
 from utils.warp import warp
 

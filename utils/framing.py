@@ -12,12 +12,10 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.edarfusion import TRAINED_SIDE
 from utils.head import head_box, head_length
 from utils.image_io import MIN_SIDE
 from utils.warp import resize_flow
-
-SIDE = 256
-"""Mean side of what is shown, px."""
 
 SMALL = 0.8
 """Length of a head (`utils.head.head_length`) below which it is brought to the usual one."""
@@ -29,14 +27,13 @@ USUAL, USUAL_LONGEST = 0.84, 0.95
 """Mean length in the atlas, and the longest of some slices of one origin."""
 
 NEAR = 1.15
-"""Factor between a frame's mean side and a power of two times `SIDE` up to which it is shown as it is."""
+"""Factor between a frame's mean side and a power of two times `TRAINED_SIDE` up to which it is shown as it is."""
 
 SQUARE = 1.03
 """Factor between a pixel's sides up to which it counts as square."""
 
 STEP = 8
 """Sides shown are multiples of it, px."""
-
 
 
 class View(NamedTuple):
@@ -85,7 +82,7 @@ def choose_view(fixed: np.ndarray, aspect: float = 1.0, longest: float | None = 
     frame, box = fixed.shape, head_box(fixed)
     pixel = math.sqrt(aspect), 1 / math.sqrt(aspect)  # a pixel's sides, in units of a square one of its area
     across = float(np.multiply(frame, pixel).mean())
-    octaves = math.log2(across / SIDE)
+    octaves = math.log2(across / TRAINED_SIDE)
     known = abs(octaves - round(octaves)) < math.log2(NEAR) and abs(math.log2(aspect)) < math.log2(SQUARE)
     length, usual = (head_length(fixed, aspect), USUAL) if longest is None else (longest, USUAL_LONGEST)
     part = frame
@@ -97,5 +94,5 @@ def choose_view(fixed: np.ndarray, aspect: float = 1.0, longest: float | None = 
     start = (min(max(round(m * n - k / 2), 0), n - k) for m, n, k in zip(middle, frame, part, strict=True))
     sides = np.multiply(part, pixel)
     # In steps, as `utils.openvino_model` compiles a graph for each size.
-    size = tuple(max(MIN_SIDE, STEP * round(SIDE / sides.mean() * side / STEP)) for side in sides)
+    size = tuple(max(MIN_SIDE, STEP * round(TRAINED_SIDE / sides.mean() * side / STEP)) for side in sides)
     return View(*start, *part, size)
