@@ -97,6 +97,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     model.add_argument("--average", action=argparse.BooleanOptionalAction,
                        help="average both directions of pair and mirror image, and hold the global displacement back "
                             "as far as they disagree (default: as the checkpoint says)")
+    model.add_argument("--no-multistart", dest="multistart", action="store_false",
+                       help="of averaged estimates: do not try other starts for pairs that lie far apart")
     output = parser.add_argument_group("results")
     output.add_argument("--output", metavar="DIR", type=Path, default=Path("results"), help="default: %(default)s")
     output.add_argument("--save-flow", action="store_true", help="displacement fields, flow/NAME.npy")
@@ -315,6 +317,7 @@ def fuse_and_score(
         say(f"{options.checkpoint}: expected a trained fusion, found an untrained one (stage registration only, or a "
             "run broken off before its fusion): the fused images show hardly more than the brighter of both")
     settings = checkpoint.inference(options.passes, options.average)
+    settings["multistart"] = settings["average"] and options.multistart
     fuse = PairFuser(model, device, **settings)
     made_with = {
         "checkpoint": Path(options.checkpoint).name,

@@ -64,7 +64,7 @@ def held_back(flow: Tensor, doubt: Tensor, mask: Tensor) -> Tensor:
     error = CAUTION * (doubt - AGREEMENT).clamp_min(0)
     mean_square = channel_means(flow.square().sum(dim=1, keepdim=True), weight)
     certain = mean_square * (mean_square / LARGE).clamp_min(1)
-    return error / (certain + error).clamp_min(1e-6) * affine_part(flow, weight)
+    return error / (certain + error).clamp_min(1e-6) * affine_part(flow, mask)
 
 
 def _weight(mask: Tensor) -> Tensor:
@@ -72,16 +72,17 @@ def _weight(mask: Tensor) -> Tensor:
     return mask + 1e-4
 
 
-def affine_part(flow: Tensor, weight: Tensor) -> Tensor:
-    """The affine displacement field that is nearest to a flow in the weighted mean square.
+def affine_part(flow: Tensor, mask: Tensor) -> Tensor:
+    """The affine displacement field that is nearest to a flow in the mean square over a mask.
 
     Args:
         flow: (B, 2, h, w), px.
-        weight: (B, 1, h, w), above 0.
+        mask: (B, 1, h, w), 1 where it counts; without such a place all count.
 
     Returns:
         (B, 2, h, w), px.
     """
+    weight = _weight(mask)
     axes = (torch.linspace(-1, 1, side, device=flow.device) for side in flow.shape[2:])
     y, x = (axis - channel_means(axis.expand_as(weight), weight) for axis in torch.meshgrid(*axes, indexing="ij"))
     xx, xy, yy = (channel_means(product, weight) for product in (x * x, x * y, y * y))

@@ -412,6 +412,20 @@ def test_settings_of_the_checkpoint_are_the_defaults(model, tmp_path):
     assert not np.allclose(flows[0], flows[2]) and not np.allclose(flows[0], flows[3])
 
 
+def test_other_starts_are_tried_unless_told_otherwise(model, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("utils.inference.register_from_afar", lambda *given: asked.append(given) or given[-1])
+    options = ["--modality", "CT", *folders(tmp_path, pairs=2)]
+    path = tmp_path / "one.safetensors"
+    save_checkpoint(path, model, modality="CT", training={}, metrics={})
+    for more, expected in ((["--average"], 2), (["--average", "--no-multistart"], 0), ([], 0)):
+        asked.clear()
+        assert run(path, tmp_path / "out", *options, *more) == 0
+        assert len(asked) == expected
+        settings = json.loads((tmp_path / "out/CT/settings.json").read_text())
+        assert settings["multistart"] == (expected > 0)
+
+
 def test_pairs_that_are_aligned_can_be_fused_only(model, tmp_path):
     path = tmp_path / "average.safetensors"
     training = {"inference": {"passes": 2, "average": True}, "note": "untrained"}

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from utils.foreground import foreground
 from utils.framing import View, choose_view
 from utils.maps import jacobian_determinant
 from utils.metrics import endpoint_error
+from utils.multistart import register_from_afar
 from utils.pairs import is_blank
 from utils.results import FusedPair
 from utils.warp import warp
@@ -27,12 +29,20 @@ class PairFuser:
         device: where the model is.
         passes: how often the registration is made; see `EDARFusion.forward`.
         average: average the estimates of both directions, of the pair and of its mirror image; see there too.
+        multistart: of averaged estimates: try other starts for pairs that lie far apart (`utils.multistart`).
     """
 
     def __init__(
-        self, model: Callable[..., Output], device: torch.device, *, passes: int = 1, average: bool = False
+        self,
+        model: Callable[..., Output],
+        device: torch.device,
+        *,
+        passes: int = 1,
+        average: bool = False,
+        multistart: bool = True,
     ) -> None:
         self.model, self.device, self.passes, self.average = model, device, passes, average
+        self.multistart = multistart and average
         self._met: set[tuple] = set()
 
     @torch.inference_mode()
@@ -96,12 +106,18 @@ class PairFuser:
 
         The fusion and the maps are then of the frame, whose images are aligned already.
         """
-        if view is None:
-            return self.model(fixed, moving, passes, self.average)
-        seen = self.model(view.show(fixed), view.show(moving), passes, self.average)
-        flow, inverse_flow = (view.enlarge(x, fixed.shape[2:]) for x in (seen.flow, seen.inverse_flow))
+        model = partial(self.model, passes=passes, average=self.average)
+        seen = (fixed, moving) if view is None else (view.show(fixed), view.show(moving))
+        first = found = model(*seen)
+        if self.multistart and passes:
+            found = register_from_afar(model, *seen, first)
+        if view is None and found is first:
+            return first
+        flow, inverse_flow = found.flow, found.inverse_flow
+        if view is not None:
+            flow, inverse_flow = (view.enlarge(x, fixed.shape[2:]) for x in (flow, inverse_flow))
         aligned = warp(moving, flow)
-        found = {"aligned": aligned, "flow": flow, "inverse_flow": inverse_flow, "disagreement": seen.disagreement}
+        found = {"aligned": aligned, "flow": flow, "inverse_flow": inverse_flow, "disagreement": found.disagreement}
         return self.model(fixed, aligned, 0, self.average)._replace(**found)
 
     def _warm_up(self, fixed: Tensor, view: View | None) -> float:

@@ -1,0 +1,179 @@
+"""utils/multistart.py: pairs that lie far apart are aligned from the start whose estimates agree best."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from models.edarfusion import Output
+from tests.tensors import noise
+from utils.checkpoint import load_checkpoint
+from utils.inference import PairFuser
+from utils.multistart import affine_flow, affine_matrix, register_from_afar, turn_about
+from utils.pairs import read_pair, sample_pairs
+from utils.warp import compose, warp
+
+SIZE = (256, 256)
+HEAD = torch.ones(1, 1, *SIZE)
+DEFAULT = Path(__file__).resolve().parents[1] / "checkpoints" / "edarfusion.safetensors"
+
+
+def ellipse(x: float = 128, y: float = 128, degrees: float = 0) -> Tensor:
+    """A bright ellipse about (x, y), longer from top to bottom, turned from the x to the y axis."""
+    rows, columns = torch.meshgrid(*(torch.arange(side, dtype=torch.float32) for side in SIZE), indexing="ij")
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    across, along = c * (columns - x) + s * (rows - y), c * (rows - y) - s * (columns - x)
+    return (0.8 * (((across / 50) ** 2 + (along / 80) ** 2) < 1).float())[None, None]
+
+
+def moments(image: Tensor) -> tuple[Tensor, float]:
+    """Centre (x, y) and turn in degrees of an ellipse."""
+    rows, columns = (image[0, 0] > 0.4).nonzero(as_tuple=True)
+    places = torch.stack((columns, rows)).float()
+    (xx, xy), (_, yy) = torch.cov(places)
+    return places.mean(dim=1), math.degrees(0.5 * torch.atan2(-2 * xy, yy - xx))
+
+
+class Moments(torch.nn.Module):
+    """Stands in for the network: finds a share of shift and turn, of a turn beyond `limit` degrees nothing."""
+
+    def __init__(self, share: float = 1.0, limit: float = 20.0) -> None:
+        super().__init__()
+        self.share, self.limit, self.calls = share, limit, 0
+
+    def forward(self, fixed: Tensor, moving: Tensor, passes: int = 1, average: bool = True) -> Output:
+        self.calls += 1
+        if not passes:
+            still = affine_flow(torch.eye(3), SIZE)
+            return Output(moving, moving, still, still, *[torch.zeros_like(fixed)] * 6, torch.zeros(1))
+        (here, before), (there, after) = moments(fixed), moments(moving)
+        turned = abs(after - before)
+        matrix = torch.eye(3)
+        if turned < self.limit:
+            matrix = turn_about(fixed, self.share * (after - before))
+            matrix[:2, 2] += self.share * (there - here)
+        flow, inverse = affine_flow(matrix, SIZE), affine_flow(torch.linalg.inv(matrix), SIZE)
+        blank = torch.zeros_like(fixed)
+        disagreement = torch.tensor([0.4 + 0.005 * turned if turned < self.limit else 2.0])
+        return Output(blank, warp(moving, flow), flow, inverse, *[blank] * 6, disagreement)
+
+
+def register(model: Moments, moving: Tensor, fixed: Tensor | None = None) -> tuple[Output, Output]:
+    """What the model makes of a pair at first, and from afar."""
+    fixed = ellipse() if fixed is None else fixed
+    first = model(fixed, moving)
+    model.calls = 0
+    return first, register_from_afar(model, fixed, moving, first)
+
+
+def overlap(a: Tensor, b: Tensor) -> float:
+    """Dice coefficient of two ellipses."""
+    a, b = a > 0.4, b > 0.4
+    return float(2 * (a & b).sum() / (a.sum() + b.sum()))
+
+
+def test_affine_flow_of_hand_made_maps():
+    shift = torch.tensor([[1.0, 0, 3], [0, 1, -2], [0, 0, 1]])
+    assert torch.equal(affine_flow(shift, (4, 5))[0, :, 2, 3], torch.tensor([3.0, -2]))
+    twice = torch.diag(torch.tensor([2.0, 2, 1]))
+    assert torch.equal(affine_flow(twice, (4, 5))[0, :, 3, 4], torch.tensor([4.0, 3]))
+
+
+def test_a_turn_leaves_its_centre_and_goes_from_x_to_y():
+    mask = torch.zeros(1, 1, 64, 96)
+    mask[..., 10:31, 40:61] = 1  # about (50, 20)
+    turn = turn_about(mask, 90)
+    # The rest counts for a ten-thousandth.
+    assert torch.allclose(turn @ torch.tensor([50.0, 20, 1]), torch.tensor([50.0, 20, 1]), atol=0.1)
+    assert torch.allclose(turn @ torch.tensor([60.0, 20, 1]), torch.tensor([50.0, 30, 1]), atol=0.1)
+
+
+def test_affine_matrix_is_that_of_an_affine_flow_and_of_its_mask():
+    matrix = torch.tensor([[0.9, 0.2, 5], [-0.1, 1.1, -3], [0, 0, 1]])
+    flow = affine_flow(matrix, (64, 96))
+    mask = torch.zeros(1, 1, 64, 96)
+    mask[..., 16:48, 20:70] = 1
+    assert torch.allclose(affine_matrix(flow, mask), matrix, atol=1e-3)
+    elsewhere = flow + 20 * (1 - mask) * noise(1, 2, 64, 96)
+    assert torch.allclose(affine_matrix(elsewhere, mask), matrix, atol=0.05)
+
+
+def test_a_pair_that_lies_near_is_aligned_once():
+    model = Moments()
+    first, found = register(model, ellipse(133, 125, 3))
+    assert found is first and model.calls == 0
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_a_pair_that_lies_far_is_aligned_on_from_where_the_first_estimate_led(scale):
+    fixed, moving = (torch.nn.functional.interpolate(x, scale_factor=scale) for x in (ellipse(), ellipse(168, 118, 10)))
+    half = Moments(share=0.6)
+    # Twice as large images displaced by twice as many px are the same to the model.
+    model = half if scale == 1 else lambda f, m: _enlarged(half(f[..., ::2, ::2], m[..., ::2, ::2]))
+    first = model(fixed, moving)
+    half.calls = 0
+    found = register_from_afar(model, fixed, moving, first)
+    assert overlap(first.aligned, fixed) < 0.9 and half.calls in (2, 3)
+    assert overlap(warp(moving, found.flow), fixed) > 0.97
+    assert overlap(warp(fixed, found.inverse_flow), moving) > 0.97
+    inside = (slice(None), slice(None), slice(80 * scale, 170 * scale), slice(80 * scale, 170 * scale))
+    assert compose(found.flow, found.inverse_flow)[inside].norm(dim=1).max() < 0.1 * scale
+
+
+def _enlarged(output: Output) -> Output:
+    """Of images twice as large."""
+    aligned = torch.nn.functional.interpolate(output.aligned, scale_factor=2)
+    flows = (2 * torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear") for x in output[2:4])
+    return Output(output.fused, aligned, *flows, *output[4:])
+
+
+@pytest.mark.parametrize("degrees", [-45, -33, 33, 45])
+def test_a_head_that_is_turned_too_far_is_found_from_a_turned_start(degrees):
+    model, moving = Moments(), ellipse(140, 120, degrees)
+    first, found = register(model, moving)
+    assert not first.flow.any()
+    assert overlap(warp(moving, found.flow), ellipse()) > 0.97
+    assert overlap(warp(ellipse(), found.inverse_flow), moving) > 0.97
+    assert found.disagreement == first.disagreement == 2.0
+
+
+@pytest.mark.parametrize("left_out", [None, "multistart", "average"])
+def test_a_pair_is_fused_as_it_was_found_from_afar(left_out):
+    fixed, moving = ellipse()[0, 0].numpy(), ellipse(168, 118, 10)
+    options = {name: name != left_out for name in ("average", "multistart")}
+    fuse = PairFuser(Moments(share=0.6), torch.device("cpu"), **options)
+    result = fuse(fixed, moving[0, 0].numpy())
+    once = warp(moving, torch.from_numpy(result.flow)[None])[0, 0].numpy()
+    assert np.array_equal(result.aligned, once)
+    found = left_out is None
+    # Sampled once, whatever the number of starts, and fused as it is.
+    assert (overlap(torch.from_numpy(once), torch.from_numpy(fixed)) > 0.97) == found
+    assert np.array_equal(result.fused, once) == found
+
+
+def test_a_turned_start_whose_estimates_agree_no_better_is_not_kept():
+    model = Moments(limit=0.0)
+    first, found = register(model, ellipse(degrees=40))
+    assert found is first and model.calls > 4
+
+
+@pytest.mark.parametrize("modality", ["CT", "PET", "SPECT"])
+def test_the_sample_turned_by_thirty_degrees(modality):
+    """The part that only a turned start finds; its first estimate leaves most of the turn."""
+    checkpoint = load_checkpoint(DEFAULT)
+    images = read_pair(sample_pairs(modality)[modality][0], modality)
+    moving = torch.from_numpy(np.atleast_3d(images.moving)).permute(2, 0, 1)[None].float()
+    turn = turn_about(torch.ones(1, 1, *moving.shape[2:]), 30)
+    turned = warp(moving, affine_flow(turn, tuple(moving.shape[2:])))[0].permute(1, 2, 0).squeeze(-1).numpy()
+    device, left = torch.device("cpu"), {}
+    for multistart in (False, True):
+        fuse = PairFuser(checkpoint.model, device, **checkpoint.inference(), multistart=multistart)
+        near, far = fuse(images.fixed, images.moving), fuse(images.fixed, turned)
+        # The way back turns by as much the other way.
+        whole = compose(affine_flow(turn, near.flow.shape[1:]), torch.from_numpy(far.flow)[None])
+        middle = (whole[0] - torch.from_numpy(near.flow))[:, 64:192, 64:192]
+        left[multistart] = middle.norm(dim=0).mean().item()
+    assert left[True] < 2 and left[True] < 0.5 * left[False]

@@ -1,0 +1,165 @@
+"""Pairs that lie far apart: the registration begun anew from other poses of the moving image (multi-start).
+
+The network has learned shifts to 12 px and turns to 12 degrees. Of what is larger it finds a part, so it begins anew
+from there; and a head that is turned too far for that may be found from a start that is turned as well. Which start was
+right is told by how well the estimates agree that the result is the mean of.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.edarfusion import TRAINED_SIDE, Output
+from models.shrinkage import affine_part
+from utils.foreground import channel_means, foreground
+from utils.report import DOUBTFUL
+from utils.warp import compose, warp
+
+FAR = 10.0
+"""Mean length of a displacement field's affine part in the head from which on the registration begins anew from it, px
+of frames of `TRAINED_SIDE`. Usual deformations have 2 to 3, at most 6."""
+
+SETTLED, MOST = 3.0, 4
+"""It is begun anew until what is found is shorter than the first, px, but no more often than the second."""
+
+TURNS, UNSURE = (-15, 15, -30, 30), 0.6
+"""Degrees of the starts for pairs in doubt, and the disagreement that must be left where beginning anew has led, px."""
+
+AGREED, BETTER, BETTER_FAR = 0.7, 0.75, 0.9
+"""A turned start is kept where the disagreement at its end is below the first, px, and its doubt below the second times
+that of the start that is not turned; the third times, where that led far."""
+
+BEGINNING = 0.25
+"""How much the disagreement at the start adds to that at the end, to make up the doubt of a start.
+
+All were chosen on validation pairs (experiment 96 in checkpoints/README.md)."""
+
+Estimate = Callable[[Tensor], Output]
+"""What aligns and fuses a moving image (1, 1, H, W) with the fixed one, by averaged estimates."""
+
+
+class _Found(NamedTuple):
+    """What was found from a start: flows with the start in them, and the mean length of the affine part that was found
+    beyond the start, px of frames of `TRAINED_SIDE`.
+    """
+
+    output: Output
+    length: float
+
+
+def register_from_afar(
+    model: Callable[[Tensor, Tensor], Output], fixed: Tensor, moving: Tensor, first: Output
+) -> Output:
+    """Align a pair from the start whose estimates agree best.
+
+    Args:
+        model: aligns and fuses, by averaged estimates.
+        fixed, moving: (1, 1, H, W) in [0, 1].
+        first: what the model makes of them as they lie.
+
+    Returns:
+        `first` itself where no other start was kept, as of every pair that lies as near as those of the training. Else
+        what the model found from the start that was: its flows include the start, the disagreement is that of `first`,
+        as what was far apart is to be looked at however well it ended, and all else is of the moving image as it lay at
+        the start.
+    """
+    estimate = partial(model, fixed)
+    far, doubtful = _length(first) > FAR, first.disagreement.item() > DOUBTFUL
+    if not (far or doubtful):
+        return first
+    settled = _settle(estimate, moving, first)
+    kept = settled if far else first
+    if doubtful and settled.disagreement.item() > UNSURE:
+        head = foreground(fixed, tuple(fixed.shape[2:]))
+        least, turned = math.inf, settled
+        for degrees in TURNS:  # one by one, as images may be large
+            start = _begin(estimate, moving, turn_about(head, degrees)).output
+            end = _settle(estimate, moving, start)
+            if (doubt := _doubt(start, end)) < least:
+                least, turned = doubt, end
+        better = least < (BETTER_FAR if far else BETTER) * _doubt(first, settled)
+        if better and turned.disagreement.item() < AGREED:
+            kept = turned
+    return kept if kept is first else kept._replace(disagreement=first.disagreement)
+
+
+def affine_flow(matrix: Tensor, size: tuple[int, int]) -> Tensor:
+    """The displacement field of an affine map.
+
+    Args:
+        matrix: (3, 3), of homogeneous px (x, y, 1).
+        size: height and width.
+
+    Returns:
+        (1, 2, H, W), px: where p goes, less p.
+    """
+    y, x = torch.meshgrid(*(torch.arange(side, dtype=torch.float32) for side in size), indexing="ij")
+    moved = torch.einsum("ij,jhw->ihw", matrix - torch.eye(3), torch.stack((x, y, torch.ones_like(x))))
+    return moved[None, :2]
+
+
+def affine_matrix(flow: Tensor, mask: Tensor) -> Tensor:
+    """The affine map that is nearest to a displacement field: (3, 3), of homogeneous px.
+
+    Args:
+        flow: (1, 2, H, W), px.
+        mask: (1, 1, H, W), 1 where it counts.
+    """
+    field = affine_part(flow, mask)[0].cpu()
+    height, width = field.shape[1:]
+    origin, right, below = field[:, 0, 0], field[:, 0, -1], field[:, -1, 0]
+    matrix = torch.eye(3)
+    matrix[:2] += torch.stack(((right - origin) / (width - 1), (below - origin) / (height - 1), origin), dim=1)
+    return matrix
+
+
+def turn_about(mask: Tensor, degrees: float) -> Tensor:
+    """A turn about a mask's centre of mass, from the x to the y axis: (3, 3), of homogeneous px.
+
+    Args:
+        mask: (1, 1, H, W); where it is 0 throughout, the centre is the image's.
+        degrees: of the turn.
+    """
+    weights = mask[0, 0].cpu() + 1e-4
+    y, x = (torch.arange(side, dtype=torch.float32) for side in weights.shape)
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    turn, shift = torch.eye(3), torch.eye(3)
+    turn[:2, :2] = torch.tensor([[cosine, -sine], [sine, cosine]])
+    shift[:2, 2] = torch.stack(((weights * x).sum(), (weights * y[:, None]).sum())) / weights.sum()
+    return shift @ turn @ torch.linalg.inv(shift)
+
+
+def _begin(estimate: Estimate, moving: Tensor, start: Tensor) -> _Found:
+    """Align from the start p -> start p, (3, 3)."""
+    size, matrices = tuple(moving.shape[2:]), (start, torch.linalg.inv(start))
+    there, back = (affine_flow(matrix, size).to(moving.device) for matrix in matrices)
+    found = estimate(warp(moving, there))
+    flow, inverse_flow = compose(there, found.flow), compose(found.inverse_flow, back)
+    return _Found(found._replace(flow=flow, inverse_flow=inverse_flow), _length(found))
+
+
+def _settle(estimate: Estimate, moving: Tensor, output: Output) -> Output:
+    """Begin anew from the affine part of what was found, until little more is."""
+    for _ in range(MOST):
+        head = foreground(output.aligned, tuple(moving.shape[2:]))
+        output, length = _begin(estimate, moving, affine_matrix(output.flow, head))
+        if length < SETTLED:
+            break
+    return output
+
+
+def _doubt(start: Output, end: Output) -> float:
+    """How little the estimates agree at a start and where it led, px."""
+    return BEGINNING * start.disagreement.item() + end.disagreement.item()
+
+
+def _length(output: Output) -> float:
+    """Mean length in the head of the affine part of what was found, px of frames of `TRAINED_SIDE`."""
+    size = tuple(output.flow.shape[2:])
+    head = foreground(output.aligned, size)
+    length = channel_means(affine_part(output.flow, head).norm(dim=1, keepdim=True), head).item()
+    return length * 2 * TRAINED_SIDE / sum(size)
