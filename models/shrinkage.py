@@ -45,7 +45,7 @@ def mean_disagreement(spread: Tensor, mask: Tensor) -> Tensor:
     Returns:
         (B, 1, 1, 1), px^2.
     """
-    return channel_means(spread, _weight(mask))
+    return channel_means(spread, as_weight(mask))
 
 
 def held_back(flow: Tensor, doubt: Tensor, mask: Tensor) -> Tensor:
@@ -60,29 +60,28 @@ def held_back(flow: Tensor, doubt: Tensor, mask: Tensor) -> Tensor:
         (B, 2, h, w), px: e / (m + e) of the affine part, where e is `CAUTION` times what the doubt has beyond
         `AGREEMENT`, and m is the mean square of the flow in the head; beyond `LARGE` m^2 / `LARGE`.
     """
-    weight = _weight(mask)
+    weight = as_weight(mask)
     error = CAUTION * (doubt - AGREEMENT).clamp_min(0)
     mean_square = channel_means(flow.square().sum(dim=1, keepdim=True), weight)
     certain = mean_square * (mean_square / LARGE).clamp_min(1)
-    return error / (certain + error).clamp_min(1e-6) * affine_part(flow, mask)
+    return error / (certain + error).clamp_min(1e-6) * affine_part(flow, weight)
 
 
-def _weight(mask: Tensor) -> Tensor:
+def as_weight(mask: Tensor) -> Tensor:
     """A mask, but nowhere 0: a head may be missing, and slopes stay defined in one of a single row or column."""
     return mask + 1e-4
 
 
-def affine_part(flow: Tensor, mask: Tensor) -> Tensor:
-    """The affine displacement field that is nearest to a flow in the mean square over a mask.
+def affine_part(flow: Tensor, weight: Tensor) -> Tensor:
+    """The affine displacement field that is nearest to a flow in the weighted mean square.
 
     Args:
         flow: (B, 2, h, w), px.
-        mask: (B, 1, h, w), 1 where it counts; without such a place all count.
+        weight: (B, 1, h, w), above 0.
 
     Returns:
         (B, 2, h, w), px.
     """
-    weight = _weight(mask)
     axes = (torch.linspace(-1, 1, side, device=flow.device) for side in flow.shape[2:])
     y, x = (axis - channel_means(axis.expand_as(weight), weight) for axis in torch.meshgrid(*axes, indexing="ij"))
     xx, xy, yy = (channel_means(product, weight) for product in (x * x, x * y, y * y))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.edarfusion import TRAINED_SIDE, Output
-from models.shrinkage import affine_part
+from models.shrinkage import affine_part, as_weight
 from utils.foreground import channel_means, foreground
 from utils.report import DOUBTFUL
 from utils.warp import compose, warp
@@ -109,7 +109,7 @@ def affine_matrix(flow: Tensor, mask: Tensor) -> Tensor:
         flow: (1, 2, H, W), px.
         mask: (1, 1, H, W), 1 where it counts.
     """
-    field = affine_part(flow, mask)[0].cpu()
+    field = affine_part(flow, as_weight(mask))[0].cpu()
     height, width = field.shape[1:]
     origin, right, below = field[:, 0, 0], field[:, 0, -1], field[:, -1, 0]
     matrix = torch.eye(3)
@@ -124,7 +124,7 @@ def turn_about(mask: Tensor, degrees: float) -> Tensor:
         mask: (1, 1, H, W); where it is 0 throughout, the centre is the image's.
         degrees: of the turn.
     """
-    weights = mask[0, 0].cpu() + 1e-4
+    weights = as_weight(mask)[0, 0].cpu()
     y, x = (torch.arange(side, dtype=torch.float32) for side in weights.shape)
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     turn, shift = torch.eye(3), torch.eye(3)
@@ -160,6 +160,6 @@ def _doubt(start: Output, end: Output) -> float:
 def _length(output: Output) -> float:
     """Mean length in the head of the affine part of what was found, px of frames of `TRAINED_SIDE`."""
     size = tuple(output.flow.shape[2:])
-    head = foreground(output.aligned, size)
+    head = as_weight(foreground(output.aligned, size))
     length = channel_means(affine_part(output.flow, head).norm(dim=1, keepdim=True), head).item()
     return length * 2 * TRAINED_SIDE / sum(size)
