@@ -337,6 +337,7 @@ def fuse_and_score(
         "checkpoint": f"{Path(options.checkpoint).name}, trained for {checkpoint.modality}",
         "passes": settings["passes"],
         "estimates averaged": 4 if settings["average"] else 1,
+        "multi-start": "where pairs lie far apart" if settings["multistart"] else "no",
         "device": device,
         "engine": options.engine,
         "PyTorch": torch.__version__,

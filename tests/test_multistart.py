@@ -57,7 +57,8 @@ class Moments(torch.nn.Module):
             matrix[:2, 2] += self.share * (there - here)
         flow, inverse = affine_flow(matrix, SIZE), affine_flow(torch.linalg.inv(matrix), SIZE)
         blank = torch.zeros_like(fixed)
-        disagreement = torch.tensor([0.4 + 0.005 * turned if turned < self.limit else 2.0])
+        doubt = 0.4 + 0.005 * turned + 0.02 * float((there - here).norm())
+        disagreement = torch.tensor([doubt if turned < self.limit else 2.0])
         return Output(blank, warp(moving, flow), flow, inverse, *[blank] * 6, disagreement)
 
 

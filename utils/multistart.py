@@ -1,8 +1,9 @@
 """Pairs that lie far apart: the registration begun anew from other poses of the moving image (multi-start).
 
-The network has learned shifts to 12 px and turns to 12 degrees. Of what is larger it finds a part, so it begins anew
-from there; and a head that is turned too far for that may be found from a start that is turned as well. Which start was
-right is told by how well the estimates agree that the result is the mean of.
+The network has learned shifts to 12 px and turns to 12 degrees. What is larger shows in the disagreement of the
+estimates that the result is the mean of. A part of it is found nevertheless, so the registration begins anew from
+there; and a head that is turned too far for that may be found from a start that is turned as well. Which start was
+right is told by the disagreement again.
 """
 
 import math
@@ -20,18 +21,18 @@ from utils.report import DOUBTFUL
 from utils.warp import compose, warp
 
 FAR = 10.0
-"""Mean length of a displacement field's affine part in the head from which on the registration begins anew from it, px
-of frames of `TRAINED_SIDE`. Usual deformations have 2 to 3, at most 6."""
+"""Mean length of a displacement field's affine part in the head from which on it counts as large, px of frames of
+`TRAINED_SIDE`. Of usual deformations it is 2 to 3, at most 6."""
 
 SETTLED, MOST = 3.0, 4
-"""It is begun anew until what is found is shorter than the first, px, but no more often than the second."""
+"""The registration begins anew until what it finds is shorter than the first, px, but no more often than the second."""
 
 TURNS, UNSURE = (-15, 15, -30, 30), 0.6
-"""Degrees of the starts for pairs in doubt, and the disagreement that must be left where beginning anew has led, px."""
+"""Degrees of further starts, and the disagreement that must be left where beginning anew has led for them, px."""
 
 AGREED, BETTER, BETTER_FAR = 0.7, 0.75, 0.9
 """A turned start is kept where the disagreement at its end is below the first, px, and its doubt below the second times
-that of the start that is not turned; the third times, where that led far."""
+that of the start that is not turned; the third times, where that one found a large displacement."""
 
 BEGINNING = 0.25
 """How much the disagreement at the start adds to that at the end, to make up the doubt of a start.
@@ -62,18 +63,16 @@ def register_from_afar(
         first: what the model makes of them as they lie.
 
     Returns:
-        `first` itself where no other start was kept, as of every pair that lies as near as those of the training. Else
-        what the model found from the start that was: its flows include the start, the disagreement is that of `first`,
-        as what was far apart is to be looked at however well it ended, and all else is of the moving image as it lay at
-        the start.
+        `first` itself where its disagreement leaves no doubt, or no other start was kept. Else what the model found
+        from the start that was: its flows include the start, the disagreement is that of `first`, as what was far apart
+        is to be looked at however well it ended, and all else is of the moving image as it lay at the start.
     """
-    estimate = partial(model, fixed)
-    far, doubtful = _length(first) > FAR, first.disagreement.item() > DOUBTFUL
-    if not (far or doubtful):
+    if first.disagreement.item() <= DOUBTFUL:
         return first
+    estimate, far = partial(model, fixed), _length(first) > FAR
     settled = _settle(estimate, moving, first)
     kept = settled if far else first
-    if doubtful and settled.disagreement.item() > UNSURE:
+    if settled.disagreement.item() > UNSURE:
         head = foreground(fixed, tuple(fixed.shape[2:]))
         least, turned = math.inf, settled
         for degrees in TURNS:  # one by one, as images may be large
