@@ -155,6 +155,14 @@ def test_a_pair_is_fused_as_it_was_found_from_afar(left_out):
     assert np.array_equal(result.fused, once) == found
 
 
+def test_what_beginning_anew_finds_is_kept_even_if_the_first_estimate_missed_it():
+    fixed, moving = ellipse(), ellipse(160, 120, 12)
+    missed = Moments(limit=0.0)(fixed, moving)
+    found = register_from_afar(Moments(), fixed, moving, missed)
+    assert not missed.flow.any()
+    assert overlap(warp(moving, found.flow), fixed) > 0.97
+
+
 def test_a_turned_start_whose_estimates_agree_no_better_is_not_kept():
     model = Moments(limit=0.0)
     first, found = register(model, ellipse(degrees=40))

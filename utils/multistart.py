@@ -69,8 +69,10 @@ def register_from_afar(
     """
     if first.disagreement.item() <= DOUBTFUL:
         return first
-    estimate, far = partial(model, fixed), _length(first) > FAR
+    estimate = partial(model, fixed)
     settled = _settle(estimate, moving, first)
+    # Beginning anew may also find the way that the first estimate had missed altogether.
+    far = _length(first) > FAR or (_length(settled) > FAR and settled.disagreement.item() < AGREED)
     kept = settled if far else first
     if settled.disagreement.item() > UNSURE:
         head = foreground(fixed, tuple(fixed.shape[2:]))
@@ -157,7 +159,7 @@ def _doubt(start: Output, end: Output) -> float:
 
 
 def _length(output: Output) -> float:
-    """Mean length in the head of the affine part of what was found, px of frames of `TRAINED_SIDE`."""
+    """Mean length in the head of the affine part of a result's flow, px of frames of `TRAINED_SIDE`."""
     size = tuple(output.flow.shape[2:])
     head = as_weight(foreground(output.aligned, size))
     length = channel_means(affine_part(output.flow, head).norm(dim=1, keepdim=True), head).item()
