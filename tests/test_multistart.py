@@ -1,7 +1,6 @@
 """utils/multistart.py: pairs that lie far apart are aligned from the start whose estimates agree best."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,15 +9,14 @@ from torch import Tensor
 
 from models.edarfusion import Output
 from tests.tensors import noise
+from utils.arguments import DEFAULT_CHECKPOINT
 from utils.checkpoint import load_checkpoint
 from utils.inference import PairFuser
-from utils.multistart import affine_flow, affine_matrix, register_from_afar, turn_about
+from utils.multistart import affine_matrix, flow_of, register_from_afar, turn_about
 from utils.pairs import read_pair, sample_pairs
 from utils.warp import compose, warp
 
 SIZE = (256, 256)
-HEAD = torch.ones(1, 1, *SIZE)
-DEFAULT = Path(__file__).resolve().parents[1] / "checkpoints" / "edarfusion.safetensors"
 
 
 def ellipse(x: float = 128, y: float = 128, degrees: float = 0) -> Tensor:
@@ -47,7 +45,7 @@ class Moments(torch.nn.Module):
     def forward(self, fixed: Tensor, moving: Tensor, passes: int = 1, average: bool = True) -> Output:
         self.calls += 1
         if not passes:
-            still = affine_flow(torch.eye(3), SIZE)
+            still = flow_of(torch.eye(3), SIZE)
             return Output(moving, moving, still, still, *[torch.zeros_like(fixed)] * 6, torch.zeros(1))
         (here, before), (there, after) = moments(fixed), moments(moving)
         turned = abs(after - before)
@@ -55,7 +53,7 @@ class Moments(torch.nn.Module):
         if turned < self.limit:
             matrix = turn_about(fixed, self.share * (after - before))
             matrix[:2, 2] += self.share * (there - here)
-        flow, inverse = affine_flow(matrix, SIZE), affine_flow(torch.linalg.inv(matrix), SIZE)
+        flow, inverse = flow_of(matrix, SIZE), flow_of(torch.linalg.inv(matrix), SIZE)
         blank = torch.zeros_like(fixed)
         doubt = 0.4 + 0.005 * turned + 0.02 * float((there - here).norm())
         disagreement = torch.tensor([doubt if turned < self.limit else 2.0])
@@ -76,25 +74,25 @@ def overlap(a: Tensor, b: Tensor) -> float:
     return float(2 * (a & b).sum() / (a.sum() + b.sum()))
 
 
-def test_affine_flow_of_hand_made_maps():
+def test_flow_of_hand_made_maps():
     shift = torch.tensor([[1.0, 0, 3], [0, 1, -2], [0, 0, 1]])
-    assert torch.equal(affine_flow(shift, (4, 5))[0, :, 2, 3], torch.tensor([3.0, -2]))
+    assert torch.equal(flow_of(shift, (4, 5))[0, :, 2, 3], torch.tensor([3.0, -2]))
     twice = torch.diag(torch.tensor([2.0, 2, 1]))
-    assert torch.equal(affine_flow(twice, (4, 5))[0, :, 3, 4], torch.tensor([4.0, 3]))
+    assert torch.equal(flow_of(twice, (4, 5))[0, :, 3, 4], torch.tensor([2.0, 1.5]))  # from the centre (2, 1.5)
 
 
 def test_a_turn_leaves_its_centre_and_goes_from_x_to_y():
     mask = torch.zeros(1, 1, 64, 96)
     mask[..., 10:31, 40:61] = 1  # about (50, 20)
-    turn = turn_about(mask, 90)
+    turn, centre = turn_about(mask, 90), torch.tensor([47.5, 31.5, 0])
     # The rest counts for a ten-thousandth.
-    assert torch.allclose(turn @ torch.tensor([50.0, 20, 1]), torch.tensor([50.0, 20, 1]), atol=0.1)
-    assert torch.allclose(turn @ torch.tensor([60.0, 20, 1]), torch.tensor([50.0, 30, 1]), atol=0.1)
+    assert torch.allclose(turn @ (torch.tensor([50.0, 20, 1]) - centre) + centre, torch.tensor([50.0, 20, 1]), atol=0.1)
+    assert torch.allclose(turn @ (torch.tensor([60.0, 20, 1]) - centre) + centre, torch.tensor([50.0, 30, 1]), atol=0.1)
 
 
 def test_affine_matrix_is_that_of_an_affine_flow_and_of_its_mask():
     matrix = torch.tensor([[0.9, 0.2, 5], [-0.1, 1.1, -3], [0, 0, 1]])
-    flow = affine_flow(matrix, (64, 96))
+    flow = flow_of(matrix, (64, 96))
     mask = torch.zeros(1, 1, 64, 96)
     mask[..., 16:48, 20:70] = 1
     assert torch.allclose(affine_matrix(flow, mask), matrix, atol=1e-3)
@@ -172,17 +170,17 @@ def test_a_turned_start_whose_estimates_agree_no_better_is_not_kept():
 @pytest.mark.parametrize("modality", ["CT", "PET", "SPECT"])
 def test_the_sample_turned_by_thirty_degrees(modality):
     """The part that only a turned start finds; its first estimate leaves most of the turn."""
-    checkpoint = load_checkpoint(DEFAULT)
+    checkpoint = load_checkpoint(DEFAULT_CHECKPOINT)
     images = read_pair(sample_pairs(modality)[modality][0], modality)
     moving = torch.from_numpy(np.atleast_3d(images.moving)).permute(2, 0, 1)[None].float()
     turn = turn_about(torch.ones(1, 1, *moving.shape[2:]), 30)
-    turned = warp(moving, affine_flow(turn, tuple(moving.shape[2:])))[0].permute(1, 2, 0).squeeze(-1).numpy()
+    turned = warp(moving, flow_of(turn, tuple(moving.shape[2:])))[0].permute(1, 2, 0).squeeze(-1).numpy()
     device, left = torch.device("cpu"), {}
     for multistart in (False, True):
         fuse = PairFuser(checkpoint.model, device, **checkpoint.inference(), multistart=multistart)
         near, far = fuse(images.fixed, images.moving), fuse(images.fixed, turned)
         # The way back turns by as much the other way.
-        whole = compose(affine_flow(turn, near.flow.shape[1:]), torch.from_numpy(far.flow)[None])
+        whole = compose(flow_of(turn, near.flow.shape[1:]), torch.from_numpy(far.flow)[None])
         middle = (whole[0] - torch.from_numpy(near.flow))[:, 64:192, 64:192]
         left[multistart] = middle.norm(dim=0).mean().item()
     assert left[True] < 2 and left[True] < 0.5 * left[False]

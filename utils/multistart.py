@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from data.deformation import affine_flow
 from models.edarfusion import TRAINED_SIDE, Output
 from models.shrinkage import affine_part, as_weight
 from utils.foreground import channel_means, foreground
@@ -88,23 +89,13 @@ def register_from_afar(
     return kept if kept is first else kept._replace(disagreement=first.disagreement)
 
 
-def affine_flow(matrix: Tensor, size: tuple[int, int]) -> Tensor:
-    """The displacement field of an affine map.
-
-    Args:
-        matrix: (3, 3), of homogeneous px (x, y, 1).
-        size: height and width.
-
-    Returns:
-        (1, 2, H, W), px: where p goes, less p.
-    """
-    y, x = torch.meshgrid(*(torch.arange(side, dtype=torch.float32) for side in size), indexing="ij")
-    moved = torch.einsum("ij,jhw->ihw", matrix - torch.eye(3), torch.stack((x, y, torch.ones_like(x))))
-    return moved[None, :2]
+def flow_of(matrix: Tensor, size: tuple[int, int]) -> Tensor:
+    """The displacement field (1, 2, *size), px, of an affine map (3, 3), of homogeneous px from the image's centre."""
+    return affine_flow(size, matrix[None, :2, :2], matrix[None, :2, 2])
 
 
 def affine_matrix(flow: Tensor, mask: Tensor) -> Tensor:
-    """The affine map that is nearest to a displacement field: (3, 3), of homogeneous px.
+    """The affine map that is nearest to a displacement field: (3, 3), as of `flow_of`.
 
     Args:
         flow: (1, 2, H, W), px.
@@ -112,21 +103,21 @@ def affine_matrix(flow: Tensor, mask: Tensor) -> Tensor:
     """
     field = affine_part(flow, as_weight(mask))[0].cpu()
     height, width = field.shape[1:]
-    origin, right, below = field[:, 0, 0], field[:, 0, -1], field[:, -1, 0]
+    corner, right, below, centre = field[:, 0, 0], field[:, 0, -1], field[:, -1, 0], field.mean(dim=(1, 2))
     matrix = torch.eye(3)
-    matrix[:2] += torch.stack(((right - origin) / (width - 1), (below - origin) / (height - 1), origin), dim=1)
+    matrix[:2] += torch.stack(((right - corner) / (width - 1), (below - corner) / (height - 1), centre), dim=1)
     return matrix
 
 
 def turn_about(mask: Tensor, degrees: float) -> Tensor:
-    """A turn about a mask's centre of mass, from the x to the y axis: (3, 3), of homogeneous px.
+    """A turn about a mask's centre of mass, from the x to the y axis: (3, 3), as of `flow_of`.
 
     Args:
         mask: (1, 1, H, W); where it is 0 throughout, the centre is the image's.
         degrees: of the turn.
     """
     weights = as_weight(mask)[0, 0].cpu()
-    y, x = (torch.arange(side, dtype=torch.float32) for side in weights.shape)
+    y, x = (torch.arange(side) - (side - 1) / 2 for side in weights.shape)
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     turn, shift = torch.eye(3), torch.eye(3)
     turn[:2, :2] = torch.tensor([[cosine, -sine], [sine, cosine]])
@@ -137,7 +128,7 @@ def turn_about(mask: Tensor, degrees: float) -> Tensor:
 def _begin(estimate: Estimate, moving: Tensor, start: Tensor) -> _Found:
     """Align from the start p -> start p, (3, 3)."""
     size, matrices = tuple(moving.shape[2:]), (start, torch.linalg.inv(start))
-    there, back = (affine_flow(matrix, size).to(moving.device) for matrix in matrices)
+    there, back = (flow_of(matrix, size).to(moving.device) for matrix in matrices)
     found = estimate(warp(moving, there))
     flow, inverse_flow = compose(there, found.flow), compose(found.inverse_flow, back)
     return _Found(found._replace(flow=flow, inverse_flow=inverse_flow), _length(found))
