@@ -108,7 +108,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
                         help="figures/NAME.png, all of a pair, and figures/strips/NAME.png, a row for a paper")
     output.add_argument("--resume", action="store_true", help="leave out the pairs that an earlier run has finished")
     output.add_argument("--keep-going", action="store_true",
-                        help="leave out what cannot be read or has no partner; exit 1")
+                        help="leave out what cannot be read or is not there; exit 1")
     output.add_argument("--workers", type=positive, metavar="N", default=max(1, available_cores() // WORLD),
                         help="processes that save and score (default: one a core)")
     options = parser.parse_args(arguments)
@@ -136,14 +136,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def find_pairs(options: argparse.Namespace, left_out: list[str]) -> dict[str, list[dict]]:
-    """The pairs that the options name, by modality; with --keep-going images without partners go to `left_out`."""
+    """The pairs that the options name, by modality; with --keep-going what is lacking goes to `left_out` instead."""
+    skipped = left_out if options.keep_going else None
     if options.fixed:
         folders = options.fixed, options.moving, options.label
         check_no_volumes(filter(None, folders))
-        return folder_pairs(options.modality, *folders, left_out if options.keep_going else None)
+        return folder_pairs(options.modality, *folders, skipped)
     if options.csv:
         root = options.root or Path(options.csv).parent
-        chosen = table_pairs(options.csv, root, options.modality, options.split)
+        chosen = table_pairs(options.csv, root, options.modality, options.split, skipped)
         rows = [pair for pairs in chosen.values() for pair in pairs]
         check_no_volumes(pair[role] for pair in rows for role in ("fixed", "moving", "label") if pair[role])
         return chosen

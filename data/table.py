@@ -36,6 +36,7 @@ def read_table(
     *,
     modality: str | None = None,
     split: str | None = None,
+    left_out: list[str] | None = None,
 ) -> pd.DataFrame:
     """Read a table of pairs and check it.
 
@@ -44,6 +45,7 @@ def read_table(
         root: folder that the paths in it start from.
         modality: keep only rows of this one; a table without the column is taken to be of it. None or "all" keeps all.
         split: keep only rows of this one (needs the column); None keeps all.
+        left_out: where rows that cannot be used by themselves are named, a line each, instead of an error.
 
     Returns:
         The file's columns as strings, paths still relative to ``root``, and ``name``, by default the stem of ``fixed``.
@@ -57,18 +59,18 @@ def read_table(
     known = [c for c in COLUMNS if c in table]
     if "modality" in table:
         table["modality"] = [value.upper() if value.upper() in MODALITIES else value for value in table["modality"]]
-    for column, allowed in (("modality", MODALITIES), ("split", SPLITS)):
-        for line, value in table.get(column, pd.Series(dtype=str)).items():
-            if value and value not in allowed:
-                raise DataError.at(csv, f"one of {', '.join(allowed)} as {column} in line {line}", repr(value))
-    for column in known:
-        for line, value in table[column].items():
-            if not value.strip():
-                raise DataError.at(csv, f"a value in column {column} in line {line}", "an empty cell")
-            if column in FILES:
-                _check_path(csv, line, value, root)
-            if column == "name" and not re.fullmatch(r"[^/\\:*?\"<>|.][^/\\:*?\"<>|]*", value):
-                raise DataError.at(csv, f"a name for files in line {line}", repr(value))
+    unusable = []
+    for line, row in zip(table.index, table[known].to_dict("records"), strict=True):
+        try:
+            _check_row(csv, line, row, root)
+        except DataError as error:
+            if left_out is None:
+                raise
+            left_out.append(str(error))
+            unusable.append(line)
+    table = table.drop(index=unusable)
+    if table.empty:
+        raise DataError.at(csv, "at least one row that can be used", f"none; the last one: {left_out[-1]}")
     if "name" not in table:
         table["name"] = [Path(path).stem for path in table["fixed"]]
     kind = table["modality"] if "modality" in table else pd.Series("", index=table.index)
@@ -137,6 +139,19 @@ def _columns(path: str | os.PathLike, header: Iterable[str], needed: tuple[str, 
     if twice:
         raise DataError.at(path, "each column once in line 1", f"{twice[0]} twice")
     return columns
+
+
+def _check_row(csv: str | os.PathLike, line: int, row: dict[str, str], root: str | os.PathLike) -> None:
+    for column, value in row.items():
+        if not value.strip():
+            raise DataError.at(csv, f"a value in column {column} in line {line}", "an empty cell")
+        allowed = {"modality": MODALITIES, "split": SPLITS}.get(column)
+        if allowed and value not in allowed:
+            raise DataError.at(csv, f"one of {', '.join(allowed)} as {column} in line {line}", repr(value))
+        if column in FILES:
+            _check_path(csv, line, value, root)
+        if column == "name" and not re.fullmatch(r"[^/\\:*?\"<>|.][^/\\:*?\"<>|]*", value):
+            raise DataError.at(csv, f"a name for files in line {line}", repr(value))
 
 
 def _check_path(csv: str | os.PathLike, line: int, value: str, root: str | os.PathLike) -> None:

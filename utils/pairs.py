@@ -73,7 +73,11 @@ def folder_pairs(
 
 
 def table_pairs(
-    csv: str | os.PathLike, root: str | os.PathLike, modality: str, split: str | None
+    csv: str | os.PathLike,
+    root: str | os.PathLike,
+    modality: str,
+    split: str | None,
+    left_out: list[str] | None = None,
 ) -> dict[str, list[dict]]:
     """The pairs of a table; the form is that of `sample_pairs`, with None where there is no label or no flow.
 
@@ -83,11 +87,12 @@ def table_pairs(
         modality: one of `MODALITIES`, or all for every one that the table has. A table without a column modality is
             taken to be of this one.
         split: which rows; None for all.
+        left_out: as of `data.table.read_table`.
 
     Raises:
         DataError: as `data.table.read_table`, if nothing tells the modality, or for flows without labels.
     """
-    table = read_table(csv, root, split=split, modality=modality)
+    table = read_table(csv, root, split=split, modality=modality, left_out=left_out)
     if "flow" in table and "label" not in table:
         raise DataError.at(csv, "a column label with the column flow", f"columns {', '.join(table.columns)}")
     if "modality" not in table:
