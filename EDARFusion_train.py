@@ -43,7 +43,7 @@ from models.layers import UNet
 from utils.arguments import natural, positive, positive_float, print_anywhere, share
 from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from utils.device import choose_device, loading_processes
-from utils.files import FileError, write_bytes
+from utils.files import FileError, remove_unfinished, write_bytes
 from utils.interruption import leave_signals_to_parent, stop_on_signal
 from utils.learning_curve import learning_curve_figure
 from utils.optimizer import Muon
@@ -395,7 +395,9 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
     if main:
         for pairs in (train_pairs, val_pairs):
             pairs.check()
-        if not resumed:
+        if resumed:
+            remove_unfinished(folder)
+        else:
             # Last of what may fail, so that no folder is left of a run that does not begin.
             folder = begin_run(options)
         modalities = ", ".join(MODALITIES[index] for index in sorted(set(train_pairs.modalities)))

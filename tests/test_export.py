@@ -8,6 +8,7 @@ import torch
 
 from models.edarfusion import AtSettings, EDARFusion
 from utils import export
+from utils.arguments import DEFAULT_CHECKPOINT
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.export import (
     TOLERANCE,
@@ -31,7 +32,7 @@ SIZE = (200, 220)
 
 @pytest.fixture(scope="module")
 def model() -> EDARFusion:
-    return load_checkpoint(ROOT / "checkpoints" / "edarfusion.safetensors").model
+    return load_checkpoint(DEFAULT_CHECKPOINT).model
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import os
 import struct
+import subprocess
 import sys
 import zlib
 from contextlib import nullcontext
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.files import FileError, write_bytes
+from utils.files import FileError, remove_unfinished, write_bytes
 from utils.image_io import (
     MIN_SIDE,
     ImageError,
@@ -289,6 +290,18 @@ class TestWrite:
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert list(tmp_path.iterdir()) == []
+
+    def test_what_a_kill_leaves_is_removed_and_nothing_else(self, tmp_path):
+        script = "import os, sys; from utils import files; files._replace = lambda *_: os._exit(9); "
+        script += "files.write_bytes(sys.argv[1], b'new')"
+        path = tmp_path / "fused/a.png"
+        assert subprocess.run([sys.executable, "-c", script, path], cwd=Path(__file__).parents[1]).returncode == 9
+        (left,) = path.parent.iterdir()
+        others = [tmp_path / name for name in (".a.png.tmp", "a.1.tmp", ".a.12.tmp.png", "a.png")]
+        for other in others:
+            other.write_bytes(b"")
+        remove_unfinished(tmp_path)
+        assert not left.exists() and all(other.exists() for other in others)
 
     def test_folder_without_permission(self, tmp_path, grey):
         if not hasattr(os, "geteuid") or os.geteuid() == 0:

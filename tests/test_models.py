@@ -2,7 +2,6 @@
 
 import math
 from itertools import cycle
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from models.fusion import FlowGuidedFusion, alignment_consistency
 from models.layers import GaussianBlur, UNet, side_by_side
 from models.shrinkage import affine_part
 from tests.tensors import constant_flow, noise
+from utils.arguments import DEFAULT_CHECKPOINT
 from utils.checkpoint import load_checkpoint
 from utils.filters import gradient_magnitude, halved
 from utils.maps import local_entropy
@@ -234,7 +234,7 @@ def test_batch_entries_do_not_see_each_other():
     # Rounding depends on the batch and the threads, and on black images the normalisation of the features magnifies it
     # to a px of flow; only the pictures of such a pair are compared.
     # Trained weights, because an untrained flow folds and magnifies it further; a neighbour would show in whole pixels.
-    model = load_checkpoint(Path(__file__).parents[1] / "checkpoints" / "edarfusion.safetensors").model
+    model = load_checkpoint(DEFAULT_CHECKPOINT).model
     fixed, moving = images(3, 64, 96)
     fixed[2] = moving[2] = 0
     with torch.inference_mode():

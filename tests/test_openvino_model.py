@@ -1,11 +1,10 @@
 """utils/openvino_model.py: the engines give what the network gives, size by size."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from models.edarfusion import EDARFusion
+from utils.arguments import DEFAULT_CHECKPOINT
 from utils.checkpoint import load_checkpoint
 from utils.export import sample_pair
 from utils.openvino_model import OpenVINOModel
@@ -16,7 +15,7 @@ SIZE = (72, 100)
 
 @pytest.fixture(scope="module")
 def model() -> EDARFusion:
-    return load_checkpoint(Path(__file__).parents[1] / "checkpoints" / "edarfusion.safetensors").model
+    return load_checkpoint(DEFAULT_CHECKPOINT).model
 
 
 # Across a sharp edge a tenth of a px moves single pixels far; in the mean over the image bfloat16 stays near.

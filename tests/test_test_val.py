@@ -959,7 +959,9 @@ def test_parts_of_several_processes_are_resumed(checkpoint, tmp_path):
     found = folder.read_rows()
     # What the processes left when they broke off is newer than the whole table.
     assert {name: row["inputs"] for name, row in found.items()} == {"001": "of 001", "002": "of 002"}
+    (unfinished := tmp_path / ".metrics.csv.1.tmp").touch()
     folder.remove_parts()
+    assert not unfinished.exists()
     assert {name: row["inputs"] for name, row in folder.read_rows().items()} == {"003": "old"}
 
 

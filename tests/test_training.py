@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.kill_training import ENVIRONMENT, ROOT, SHORT, command, kill_and_resume, resume, sample_table
+from utils.arguments import DEFAULT_CHECKPOINT
 from utils.checkpoint import load_checkpoint
 
 
@@ -84,7 +85,7 @@ def test_resume_goes_on_exactly(table, tmp_path, uninterrupted, epochs, stage):
 
 def test_two_processes_give_the_weights_of_one(table, tmp_path):
     # From trained weights: where a layer is still zero the gradients behind it are rounding, which Adam magnifies.
-    start = ROOT / "checkpoints" / "edarfusion.safetensors"
+    start = DEFAULT_CHECKPOINT
     options = ("--init", start, "--epochs", "2", "--val-every", "2", "--lr", "1e-3", "--stage", "registration")
     run(command(table, "--output", tmp_path / "one", *options, "--batch-size", "4"))
     run(command(table, "--output", tmp_path / "two", *options, "--batch-size", "2", processes=2))
@@ -124,8 +125,11 @@ def test_signals_save_and_end_well(table, tmp_path, number):
 def test_killed_at_random_moments_it_still_ends_the_same(table, tmp_path, uninterrupted):
     """Two kills here; `python -m tests.kill_training` does it as often as wanted."""
     folder = tmp_path / "killed"
+    (unfinished := folder / ".last.safetensors.1.tmp").parent.mkdir()
+    unfinished.touch()  # no kill need come while a file is written
     assert kill_and_resume(command(table, "--output", folder, *SHORT), folder, kills=2, seed=0) == 2
     assert_same_weights(uninterrupted, folder)
+    assert not unfinished.exists()
 
 
 def wait_for(path: Path, process: subprocess.Popen, seconds: float = 120) -> None:

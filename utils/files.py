@@ -38,6 +38,16 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
         raise FileError.at(path, "a place to write to", error.strerror or str(error)) from error
 
 
+def remove_unfinished(folder: str | os.PathLike) -> None:
+    """Remove what processes that were killed while they wrote have left in a folder and below it.
+
+    Nothing else may be writing there: the temporary files of `write_bytes` are taken for such remains.
+    """
+    for path in Path(folder).rglob(".*.tmp"):
+        if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
+            path.unlink(missing_ok=True)
+
+
 def _replace(temporary: Path, path: Path) -> None:
     for left in reversed(range(ATTEMPTS)):
         try:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from utils.files import FileError, write_bytes
+from utils.files import FileError, remove_unfinished, write_bytes
 from utils.flow_io import save_flow
 from utils.image_io import read_image, write_image
 from utils.pairs import fingerprint, read_pair
@@ -200,7 +200,8 @@ class ResultFolder:
         write_bytes(inputs_path, json.dumps(inputs, indent=2).encode())
 
     def remove_parts(self) -> None:
-        """Remove what processes wrote for themselves."""
+        """Remove what processes wrote for themselves, and what they were killed in writing."""
+        remove_unfinished(self.path)
         for path in (*self.path.glob(".metrics-*.csv"), *self.path.glob(".inputs-*.json")):
             path.unlink(missing_ok=True)
 
