@@ -12,6 +12,9 @@ from torch import Tensor
 
 from data.table import MODALITIES
 from utils.filters import sobel
+from utils.metrics.edge_preservation import ORIENTATION, STRENGTH
+from utils.metrics.human_vision import BLOCK, contrast_sensitivity
+from utils.metrics.visual_information import EYE_NOISE, SCALES
 
 TRUE_SHARE = 0.1  # of the loss that is taken under the true alignment, which no user has
 TONE = (17, 3.4)  # px, window and sigma of the local means that make up the tone
@@ -88,10 +91,13 @@ def edge_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
         for strength, angle in sources:
             ratio = torch.minimum(strength, strength_f) / torch.maximum(strength, strength_f)
             turn = ((angle - angle_f).abs() - math.pi / 2).abs() / (math.pi / 2)
-            quality = 0.9994 * torch.sigmoid(15 * (ratio - 0.5)) * 0.9879 * torch.sigmoid(22 * (turn - 0.8))
-            kept = kept + (quality * strength).sum(dim=(1, 2, 3))
+            kept = kept + (_quality(ratio, *STRENGTH) * _quality(turn, *ORIENTATION) * strength).sum(dim=(1, 2, 3))
         losses.append(1 - kept / weight)
     return torch.stack(losses)
+
+
+def _quality(share: Tensor, top: float, slope: float, middle: float) -> Tensor:
+    return top * torch.sigmoid(slope * (share - middle))
 
 
 def _edges(image: Tensor, floor: float = 1e-3) -> tuple[Tensor, Tensor]:
@@ -122,10 +128,6 @@ def structure_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Ten
     return 1 - torch.stack(likeness).mean(dim=(2, 3, 4))
 
 
-EYE_NOISE = 0.005
-"""Variance of the noise that the eye adds, for images in [0, 1] (Han et al. 2013)."""
-
-
 def information_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
     """One minus visual information fidelity VIFF (Han et al. 2013), in a form that can be differentiated.
 
@@ -138,14 +140,14 @@ def information_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> T
         (n, B) for n fused images, at most 1; negative where contrast is enhanced.
     """
     sources, fused, fidelity = [fixed, moving_aligned], list(fused), 0.0
-    for size, weight in ((17, 1.0), (9, 0.0), (5, 0.15), (3, 1.0)):
-        if size < 17:
+    for scale, (size, weight) in enumerate(SCALES):
+        if scale:
             sources, fused = ([_local_mean(image, size, size / 5, 2) for image in each] for each in (sources, fused))
         if weight:
             moments = [_moments(source, size, size / 5) for source in sources]
             ratios = [_fidelity(sources, moments, image, size) for image in fused]
-            fidelity = fidelity + weight / 2.15 * torch.stack(ratios)
-    return 1 - fidelity
+            fidelity = fidelity + weight * torch.stack(ratios)
+    return 1 - fidelity / sum(weight for _, weight in SCALES)
 
 
 @lru_cache(maxsize=32)
@@ -187,9 +189,6 @@ def _fidelity(sources: list[Tensor], moments: list[tuple[Tensor, Tensor]], fused
     return kept / total
 
 
-BLOCK = 16  # px
-
-
 def visibility_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
     """Root of Q_CV (Chen and Varshney 2007): what the eye sees to be wrong where each source is most salient.
 
@@ -205,13 +204,11 @@ def visibility_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Te
     x, y = (slopes[..., 1:-1, 1:-1] for slopes in sobel(F.pad(sources, (1, 1, 1, 1))))
     saliency = _block_sums((x * x + y * y).sqrt() ** 5) + 1e-12
     weight = saliency / saliency.sum(dim=(1, 2, 3), keepdim=True)
-    height, width = fixed.shape[2:]
-    rows, columns = (torch.fft.fftfreq(height) * height, torch.fft.rfftfreq(width) * width)
-    frequency = 0.144 / 4 * torch.hypot(rows[:, None], columns).to(fixed)
-    sensitivity = 2.6 * (0.0192 + frequency) * torch.exp(-(frequency**1.1))
+    size = tuple(fixed.shape[2:])
+    sensitivity = torch.from_numpy(contrast_sensitivity(size)).to(fixed)
     roots = []
     for image in fused:
-        seen = torch.fft.irfft2(torch.fft.rfft2(sources - image) * sensitivity, s=(height, width))
+        seen = torch.fft.irfft2(torch.fft.rfft2(sources - image) * sensitivity, s=size)
         square = (weight * _block_sums(seen.square())).sum(dim=(1, 2, 3)) / BLOCK**2
         roots.append((square + 1e-8).sqrt())
     return torch.stack(roots)
