@@ -1,4 +1,4 @@
-"""utils/metrics.py: agreement with the field's toolboxes, identities, hand-computed values, bad input."""
+"""utils/metrics: agreement with the field's toolboxes, identities, hand-computed values, bad input."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The project's one way to write a file, and the error that names a file which cannot be used."""
+"""The project's one way to write a file and to list a folder, and the error that names what cannot be used."""
 
 import os
 import re
@@ -16,6 +16,18 @@ class FileError(ValueError):
     def at(cls, path: str | os.PathLike, expected: str, found: str) -> "FileError":
         """The error in the project's form: ``PATH: expected EXPECTED, found FOUND``."""
         return cls(re.sub(r"\s*[\r\n]+\s*", " ", f"{os.fspath(path)}: expected {expected}, found {found}"))
+
+
+def entries(folder: str | os.PathLike) -> list[Path]:
+    """What is directly in a folder, without hidden files.
+
+    Raises:
+        FileError: the folder cannot be read.
+    """
+    try:
+        return [path for path in Path(folder).iterdir() if not path.name.startswith(".")]
+    except OSError as error:
+        raise FileError.at(folder, "a folder that can be read", error.strerror or str(error)) from error
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:

@@ -16,13 +16,15 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from utils.files import FileError, write_bytes
+from utils.files import FileError, entries, write_bytes
 
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
 MIN_SIDE = 64
 """Smallest height and width in pixels: below it the coarsest feature scale has nothing left to match."""
 MAX_PIXELS = 64 * 1024 * 1024
 """Largest number of pixels that is decoded (8192 x 8192); a header that promises more is refused unread."""
+MAX_VOXELS = 2**29
+"""Largest number of voxels that is read (1024 x 1024 x 512); a header that promises more is refused unread."""
 
 _FORMATS = ("PNG", "TIFF", "JPEG", "BMP", "GIF", "WEBP", "PPM")
 
@@ -101,16 +103,13 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
     """The image files directly in a folder, in natural order (``2.png`` before ``10.png``); hidden files are skipped.
 
     Raises:
-        ImageError: no such folder, it cannot be read, it holds no image, or two of its images share a stem.
+        FileError: no such folder, it cannot be read, it holds no image, or two of its images share a stem.
     """
     folder = Path(folder)
     if not os.path.isdir(folder):
         raise ImageError.at(folder, "a folder of images", "a file" if os.path.exists(folder) else "nothing there")
-    try:
-        found = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
-    except OSError as error:
-        raise ImageError.at(folder, "a folder that can be read", error.strerror or str(error)) from error
-    images = sorted((p for p in found if p.is_file()), key=_natural_key)
+    found = (path for path in entries(folder) if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    images = sorted(found, key=_natural_key)
     if not images:
         raise ImageError.at(folder, f"images ({' '.join(IMAGE_SUFFIXES)})", "none")
     by_stem: dict[str, Path] = {}
@@ -248,6 +247,16 @@ def _check_size(path: Path, size: tuple[int, int]) -> None:
         raise ImageError.at(path, f"at least {MIN_SIDE} x {MIN_SIDE} pixels", f"{width} x {height} (width x height)")
     if width * height > MAX_PIXELS:
         raise ImageError.at(path, f"at most {MAX_PIXELS} pixels", f"{width} x {height} (width x height)")
+
+
+def check_voxels(path: str | os.PathLike, shape: tuple[int, ...]) -> None:
+    """Check that a volume of this shape has no more than `MAX_VOXELS` voxels.
+
+    Raises:
+        ImageError: it has; the message names the file.
+    """
+    if np.prod(shape, dtype=np.float64) > MAX_VOXELS:
+        raise ImageError.at(path, f"at most {MAX_VOXELS} voxels", " x ".join(map(str, shape)))
 
 
 def _size(image: np.ndarray) -> str:

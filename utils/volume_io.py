@@ -12,41 +12,24 @@ and are not inverted.
 
 import gzip
 import os
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
-import pydicom
 from nibabel.affines import apply_affine
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from nibabel.processing import resample_from_to
-from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
-from pydicom.pixels import apply_modality_lut
 
-from utils.files import write_bytes
-from utils.image_io import IMAGE_SUFFIXES, ImageError
+from utils.dicom import dicom_files, is_dicom, read_dicom
+from utils.files import entries, write_bytes
+from utils.image_io import IMAGE_SUFFIXES, ImageError, check_voxels
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
-DICOM_SUFFIX = ".dcm"
-MAX_VOXELS = 2**29
-"""Largest number of voxels that is read (1024 x 1024 x 512); a header that promises more is refused unread."""
-UNEVEN = 0.1
-"""Largest deviation of the step from one DICOM slice to the next, as a share of the mean step."""
 
 _VIEWS = {0: "PIR", 1: "LIP", 2: "LPS"}
 """Normal of a slice (0 left-right, 1 front-back, 2 foot-head) -> where columns, rows and slices run to."""
-_MACROS = (
-    "PixelMeasuresSequence",
-    "PlanePositionSequence",
-    "PlaneOrientationSequence",
-    "PixelValueTransformationSequence",
-)
-"""Functional groups of a multi-frame DICOM file that say where a frame lies and what its values mean."""
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 class Volume(NamedTuple):
@@ -75,19 +58,19 @@ class Volume(NamedTuple):
 def is_volume(path: str | os.PathLike) -> bool:
     """True for a NIfTI file by its name, for a DICOM file, and for a folder that holds DICOM files."""
     if os.path.isdir(path):
-        return bool(_dicom_files(Path(path)))
-    return Path(path).name.lower().endswith(NIFTI_SUFFIXES) or _is_dicom(Path(path))
+        return bool(dicom_files(Path(path)))
+    return Path(path).name.lower().endswith(NIFTI_SUFFIXES) or is_dicom(Path(path))
 
 
 def check_no_volumes(paths: Iterable[str | os.PathLike]) -> None:
     """Say how volumes are given where one stands, or a folder of them and of no images, in the place of images.
 
     Raises:
-        ImageError: that is so, or a folder cannot be read.
+        FileError: that is so, or a folder cannot be read.
     """
     expected = "images, or volumes one pair at a time (--fixed, --moving: a file or the folder of a DICOM series each)"
     for path in paths:
-        inside = _entries(Path(path)) if os.path.isdir(path) else []
+        inside = entries(Path(path)) if os.path.isdir(path) else []
         if any(p.suffix.lower() in IMAGE_SUFFIXES for p in inside):
             continue
         if is_volume(path):
@@ -115,7 +98,7 @@ def read_volume(path: str | os.PathLike) -> Volume:
         found = "a folder without DICOM files" if path.is_dir() else repr(path.name)
         raise ImageError.at(path, "a .nii, .nii.gz or DICOM file or a folder of DICOM files", found)
     nifti = path.name.lower().endswith(NIFTI_SUFFIXES) and path.is_file()
-    array, affine, modality, units = _read_nifti(path) if nifti else _read_dicom(path)
+    array, affine, modality, units = _read_nifti(path) if nifti else read_dicom(path)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise ImageError.at(path, "an affine that can be inverted", f"{np.array2string(affine, precision=3)}")
     if not np.isfinite(array).all():
@@ -281,14 +264,6 @@ def _slices_affine(volume: Volume) -> np.ndarray:
     return volume.affine @ inv_ornt_aff(turn, shape)
 
 
-def _check_voxels(path: Path, shape: tuple[int, ...]) -> None:
-    if np.prod(shape, dtype=np.float64) > MAX_VOXELS:
-        raise ImageError.at(path, f"at most {MAX_VOXELS} voxels", " x ".join(map(str, shape)))
-
-
-# --- NIfTI --------------------------------------------------------------------------------------------------
-
-
 def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, str, str]:
     """float32 array (X, Y, Z), affine, and no modality or units, which NIfTI does not name."""
     if not path.stat().st_size:
@@ -306,7 +281,7 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, str, str]:
         raise ImageError.at(path, "a slice (2D) or a volume (3D)", f"{len(image.shape)}D, shape {image.shape}")
     if image.get_data_dtype().kind not in "iuf":
         raise ImageError.at(path, "one real number a voxel", f"data type {image.header.get_value_label('datatype')}")
-    _check_voxels(path, image.shape)
+    check_voxels(path, image.shape)
     try:
         array = image.get_fdata(dtype=np.float32)
         if path.suffix.lower() == ".gz":
@@ -318,163 +293,3 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, str, str]:
         raise ImageError.at(path, "a complete NIfTI file", f"a damaged or truncated file ({error})") from error
     # PET is often written with a fourth axis of one time.
     return array.reshape(*array.shape[:3], *(1,) * (3 - array.ndim)), image.affine, "", ""
-
-
-# --- DICOM --------------------------------------------------------------------------------------------------
-
-
-class _Frame(NamedTuple):
-    """One frame and where it lies, in DICOM's LPS mm."""
-
-    file: Path
-    values: np.ndarray  # float32 (rows, columns), rescaled
-    position: np.ndarray  # (3,): centre of the first pixel
-    directions: np.ndarray  # (2, 3): where the column index and the row index run to
-    spacing: np.ndarray  # (2,): from row to row, from column to column
-    thickness: float
-    series: str
-    modality: str
-    units: str
-
-
-def _read_dicom(path: Path) -> tuple[np.ndarray, np.ndarray, str, str]:
-    """float32 array (columns, rows, slices), affine, modality and units of a file or of all files of a folder."""
-    files = _dicom_files(path) if path.is_dir() else [path]
-    frames = [frame for file in files for frame in _read_frames(file)]
-    first, *others = frames
-    for frame in others:
-        for what, here, there in (
-            ("the series", first.series, frame.series),
-            ("the rows and columns", first.values.shape, frame.values.shape),
-            ("the pixel spacing", first.spacing, frame.spacing),
-            ("the direction", first.directions, frame.directions),
-        ):
-            same = np.allclose(here, there, atol=1e-3) if isinstance(here, np.ndarray) else here == there
-            if not same:
-                raise ImageError.at(frame.file, f"{what} of {first.file.name}, {_text(here)}", _text(there))
-    _check_voxels(path, (len(frames), *first.values.shape))
-    normal = np.cross(*first.directions)
-    frames.sort(key=lambda frame: float(frame.position @ normal))
-    step = _even_step(path, frames) if others else normal * first.thickness
-    lps = np.eye(4)
-    lps[:3] = np.column_stack((*(first.directions * first.spacing[::-1, None]), step, frames[0].position))
-    array = np.stack([frame.values for frame in frames]).transpose(2, 1, 0)
-    return array, _LPS_TO_RAS @ lps, first.modality, first.units
-
-
-def _text(value: str | tuple[int, ...] | np.ndarray) -> str:
-    return value if isinstance(value, str) else " ".join(f"{number:g}" for number in np.ravel(value))
-
-
-def _even_step(path: Path, frames: list[_Frame]) -> np.ndarray:
-    """Mean step (3,) in mm from one frame to the next; an error if any step differs."""
-    steps = np.diff([frame.position for frame in frames], axis=0)
-    mean = steps.mean(axis=0)
-    deviation = np.linalg.norm(steps - mean, axis=1)
-    worst = int(deviation.argmax())
-    if deviation[worst] > UNEVEN * np.linalg.norm(mean) or not mean.any():
-        distance, names = np.linalg.norm(steps[worst]), [frame.file.name for frame in frames[worst : worst + 2]]
-        expected = f"evenly spaced slices, {np.linalg.norm(mean):.3f} mm apart on average"
-        raise ImageError.at(path, expected, f"{distance:.3f} mm from {names[0]} to {names[1]}")
-    return mean
-
-
-def _read_frames(path: Path) -> list[_Frame]:
-    """All frames of one DICOM file."""
-    try:
-        with warnings.catch_warnings():
-            # pydicom warns of odd values, and of truncated files, which are errors below.
-            warnings.simplefilter("ignore")
-            dataset = pydicom.dcmread(path)
-            shape = tuple(int(dataset.get(name) or 1) for name in ("NumberOfFrames", "Rows", "Columns"))
-            _check_voxels(path, shape)
-            photometric = dataset.get("PhotometricInterpretation", "MONOCHROME2")
-            if not photometric.startswith("MONOCHROME"):
-                raise ImageError.at(path, "one value a pixel (MONOCHROME1 or MONOCHROME2)", photometric)
-            pixels = dataset.pixel_array.reshape(shape)
-            return [_frame(path, dataset, number, values) for number, values in enumerate(pixels)]
-    except ImageError:
-        raise
-    except InvalidDicomError as error:
-        raise ImageError.at(path, "a DICOM file", "another format or an empty file") from error
-    except Exception as error:
-        # pydicom and its decoders let many kinds escape: AttributeError, EOFError, ValueError, RuntimeError ...
-        raise ImageError.at(path, "a complete DICOM image", f"a damaged or truncated file ({error})") from error
-
-
-def _frame(path: Path, dataset: Dataset, number: int, values: np.ndarray) -> _Frame:
-    """Place and rescale one frame of a file."""
-    groups = _functional_groups(dataset, number)
-
-    def numbers(name: str, count: int) -> np.ndarray:
-        found = groups.get(name) or dataset.get(name)
-        if found is None or np.size(found) != count:
-            raise ImageError.at(path, f"the position tag {name}", "none" if found is None else f"{found}")
-        return np.array(found, np.float64).reshape(count)
-
-    position = numbers("ImagePositionPatient", 3)
-    directions = numbers("ImageOrientationPatient", 6).reshape(2, 3)
-    thickness = next((n for n in ("SpacingBetweenSlices", "SliceThickness") if groups.get(n) or dataset.get(n)), None)
-    count = int(dataset.get("NumberOfFrames") or 1)
-    if count > 1 and "PerFrameFunctionalGroupsSequence" not in dataset:
-        # Nuclear medicine gives the first frame's position and the distance from frame to frame.
-        if dataset.get("NumberOfSlices", count) != count:
-            raise ImageError.at(path, f"one volume of {dataset.NumberOfSlices} slices", f"{count} frames")
-        position = position + number * numbers("SpacingBetweenSlices", 1) * np.cross(*directions)
-    modality = str(dataset.get("Modality") or "")
-    units = dataset.get("Units") or groups.get("RescaleType") or dataset.get("RescaleType")
-    if units in (None, "US"):  # unspecified
-        units = "HU" if modality == "CT" else ""
-    return _Frame(
-        file=path,
-        values=apply_modality_lut(values, groups if "RescaleSlope" in groups else dataset).astype(np.float32),
-        position=position,
-        directions=directions,
-        spacing=numbers("PixelSpacing", 2),
-        thickness=abs(numbers(thickness, 1)[0]) if thickness else 1.0,
-        series=str(dataset.get("SeriesInstanceUID") or ""),
-        modality=modality,
-        units=str(units),
-    )
-
-
-def _functional_groups(dataset: Dataset, number: int) -> Dataset:
-    """Tags that hold for one frame: what multi-frame files keep in nested sequences, flattened."""
-    flat = Dataset()
-    for detector in (dataset.get("DetectorInformationSequence") or [])[:1]:
-        flat.update(detector)
-    shared = dataset.get("SharedFunctionalGroupsSequence") or []
-    own = (dataset.get("PerFrameFunctionalGroupsSequence") or [])[number : number + 1]
-    for group in (*shared, *own):
-        for name in _MACROS:
-            for item in group.get(name) or []:
-                flat.update(item)
-    return flat
-
-
-def _dicom_files(folder: Path) -> list[Path]:
-    """The DICOM files directly in a folder, by name; hidden files are skipped."""
-    # A disc's table of contents is DICOM too, but no image.
-    return sorted(p for p in _entries(folder) if p.is_file() and _is_dicom(p) and p.name.upper() != "DICOMDIR")
-
-
-def _entries(folder: Path) -> list[Path]:
-    """What is directly in a folder, without hidden files."""
-    try:
-        return [p for p in folder.iterdir() if not p.name.startswith(".")]
-    except OSError as error:
-        raise ImageError.at(folder, "a folder that can be read", error.strerror or str(error)) from error
-
-
-def _is_dicom(path: Path) -> bool:
-    """By its suffix or, as archives and scanners often give none, by the letters that follow the preamble."""
-    if path.suffix.lower() == DICOM_SUFFIX:
-        return True
-    # os.path takes impossible names for missing files, where pathlib raises.
-    if path.suffix.lower() in IMAGE_SUFFIXES or not os.path.isfile(path):
-        return False
-    try:
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False  # whoever reads it says why it cannot be read

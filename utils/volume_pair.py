@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.dicom import DICOM_SUFFIX
 from utils.files import FileError
 from utils.flow_io import load_flow
 from utils.image_io import read_image, write_image
 from utils.results import ResultFolder
 from utils.volume_io import (
-    DICOM_SUFFIX,
     NIFTI_SUFFIXES,
     Volume,
     distance_between,
