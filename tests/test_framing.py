@@ -71,6 +71,22 @@ def test_an_image_without_tissue_is_shown_whole():
     assert choose_view(black)[:4] == (0, 0, 300, 360) and choose_view(np.zeros((256, 256), np.float32)) is None
 
 
+def test_a_dark_head_stands_where_a_bright_one_does_and_a_speck_is_no_head():
+    image = head((384, 384), 200, 160)
+    image[150:160, 150:160] = 1  # brighter than the rest, which alone would be seen
+    assert head_box(0.1 * image) == head_box(image) and choose_view(0.1 * image) == choose_view(image)
+    speck = head((256, 256), 20, 16)
+    assert choose_view(speck) is None and choose_view(speck, longest=head_length(speck)) is None
+    assert choose_view(head((360, 360), 30, 30)) == (0, 0, 360, 360, (SIDE, SIDE))
+
+
+@pytest.mark.parametrize("frame", [(64, 600), (700, 90)])
+def test_pixels_of_long_frames_stay_square(frame):
+    view = choose_view(head(frame, 0.9 * frame[0], 0.9 * frame[1]))
+    assert min(view.size) >= 64
+    assert view.size[0] / view.height == pytest.approx(view.size[1] / view.width, rel=0.08)
+
+
 def test_a_flow_found_in_a_view_is_of_the_frame():
     frame = (300, 500)
     image = head(frame, 120, 100, (110, 330))

@@ -20,6 +20,9 @@ from utils.warp import resize_flow
 SMALL = 0.8
 """Length of a head (`utils.head.head_length`) below which it is brought to the usual one."""
 
+SPECK = 0.25
+"""Length below which what was found is no head."""
+
 SMALL_ALONE = 0.6
 """The same for a single image in a frame as in training: it may show the top of a head. Of the atlas 97 % are above."""
 
@@ -86,7 +89,7 @@ def choose_view(fixed: np.ndarray, aspect: float = 1.0, longest: float | None = 
     known = abs(octaves - round(octaves)) < math.log2(NEAR) and abs(math.log2(aspect)) < math.log2(SQUARE)
     length, usual = (head_length(fixed, aspect), USUAL) if longest is None else (longest, USUAL_LONGEST)
     part = frame
-    if 0 < length < (SMALL_ALONE if known and longest is None else SMALL):
+    if SPECK < length < (SMALL_ALONE if known and longest is None else SMALL):
         part = tuple(min(n, round(across * length / usual / p)) for n, p in zip(frame, pixel, strict=True))
     elif known:
         return None
@@ -94,5 +97,6 @@ def choose_view(fixed: np.ndarray, aspect: float = 1.0, longest: float | None = 
     start = (min(max(round(m * n - k / 2), 0), n - k) for m, n, k in zip(middle, frame, part, strict=True))
     sides = np.multiply(part, pixel)
     # In steps, as `utils.openvino_model` compiles a graph for each size.
-    size = tuple(max(MIN_SIDE, STEP * round(TRAINED_SIDE / sides.mean() * side / STEP)) for side in sides)
+    scale = max(TRAINED_SIDE / sides.mean(), MIN_SIDE / sides.min())
+    size = tuple(STEP * round(scale * side / STEP) for side in sides)
     return View(*start, *part, size)

@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-TISSUE = 0.08
-"""Mean intensity above which a block of pixels counts as tissue."""
+TISSUE, SHARE = 0.08, 0.21
+"""Mean intensity above which a block of pixels counts as tissue; of a dark image, as a share of the 99th percentile of
+its blocks, which is at least 0.39 in the atlas."""
 
 _GRID = 64  # blocks along each side of the frame
 _GAP = 7  # blocks up to which tissue beside tissue belongs to one head: the skull shows dark around the brain
@@ -22,7 +23,8 @@ def head_box(image: np.ndarray) -> list[tuple[float, float]] | None:
     Returns:
         Shares of height and width.
     """
-    tissue = cv2.resize(image, (_GRID, _GRID), interpolation=cv2.INTER_AREA) > TISSUE
+    blocks = cv2.resize(image, (_GRID, _GRID), interpolation=cv2.INTER_AREA)
+    tissue = blocks > min(TISSUE, SHARE * np.percentile(blocks, 99))
     near = np.pad(tissue, _GAP)
     pieces, count = ndimage.label(ndimage.binary_closing(near, np.ones((_GAP, _GAP)))[_GAP:-_GAP, _GAP:-_GAP])
     if not count:
