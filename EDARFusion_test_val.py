@@ -242,7 +242,8 @@ def run(options: argparse.Namespace) -> int:
     left_out: list[str] = []
     if not (options.fixed and is_volume(options.fixed)):
         return fuse_and_score(options, find_pairs(options, left_out), left_out)
-    volumes = read_volumes(options.fixed, options.moving, options.label, options.window, resample=options.resample)
+    paths = options.fixed, options.moving, options.label
+    volumes = read_volumes(options.modality, *paths, options.window, resample=options.resample)
     # The others are on its grid by now: a moving volume that was coarser has been resampled.
     height, width = volumes.volumes["fixed"].slices.shape[1:]
     if min(height, width) < MIN_SIDE:

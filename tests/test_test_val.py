@@ -31,6 +31,7 @@ from utils.publish import publish
 from utils.results import COLUMNS, ResultFolder
 from utils.scoring import read_grey
 from utils.visualize import MAPS
+from utils.volume_io import looks_like_hu, robust_window
 from utils.volume_pair import read_volumes
 from utils.warp import warp
 
@@ -553,25 +554,41 @@ class TestVolumes:
         assert "center 40, width 80" in (tmp_path / "default/CT/report.html").read_text()
 
     def test_brain_window_is_the_default_for_hounsfield_units(self, options):
-        levels = read_volumes(options[3], options[5]).levels["moving"]
+        levels = read_volumes("CT", options[3], options[5]).levels["moving"]
         values = nib.load(options[5]).get_fdata().transpose(2, 1, 0)
         np.testing.assert_allclose(levels, np.clip(values / 80, 0, 1), atol=1e-5)
-        fixed = read_volumes(options[3], options[5]).levels["fixed"]
+        fixed = read_volumes("CT", options[3], options[5]).levels["fixed"]
         assert fixed.min() == 0 and fixed.max() == 1 and 0.2 < fixed.mean() < 0.8
+
+    def test_only_ct_of_unknown_units_is_taken_for_hounsfield_units(self, tmp_path, options):
+        # Counts of PET with noise below zero, which look like Hounsfield units.
+        noise = np.random.default_rng(0).normal(0, 9000, (3, 64, 80))
+        path = self.save(tmp_path / "pet.nii", noise + 20_000 * np.stack([picture(seed) for seed in range(3)]))
+        values = nib.load(path).get_fdata(dtype=np.float32)
+        assert looks_like_hu(values)
+        assert read_volumes("CT", options[3], path).window == (40, 80)
+        for modality in ("PET", "SPECT"):
+            assert read_volumes(modality, options[3], path).window == robust_window(values)
+
+    def test_the_window_does_not_hang_on_the_field_of_view_of_the_fixed_volume(self, tmp_path, options):
+        moving = self.save(tmp_path / "pet.nii", 300 * np.stack([picture(seed) for seed in range(3)]))
+        wide = self.save(tmp_path / "mri.nii", np.stack([np.pad(picture(seed), 30) for seed in range(3)]))
+        own, resampled = (read_volumes("PET", fixed, moving, resample=True).window for fixed in (moving, wide))
+        assert own == resampled
 
     def test_moving_volume_and_label_have_one_scale(self, tmp_path, options):
         # No Hounsfield units; the label has more of nothing around the head, so percentiles of its own.
         moving = 300 * np.stack([picture(seed) for seed in range(3)])
         label = np.where(moving > 150, moving, 0)
         paths = [self.save(tmp_path / f"{name}.nii", x) for name, x in (("moving", moving), ("label", label))]
-        levels = read_volumes(options[3], *paths).levels
+        levels = read_volumes("CT", options[3], *paths).levels
         inside = moving > 150
         np.testing.assert_allclose(levels["label"][inside], levels["moving"][inside], atol=1e-6)
         low, high = np.percentile(moving, (1, 99.5))
         np.testing.assert_allclose(levels["moving"], np.clip((moving - low) / (high - low), 0, 1), atol=1e-4)
 
     def test_volumes_of_another_kind_are_named(self, tmp_path, options):
-        volumes = read_volumes(options[3], options[5])
+        volumes = read_volumes("CT", options[3], options[5])
         assert volumes.of_other_kind("CT") == {}  # NIfTI does not say
         kinds = {"fixed": "CT", "moving": "MR"}
         swapped = volumes._replace(
@@ -591,7 +608,7 @@ class TestVolumes:
         affine[2, 3] -= 4
         higher = np.concatenate((values[..., :1], values), axis=2)
         nib.save(nib.Nifti1Image(higher.astype(np.float32), affine), options[5])
-        levels = read_volumes(options[3], options[5], resample=True).levels["moving"]
+        levels = read_volumes("CT", options[3], options[5], resample=True).levels["moving"]
         np.testing.assert_allclose(levels, np.clip(values.transpose(2, 1, 0) / 80, 0, 1), atol=1e-4)
         assert run(checkpoint, tmp_path / "out", *options, "--resample") == 0
         assert "mm off" not in capsys.readouterr().err

@@ -218,7 +218,7 @@ def robust_window(slices: np.ndarray) -> tuple[float, float]:
 def looks_like_hu(slices: np.ndarray) -> bool:
     """True if values are plausibly Hounsfield units: air, under -200, in at least 1 % of the voxels, and tissue.
 
-    No other modality here has negative values of that size. The default window of such volumes is center 40, width 80.
+    To be asked of CT: emission images with noise below zero look the same.
     """
     return bool(np.percentile(slices, 1) <= -200 and slices.max() > 0)
 

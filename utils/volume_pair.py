@@ -98,6 +98,7 @@ class VolumePair(NamedTuple):
 
 
 def read_volumes(
+    modality: str,
     fixed: str | os.PathLike,
     moving: str | os.PathLike,
     label: str | os.PathLike | None = None,
@@ -108,9 +109,11 @@ def read_volumes(
     """Read volumes that lie on one grid, or are brought there, and scale them to [0, 1].
 
     Args:
+        modality: of the moving volume, one of `data.table.MODALITIES`.
         fixed, moving, label: NIfTI files, DICOM files or folders of them.
-        center_width: window of moving and label in their own units. By default `BRAIN_WINDOW` for Hounsfield units;
-            other values are scaled by the percentiles of the moving volume.
+        center_width: window of moving and label in their own units. By default `BRAIN_WINDOW` for Hounsfield units,
+            which CT of unknown units is asked for; other values are scaled by the percentiles of the moving volume as
+            it was read.
         resample: bring moving and label onto the grid of the fixed volume first, by their affines.
 
     Raises:
@@ -118,6 +121,10 @@ def read_volumes(
     """
     paths = {"fixed": fixed, "moving": moving} | ({} if label is None else {"label": label})
     volumes = {role: read_volume(path) for role, path in paths.items()}
+    if center_width is None:
+        moved = volumes["moving"]
+        in_hu = moved.units == "HU" or (modality == "CT" and not moved.units and looks_like_hu(moved.slices))
+        center_width = BRAIN_WINDOW if in_hu else robust_window(moved.slices)
     for role in ("moving", "label")[: len(paths) - 1] if resample else ():
         try:
             volumes[role] = resample_volume(volumes[role], volumes["fixed"])
@@ -129,10 +136,6 @@ def read_volumes(
         if volume.slices.shape != shape:
             expected = f"the grid of {os.fspath(fixed)}, {_text(shape)} (--resample brings it there)"
             raise FileError.at(paths[role], expected, _text(volume.slices.shape))
-    moving = volumes["moving"]
-    if center_width is None:
-        in_hu = moving.units == "HU" or looks_like_hu(moving.slices)
-        center_width = BRAIN_WINDOW if in_hu else robust_window(moving.slices)
     # One window for moving and label: their grey levels are compared.
     windows = {"fixed": robust_window(volumes["fixed"].slices), "moving": center_width, "label": center_width}
     levels = {role: window(volume.slices, *windows[role]) for role, volume in volumes.items()}
