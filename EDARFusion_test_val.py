@@ -35,7 +35,7 @@ from utils.cores import available_cores
 from utils.evaluation import Job, evaluate, scoring_pool
 from utils.files import FileError
 from utils.flow_io import load_flow
-from utils.head import head_length
+from utils.head import SMALL, head_length
 from utils.image_io import MIN_SIDE, read_image
 from utils.interruption import stop_on_signal
 from utils.pairs import (
@@ -154,7 +154,8 @@ def find_pairs(options: argparse.Namespace, left_out: list[str]) -> dict[str, li
 def check_pairs(pairs: list[dict], modality: str, keep_going: bool) -> tuple[list[dict], list[str]]:
     """The pairs that can be read, and what is wrong with the others; without `keep_going` the first one raises.
 
-    Each pair is told how long the longest head of its modality in frames of its size is, `longest`, or None for a few.
+    Each pair is told how long the longest head of its modality in frames of its size is, `longest`, at most `SMALL`; or
+    None for a few.
     """
     good, bad, brightest = [], [], {"fixed": {}, "moving": {}, "label": {}}
     frames, lengths = [], {}
@@ -187,7 +188,7 @@ def check_pairs(pairs: list[dict], modality: str, keep_going: bool) -> tuple[lis
     if grey_labels:
         say(f"{modality}: expected labels in colour for moving images in colour, found grey ones for {grey_labels} of "
             f"{len(good)} pairs; luma is compared with another rendering, so that rmse, ssim and ncc say little")
-    longest = {frame: max(found) if len(found) >= SEVERAL else None for frame, found in lengths.items()}
+    longest = {frame: min(SMALL, max(x)) if len(x) >= SEVERAL else None for frame, x in lengths.items()}
     return [pair | {"longest": longest[frame]} for pair, frame in zip(good, frames, strict=True)], bad
 
 

@@ -957,6 +957,24 @@ def test_resume_makes_pairs_again_whose_files_are_others(checkpoint, tmp_path, r
     pd.testing.assert_frame_equal(again.drop(columns="seconds"), anew.drop(columns="seconds"))
 
 
+def test_resume_makes_pairs_again_that_are_shown_at_another_scale(checkpoint, tmp_path):
+    def write(name: str, size: int) -> None:
+        for role, seed in (("fixed", 0), ("moving", 1)):
+            write_image(tmp_path / role / f"{name}.png", np.pad(picture(seed)[:size, :size], (128 - size) // 2))
+
+    options = ["--modality", "CT", "--fixed", str(tmp_path / "fixed"), "--moving", str(tmp_path / "moving")]
+    for number in range(5):
+        write(f"00{number}", 60)
+    # Several heads, all of them small, are enlarged; beside a large one they are tops of heads.
+    assert run(checkpoint, tmp_path / "out", *options) == 0
+    for role in ("fixed", "moving"):
+        write_image(tmp_path / role / "005.png", np.kron(picture(2)[:64, :64], np.ones((2, 2))))
+    assert run(checkpoint, tmp_path / "out", *options, "--resume") == 0
+    assert run(checkpoint, tmp_path / "anew", *options) == 0
+    again, anew = (read_table(tmp_path / name / "CT/metrics.csv") for name in ("out", "anew"))
+    pd.testing.assert_frame_equal(again.drop(columns="seconds"), anew.drop(columns="seconds"))
+
+
 def test_rows_without_known_inputs_are_made_again(checkpoint, tmp_path):
     options = ["--modality", "CT", *folders(tmp_path, pairs=1)]
     assert run(checkpoint, tmp_path / "out", *options) == 0

@@ -13,12 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.edarfusion import TRAINED_SIDE
-from utils.head import head_box, head_length
+from utils.head import SMALL, head_box, head_length
 from utils.image_io import MIN_SIDE
 from utils.warp import resize_flow
-
-SMALL = 0.8
-"""Length of a head (`utils.head.head_length`) below which it is brought to the usual one."""
 
 SPECK = 0.25
 """Length below which what was found is no head."""

@@ -10,6 +10,9 @@ TISSUE, SHARE = 0.08, 0.21
 """Mean intensity above which a block of pixels counts as tissue; of a dark image, as a share of the 99th percentile of
 its blocks, which is at least 0.39 in the atlas."""
 
+SMALL = 0.8
+"""`head_length` below which a head is small, and is shown enlarged; longer ones make no difference."""
+
 _GRID = 64  # blocks along each side of the frame
 _GAP = 7  # blocks up to which tissue beside tissue belongs to one head: the skull shows dark around the brain
 

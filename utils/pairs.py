@@ -150,15 +150,18 @@ def check_inputs_stay(inputs: Iterable[str | os.PathLike], outputs: Iterable[str
 
 
 def fingerprint(pair: Mapping) -> str:
-    """What tells the files of a pair (fixed, moving, label, flow) from others that have the same names.
+    """What tells a pair from others that have the same names: what is in its files, and at which scale it is shown.
+
+    Args:
+        pair: paths as fixed, moving, label and flow; `aspect` and `longest`, of `utils.framing.choose_view`, if known.
 
     Returns:
-        The first 16 hexadecimal digits of a SHA-256 of what is in them.
+        The first 16 hexadecimal digits of a SHA-256.
 
     Raises:
         FileError: a file cannot be read.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(str([pair.get(name) for name in ("aspect", "longest")]).encode())
     for role in FILES:
         if pair[role] is None:
             continue
