@@ -8,7 +8,7 @@ Capitals make no difference in the names of columns and modalities.
 import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PureWindowsPath
 
 import pandas as pd
@@ -51,37 +51,19 @@ def read_table(
         The file's columns as strings, paths still relative to ``root``, and ``name``, by default the stem of ``fixed``.
 
     Raises:
-        DataError: no such file, not a CSV file, a needed column is missing, no rows, an empty cell, an unknown
-            modality or split, two rows (of one modality) with one name, a name that cannot be a file's, a path that
-            leaves the root or leads to no file. The message names the file and, where there is one, the line.
+        DataError: no such file, not a CSV file, a needed column is missing, no rows, an unknown modality or split;
+            among the rows that are kept an empty cell, two (of one modality) with one name, a name that cannot be a
+            file's, a path that leaves the root or leads to no file. The message names the file and, where there is one,
+            the line.
     """
     table = read_csv(csv, ("fixed", "moving"))
-    known = [c for c in COLUMNS if c in table]
+    given = [column for column in COLUMNS if column in table]
     if "modality" in table:
         table["modality"] = [value.upper() if value.upper() in MODALITIES else value for value in table["modality"]]
-    unusable = []
-    for line, row in zip(table.index, table[known].to_dict("records"), strict=True):
-        try:
-            _check_row(csv, line, row, root)
-        except DataError as error:
-            if left_out is None:
-                raise
-            left_out.append(str(error))
-            unusable.append(line)
-    table = table.drop(index=unusable)
-    if table.empty:
-        raise DataError.at(csv, "at least one row that can be used", f"none; the last one: {left_out[-1]}")
-    if "name" not in table:
-        table["name"] = [Path(path).stem for path in table["fixed"]]
-    kind = table["modality"] if "modality" in table else pd.Series("", index=table.index)
-    seen: dict[tuple[str, str], int] = {}
-    for line, key in zip(table.index, zip(kind, table["name"], strict=True), strict=True):
-        if seen.setdefault(key, line) != line:
-            expected = "one row a name (a column name gives others than those of the fixed files)"
-            raise DataError.at(csv, expected, f"{key[1]!r} in lines {seen[key]} and {line}")
     modality = None if modality == "all" else modality
     if modality is not None and "modality" not in table:
         table["modality"] = modality
+    table = _usable(table, lambda line, row: _check_kind(csv, line, row), left_out)
     for column, wanted in (("modality", modality), ("split", split)):
         if wanted is None:
             continue
@@ -91,7 +73,37 @@ def read_table(
         table = table[table[column] == wanted]
         if table.empty:
             raise DataError.at(csv, f"rows of {column} {wanted}", f"only {found}")
+    if "name" not in table:
+        table = table.assign(name=[Path(path).stem for path in table["fixed"]])
+    seen: dict[tuple[str, str], int] = {}
+
+    def check(line: int, row: dict[str, str]) -> None:
+        _check_cells(csv, line, {column: row[column] for column in given}, root)
+        if seen.setdefault((row.get("modality"), row["name"]), line) != line:
+            expected = "one row a name (a column name gives others than those of the fixed files)"
+            first = seen[row.get("modality"), row["name"]]
+            raise DataError.at(csv, expected, f"{row['name']!r} in lines {first} and {line}")
+
+    table = _usable(table, check, left_out)
+    if table.empty:
+        raise DataError.at(csv, "at least one row that can be used", f"none; the last one: {left_out[-1]}")
     return table.reset_index(drop=True)
+
+
+def _usable(
+    table: pd.DataFrame, check: Callable[[int, dict[str, str]], None], left_out: list[str] | None
+) -> pd.DataFrame:
+    """The rows for which `check` of their line and cells raises nothing; others raise it, or go to `left_out`."""
+    unusable = []
+    for line, row in zip(table.index, table.to_dict("records"), strict=True):
+        try:
+            check(line, row)
+        except DataError as error:
+            if left_out is None:
+                raise
+            left_out.append(str(error))
+            unusable.append(line)
+    return table.drop(index=unusable)
 
 
 def read_csv(path: str | os.PathLike, needed: tuple[str, ...]) -> pd.DataFrame:
@@ -102,7 +114,9 @@ def read_csv(path: str | os.PathLike, needed: tuple[str, ...]) -> pd.DataFrame:
             "skipinitialspace": True, "skip_blank_lines": False}  # fmt: skip
     try:
         # The header first: where it is none, what pandas says of the rows below it is beside the point.
-        columns = _columns(path, pd.read_csv(path, nrows=0, **form).columns, needed)
+        # As a row of cells, since pandas gives names that stand twice a number.
+        header = pd.read_csv(path, nrows=1, header=None, **form)
+        columns = _columns(path, header.fillna("").iloc[0] if len(header) else [], needed)
         with warnings.catch_warnings():
             # With index_col=False cells beyond the header's would be dropped with no more than a warning.
             warnings.simplefilter("error", pd.errors.ParserWarning)
@@ -116,7 +130,7 @@ def read_csv(path: str | os.PathLike, needed: tuple[str, ...]) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         # pandas' ParserError and UnicodeDecodeError are both ValueErrors.
         raise DataError.at(path, "a CSV file (UTF-8, commas)", str(error)) from error
-    table.columns = columns
+    table.columns = [name if name in COLUMNS else own for name, own in zip(columns, table, strict=True)]
     table = table.fillna("")
     table.index += 2
     table = table[(table != "").any(axis=1)]
@@ -127,8 +141,7 @@ def read_csv(path: str | os.PathLike, needed: tuple[str, ...]) -> pd.DataFrame:
 
 def _columns(path: str | os.PathLike, header: Iterable[str], needed: tuple[str, ...]) -> list[str]:
     """The names in a header, those in `COLUMNS` without spaces and capitals, checked to have what is needed."""
-    plain = {name: str(name).strip().lower() for name in header}
-    columns = [plain[name] if plain[name] in COLUMNS else name for name in plain]
+    columns = [name.strip().lower() if name.strip().lower() in COLUMNS else name for name in header]
     missing = [column for column in needed if column not in columns]
     if missing:
         text = ", ".join(map(str, columns))
@@ -141,17 +154,27 @@ def _columns(path: str | os.PathLike, header: Iterable[str], needed: tuple[str, 
     return columns
 
 
-def _check_row(csv: str | os.PathLike, line: int, row: dict[str, str], root: str | os.PathLike) -> None:
-    for column, value in row.items():
+def _check_kind(csv: str | os.PathLike, line: int, row: dict[str, str]) -> None:
+    for column, allowed in (("modality", MODALITIES), ("split", SPLITS)):
+        value = row.get(column, allowed[0])
         if not value.strip():
-            raise DataError.at(csv, f"a value in column {column} in line {line}", "an empty cell")
-        allowed = {"modality": MODALITIES, "split": SPLITS}.get(column)
-        if allowed and value not in allowed:
+            raise _empty_cell(csv, line, column)
+        if value not in allowed:
             raise DataError.at(csv, f"one of {', '.join(allowed)} as {column} in line {line}", repr(value))
+
+
+def _check_cells(csv: str | os.PathLike, line: int, cells: dict[str, str], root: str | os.PathLike) -> None:
+    for column, value in cells.items():
+        if not value.strip():
+            raise _empty_cell(csv, line, column)
         if column in FILES:
             _check_path(csv, line, value, root)
         if column == "name" and not re.fullmatch(r"[^/\\:*?\"<>|.][^/\\:*?\"<>|]*", value):
             raise DataError.at(csv, f"a name for files in line {line}", repr(value))
+
+
+def _empty_cell(csv: str | os.PathLike, line: int, column: str) -> DataError:
+    return DataError.at(csv, f"a value in column {column} in line {line}", "an empty cell")
 
 
 def _check_path(csv: str | os.PathLike, line: int, value: str, root: str | os.PathLike) -> None:

@@ -225,13 +225,25 @@ class TestReadTable:
         assert read_table(tmp_path / "t.csv", root)["moving"].tolist() == ["CT-MRI/CT/2001.png"]
 
     def test_spaces_and_capitals_are_no_matter(self, root, table_file):
-        header = "Fixed , MOVING,Modality,note "
-        path = table_file("CT-MRI/MRI/2001.png,CT-MRI/CT/2001.png,ct,as it is ", header=header)
+        header = "Fixed , MOVING,Modality,note ,a,a"
+        path = table_file("CT-MRI/MRI/2001.png,CT-MRI/CT/2001.png,ct,as it is ,1,2", header=header)
         table = read_table(path, root, modality="CT")
-        assert list(table.columns) == ["fixed", "moving", "modality", "note ", "name"]
+        assert list(table.columns) == ["fixed", "moving", "modality", "note ", "a", "a.1", "name"]
         assert table["moving"].tolist() == ["CT-MRI/CT/2001.png"] and table["modality"].tolist() == ["CT"]
         path = table_file("CT-MRI/MRI/2001.png,CT-MRI/CT/2001.png,", header="fixed,moving,Moving")
         message_of(lambda: read_table(path, root), "each column once", "moving twice")
+        path = table_file(row("2001") + ",CT-MRI/CT/2002.png", header="fixed,moving,modality,group,split,moving")
+        message_of(lambda: read_table(path, root), "each column once", "moving twice")
+
+    def test_rows_that_are_not_chosen_are_not_looked_at(self, root, table_file):
+        others = [row("2099"), row("2001"), row("2099", "PET", "val"), row("2001", split="val").replace("CT/", "../")]
+        path = table_file(row("2001"), *others, row("2002", split="val"))
+        wanted = {"modality": "CT", "split": "val"}
+        message_of(lambda: read_table(path, root, **wanted), "line 6")
+        path = table_file(row("2001"), *others[:3], row("2001", split="val"))
+        table = read_table(path, root, **wanted)
+        assert table[["name", "modality", "split"]].values.tolist() == [["2001", "CT", "val"]]
+        message_of(lambda: read_table(path, root), "line 3", "2099")
 
     @pytest.mark.parametrize(("header", "found"), [
         ("fixed;moving", "fixed;moving; is it separated by semicolons?"),

@@ -875,13 +875,14 @@ def test_keep_going_leaves_out_rows_that_cannot_be_used(checkpoint, tmp_path, ca
     others = {2: "moving/002.png", 3: "", 4: "../004.png"}
     rows = [f"fixed/00{i}.png,{others.get(i, f'moving/00{i}.png')},CT" for i in range(1, 6)]
     csv = tmp_path / "pairs.csv"
-    csv.write_text("\n".join(["fixed,moving,modality", *rows, "fixed/001.png,moving/001.png,MRI"]))
+    others = ["fixed/001.png,moving/001.png,MRI", "fixed/001.png,moving/005.png,CT"]
+    csv.write_text("\n".join(["fixed,moving,modality", *rows, *others]))
     assert run(checkpoint, tmp_path / "out", "--csv", str(csv), "--keep-going") == 1
     assert list(read_table(tmp_path / "out/CT/metrics.csv")["name"]) == ["001", "005", "mean"]
     lines = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
-    for line, (place, found) in zip(lines, [(3, "002.png"), (4, "an empty cell"), (5, "../004.png"), (7, "'MRI'")],
-                                    strict=True):
-        assert f"{csv}: expected" in line and f"in line {place}" in line and found in line
+    expected = [(7, "'MRI'"), (3, "002.png"), (4, "an empty cell"), (5, "../004.png"), (8, "'001' in lines 2 and 8")]
+    for line, (place, found) in zip(lines, expected, strict=True):
+        assert f"{csv}: expected" in line and str(place) in line and found in line
     csv.write_text(f"fixed,moving,modality\n{rows[1]}\n")
     assert run(checkpoint, tmp_path / "none", "--csv", str(csv), "--keep-going") == 2
     (line,) = capsys.readouterr().err.splitlines()
