@@ -1,14 +1,15 @@
 """Tables of pairs made from a folder of aligned pairs.
 
-    python -m data.make_csv --root DIR --modality CT|PET|SPECT|all [--output FILE] [--ratio 0.8] [--seed 0]
-    python -m data.make_csv --root DIR --modality CT --split-csv split.csv
+    python -m data.make_csv --root DIR --modality CT|PET|SPECT|all [--output FILE]
+    python -m data.make_csv --root DIR --modality all --draw [--ratio 0.8] [--seed 0]
 
 The folder has the layout in which the Harvard Whole Brain Atlas is passed on: ``DIR/CT-MRI/MRI/NAME.png`` and
 ``DIR/CT-MRI/CT/NAME.png``, likewise for PET and SPECT; or, for one modality, ``DIR/MRI`` and ``DIR/CT``.
 
 The table is a CSV file with a row a pair and the columns ``fixed, moving`` (paths relative to DIR), ``modality``,
 ``group`` (the patient) and ``split`` (train or val). Slices of one patient look alike, so the split is drawn by
-patient, and a case number that occurs under several modalities counts as one patient.
+patient, and a case number that occurs under several modalities counts as one patient. A file ``split.csv`` beside a
+modality's folders is taken in its place.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from data.table import MODALITIES, SPLITS, DataError, read_csv, read_table
 from utils.arguments import natural, print_anywhere
 from utils.files import FileError, write_bytes
 from utils.image_io import pair_files
+from utils.wording import counted
 
 GROUP_PATTERN = r"(.+)[0-9]{3}"
 """Harvard names are the case number and three digits of slice number: 16003 is slice 3 of case 16."""
@@ -48,7 +50,9 @@ def make_table(
 
     Args:
         root: folder of aligned pairs, see the module's description.
-        modality: CT, PET, SPECT or all, which is those of the folders CT-MRI, PET-MRI and SPECT-MRI that are there.
+        modality: CT, PET, SPECT or all, which is those of the folders CT-MRI, PET-MRI and SPECT-MRI that are there. A
+            patient's side hangs on all of them, whichever are asked for: what was validated on with all modalities is
+            not trained on with one.
         ratio: share of each modality's slices that goes to ``train``, 0 to 1; met only about, as patients stay whole.
         seed: of the draw; the same folder, ratio and seed give the same table on every machine.
         group_pattern: regular expression that a whole stem must match for the split to be drawn; its first group, or
@@ -75,30 +79,49 @@ def make_table(
     except re.error as error:
         raise DataError(f"group pattern: expected a regular expression, found {group_pattern!r} ({error})") from error
     root = Path(root)
+    wanted = _modalities_in(root) if modality == "all" else [modality]
+    parts = []
+    # One patient is on one side whatever is asked for, so that all that is there is split.
+    for name in MODALITIES if (root / f"{wanted[0]}-MRI").is_dir() else wanted:
+        try:
+            parts.append(_pairs_of(root, name, pattern, split_csv, draw_others))
+        except FileError:
+            if name in wanted:
+                raise
+    table = pd.concat(parts, ignore_index=True)
+    drawn = table["split"] == ""
+    given = table[~drawn].groupby("group")["split"].agg(lambda splits: splits.mode()[0])
+    table.loc[drawn, "split"] = _draw_split(table[drawn], ratio, seed, given.to_dict())
+    for name in wanted if 0 < ratio < 1 else ():
+        part = table[drawn & (table["modality"] == name)]
+        if part["group"].nunique() == 1:
+            found = f"one ({part['group'].iloc[0]}); is the group pattern right?"
+            raise DataError.at(name, "two patients or more to split by", found)
+    return table[table["modality"].isin(wanted)].reset_index(drop=True)
+
+
+def _pairs_of(
+    root: Path, modality: str, pattern: re.Pattern, split_csv: str | os.PathLike | None, draw_others: bool
+) -> pd.DataFrame:
+    """Rows of one modality, as of `make_table`; the split is empty where it is to be drawn."""
+    folder = root / f"{modality}-MRI"
+    if not folder.is_dir() and (root / "MRI").is_dir():
+        folder = root
     rows = []
-    for name in _modalities_in(root) if modality == "all" else (modality,):
-        folder = root / f"{name}-MRI"
-        if modality != "all" and not folder.is_dir() and (root / "MRI").is_dir():
-            folder = root
-        for pair in pair_files(fixed=folder / "MRI", moving=folder / name):
-            match = pattern.fullmatch(pair["name"])
-            group = match[match.re.groups and 1] if match else None
-            paths = {role: pair[role].relative_to(root).as_posix() for role in ("fixed", "moving")}
-            rows.append({**paths, "modality": name, "group": group, "split": ""})
+    for pair in pair_files(fixed=folder / "MRI", moving=folder / modality):
+        match = pattern.fullmatch(pair["name"])
+        paths = {role: pair[role].relative_to(root).as_posix() for role in ("fixed", "moving")}
+        rows.append({**paths, "modality": modality, "group": match and match[match.re.groups and 1], "split": ""})
     table = pd.DataFrame(rows)
-    for _, part in table.groupby("modality", sort=False) if split_csv is not None else ():
-        beside = root / Path(part["fixed"].iloc[0]).parents[1] / split_csv
-        if beside.is_file() or not draw_others:
-            table.loc[part.index, "split"] = _given_split(part, beside if beside.is_file() else Path(split_csv))
-    ungiven = table["split"] == ""
+    beside = None if split_csv is None else folder / split_csv
     unnamed = table["group"].isna()
-    if (ungiven & unnamed).any():
-        path = root / table.loc[ungiven & unnamed, "fixed"].iloc[0]
-        expected = f"a name that matches the group pattern {group_pattern} (--group-pattern), so that patients are told"
+    if beside and (beside.is_file() or not draw_others):
+        table["split"] = _given_split(table, beside if beside.is_file() else Path(split_csv))
+    elif unnamed.any():
+        path = root / table.loc[unnamed, "fixed"].iloc[0]
+        expected = f"a name that matches the group pattern {pattern.pattern} (--group-pattern) and so tells the patient"
         raise DataError.at(path, expected, repr(path.stem))
     table.loc[unnamed, "group"] = [Path(path).stem for path in table.loc[unnamed, "fixed"]]
-    if ungiven.any():
-        table.loc[ungiven, "split"] = _draw_split(table[ungiven], ratio, seed)
     return table
 
 
@@ -107,7 +130,6 @@ def find_table(
     modality: str = "all",
     *,
     csv: str | os.PathLike | None = None,
-    seed: int = 0,
     split: str | None = None,
     group_pattern: str = GROUP_PATTERN,
 ) -> pd.DataFrame:
@@ -118,7 +140,6 @@ def find_table(
         modality: CT, PET, SPECT or all.
         csv: table to take them from; by default they are listed and split as ``split.csv`` beside the folders of a
             modality says, or else by patient.
-        seed: of that split.
         split: keep only rows of this one; None keeps all.
         group_pattern: which names are one patient's, as in `make_table`.
 
@@ -129,9 +150,7 @@ def find_table(
         DataError: as those, for a table without these columns, and where no row is of the split that is wanted.
     """
     if csv is None:
-        table = make_table(
-            root, modality, seed=seed, group_pattern=group_pattern, split_csv="split.csv", draw_others=True
-        )
+        table = make_table(root, modality, group_pattern=group_pattern, split_csv="split.csv", draw_others=True)
     else:
         table = read_table(csv, root, modality=modality)
     for column in ("modality", "split"):
@@ -145,6 +164,11 @@ def find_table(
     return table
 
 
+def shared_patients(table: pd.DataFrame) -> int:
+    """How many patients of a table with the columns group and split have slices in more than one split."""
+    return int(table.groupby("group")["split"].nunique().gt(1).sum())
+
+
 def _modalities_in(root: Path) -> list[str]:
     """Those that have a folder below the root, whatever is in it."""
     found = [name for name in MODALITIES if (root / f"{name}-MRI").exists()]
@@ -156,17 +180,18 @@ def _modalities_in(root: Path) -> list[str]:
     return found
 
 
-def _draw_split(table: pd.DataFrame, ratio: float, seed: int) -> list[str]:
-    """Train or val for each row: patients in random order go to val as long as that brings it nearer its share."""
-    split: dict[str, str] = {}
+def _draw_split(table: pd.DataFrame, ratio: float, seed: int, given: dict[str, str]) -> list[str]:
+    """Train or val for each row: patients in random order go to val as long as that brings it nearer its share.
+
+    Args:
+        given: patient -> split, where that is known already.
+    """
+    split = dict(given)
     generator = np.random.default_rng(seed)
-    for modality, part in table.groupby("modality", sort=False):
+    for _, part in table.groupby("modality", sort=False):
         sizes = part["group"].value_counts()
         groups = sorted(sizes.index)
-        if len(groups) == 1 and 0 < ratio < 1:
-            found = f"one ({groups[0]}); is the group pattern right?"
-            raise DataError.at(modality, "two patients or more to split by", found)
-        # Patients that another modality has already placed stay where they are.
+        # Patients that are placed already, by what was given or by another modality, stay where they are.
         val = sum(sizes[g] for g in groups if split.get(g) == "val")
         target = (1 - ratio) * len(part)
         order = [groups[i] for i in generator.permutation(len(groups)) if groups[i] not in split]
@@ -215,16 +240,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, required=True, help="folder with CT-MRI, PET-MRI or SPECT-MRI in it")
     parser.add_argument("--modality", choices=(*MODALITIES, "all"), required=True)
     parser.add_argument("--output", type=Path, help="file to write (default: MODALITY.csv here)")
-    parser.add_argument("--ratio", type=float, default=0.8, help="share of slices for training (default: %(default)s)")
-    parser.add_argument("--seed", type=natural, default=0, help="of the split (default: %(default)s)")
-    add_group_pattern(parser)
     parser.add_argument("--split-csv", metavar="FILE",
-                        help="take the split from this file (columns split, name), in the modality's folder or a path")
+                        help="take the split from this file (columns split, name), in the modality's folder or a path "
+                             "(default: from split.csv in the folders that have one; the others' is drawn)")
+    parser.add_argument("--draw", action="store_true", help="draw the split, whatever a split.csv says")
+    parser.add_argument("--ratio", type=float, default=0.8,
+                        help="share of slices for training, where it is drawn (default: %(default)s)")
+    parser.add_argument("--seed", type=natural, default=0, help="of the draw (default: %(default)s)")
+    add_group_pattern(parser)
     options = parser.parse_args(arguments)
+    if options.draw and options.split_csv:
+        parser.error("expected either --draw or --split-csv, found both")
     output = options.output or Path(f"{options.modality}.csv")
     try:
-        table = make_table(options.root, options.modality, ratio=options.ratio, seed=options.seed,
-                           group_pattern=options.group_pattern, split_csv=options.split_csv)
+        table = make_table(
+            options.root, options.modality, ratio=options.ratio, seed=options.seed,
+            group_pattern=options.group_pattern, split_csv=None if options.draw else options.split_csv or "split.csv",
+            draw_others=options.split_csv is None,
+        )  # fmt: skip
         write_bytes(output, table.to_csv(index=False, lineterminator="\n").encode())
     except FileError as error:
         print(f"make_csv: {error}", file=sys.stderr)
@@ -232,9 +265,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"Wrote {output}")
     for (modality, split), part in table.groupby(["modality", "split"]):
         print(f"  {modality:5} {split:5} {len(part):4} pairs of {part['group'].nunique()} patients")
-    shared = table.groupby("group")["split"].nunique().gt(1).sum()
-    if shared:
-        print(f"  {shared} patients have slices in more than one split: scores on val will flatter")
+    if shared := shared_patients(table):
+        print(f"  {counted(shared, 'patient')} with slices in more than one split: scores on val will flatter")
     return 0
 
 

@@ -153,11 +153,25 @@ class TestMakeTable:
         if inner:
             assert set(find_table(root / "CT-MRI", "CT")["split"]) == {"val"}
             return
-        table = find_table(root, "all", seed=3)
+        table = find_table(root, "all")
         assert set(table.loc[table["modality"] == "CT", "split"]) == {"val"}
         for modality in ("PET", "SPECT"):
             assert set(table.loc[table["modality"] == modality, "split"]) == {"train", "val"}
-        assert find_table(root, "PET", seed=3)["split"].tolist() == make_table(root, "PET", seed=3)["split"].tolist()
+            alone = table[table["modality"] == modality].reset_index(drop=True)
+            pd.testing.assert_frame_equal(find_table(root, modality), alone)
+        # Patient 2 has a CT as well, whose side is given.
+        assert set(table.loc[table["group"] == "2", "split"]) == {"val"}
+
+    def test_a_patient_is_on_one_side_whatever_is_asked_for(self, root):
+        table = make_table(root, "all")
+        for modality in ("CT", "PET", "SPECT"):
+            alone = table[table["modality"] == modality].reset_index(drop=True)
+            pd.testing.assert_frame_equal(make_table(root, modality), alone)
+        # What is not asked for need not be in order.
+        (root / "SPECT-MRI/SPECT/9001.png").unlink()
+        shutil.rmtree(root / "PET-MRI/MRI")
+        assert len(make_table(root, "CT")) == 20
+        message_of(lambda: make_table(root, "SPECT"), "9001")
 
     def test_bad_input(self, root, tmp_path):
         message_of(lambda: make_table(root, "US"), "US", "CT, PET, SPECT")
@@ -313,8 +327,17 @@ class TestCommand:
         lines = [f"{'val' if name.endswith('1') else 'train'},{name}" for case in (2, 3, 16, 20, 31)
                  for name in slices(case, 4)]
         (root / "CT-MRI/split.csv").write_text("\n".join(["split,name", *lines]))
-        main(["--root", str(root), "--modality", "CT", "--output", str(tmp_path / "a.csv"), "--split-csv", "split.csv"])
-        assert "5 patients have slices in more than one split" in capsys.readouterr().out
+        # The split that is there is taken, as in training.
+        main(["--root", str(root), "--modality", "CT", "--output", str(tmp_path / "a.csv")])
+        assert "5 patients with slices in more than one split" in capsys.readouterr().out
+        main(["--root", str(root), "--modality", "all", "--output", str(tmp_path / "b.csv")])
+        assert read_table(tmp_path / "b.csv", root).drop(columns="name").equals(find_table(root))
+        assert main(["--root", str(root), "--modality", "CT", "--output", str(tmp_path / "c.csv"), "--draw"]) == 0
+        capsys.readouterr()
+        assert (read_table(tmp_path / "c.csv", root).groupby("group")["split"].nunique() == 1).all()
+        with pytest.raises(SystemExit):
+            main(["--root", str(root), "--modality", "CT", "--draw", "--split-csv", "split.csv"])
+        assert "--draw or --split-csv" in capsys.readouterr().err
 
     @pytest.mark.parametrize("start", [["-m", "data.make_csv"], ["data/make_csv.py"]])
     def test_errors_are_one_line_and_status_2(self, tmp_path, start):
