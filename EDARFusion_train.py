@@ -10,6 +10,7 @@ Ctrl-C and SIGTERM save and end; --resume goes on exactly from there.
 
 import argparse
 import copy
+import hashlib
 import itertools
 import json
 import math
@@ -34,8 +35,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from data.dataset import VAL_SEED, EndlessSampler, Pair, PairDataset, balance, seeded
-from data.make_csv import add_group_pattern, find_table
-from data.table import MODALITIES, DataError
+from data.make_csv import add_group_pattern, find_table, shared_patients
+from data.table import MODALITIES, SPLITS, DataError
 from losses.fusion import FusionLoss, FusionWeights, for_modalities, fusion_loss
 from losses.registration import RegistrationLoss, registration_loss
 from models.edarfusion import PRESETS, EDARFusion
@@ -44,6 +45,7 @@ from utils.arguments import natural, positive, positive_float, print_anywhere, s
 from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from utils.device import choose_device, loading_processes
 from utils.files import FileError, remove_unfinished, write_bytes
+from utils.head import TISSUE
 from utils.interruption import leave_signals_to_parent, stop_on_signal
 from utils.learning_curve import learning_curve_figure
 from utils.optimizer import Muon
@@ -51,9 +53,10 @@ from utils.training_state import pack_state, unpack_state
 from utils.validation import summary, validate
 from utils.visualize import MAPS, figure_pair, save_figure
 from utils.warp import warp
+from utils.wording import counted
 
 STAGES = ("registration", "fusion")
-WHERE = {"device", "workers", "root", "save_minutes", "stop_after"}
+WHERE = {"csv", "device", "workers", "root", "save_minutes", "stop_after"}
 """Options that --resume may be given anew: they change where and how long a run computes, but not what."""
 ABLATIONS = ("entropy", "prereg", "reliability", "aggregation", "gate", "refinement", "consistency")
 Autocast = torch.autocast | nullcontext
@@ -80,7 +83,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     run.add_argument("--init", metavar="FILE", help="checkpoint whose weights to start from")
     run.add_argument("--epochs", type=positive, help="length of the run")
     run.add_argument("--minutes", type=positive_float, help="length of the run as training time, instead of --epochs")
-    run.add_argument("--stop-after", type=positive, metavar="N", help="break off after N epochs, as Ctrl-C does")
+    run.add_argument("--stop-after", type=positive, metavar="N", help="break off at the end of epoch N, as Ctrl-C does")
     run.add_argument("--stage", choices=(*STAGES, "all"), default="all", help="default: %(default)s, in turn")
     run.add_argument("--fusion-share", type=share, default=0.15, help="of the run, at its end (default: %(default)s)")
     run.add_argument("--save-minutes", type=positive_float, default=3,
@@ -112,28 +115,30 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--root: expected a folder of aligned pairs")
     if (options.epochs is None) == (options.minutes is None):
         parser.error("expected either --epochs or --minutes")
-    if options.csv and len(options.root) > 1:
-        parser.error("--csv: expected one --root with it")
+    if options.seed >= 2**32:
+        parser.error(f"--seed: expected a number below {2**32}, found {options.seed}")
     if options.stage == "fusion" and not options.init:
         parser.error("--stage fusion: expected --init FILE with a trained registration, found none")
     return options
 
 
-def load_table(options: argparse.Namespace) -> pd.DataFrame:
-    """The pairs of all roots, paths included."""
-    tables = []
+def load_table(options: argparse.Namespace) -> tuple[pd.DataFrame, str]:
+    """The pairs of all roots, paths included; and what tells them from others, wherever their folders lie."""
+    if options.csv and len(options.root) > 1:
+        raise DataError.at(options.csv, "one --root with it", " ".join(options.root))
+    tables, digest = [], hashlib.sha256()
     for root in options.root:
-        table = find_table(root, options.modality, csv=options.csv, seed=options.seed,
-                           group_pattern=options.group_pattern)
+        table = find_table(root, options.modality, csv=options.csv, group_pattern=options.group_pattern)
+        digest.update(table[["fixed", "moving", "modality", "split"]].to_csv(index=False).encode())
         for role in ("fixed", "moving"):
             table[role] = [str(Path(root, path)) for path in table[role]]
         tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+    table = pd.concat(tables, ignore_index=True)
+    return table, f"{len(table)} pairs ({digest.hexdigest()[:8]})"
 
 
-def build_datasets(options: argparse.Namespace) -> tuple[PairDataset, PairDataset]:
+def build_datasets(options: argparse.Namespace, table: pd.DataFrame) -> tuple[PairDataset, PairDataset]:
     """Pairs to train on, as many of each modality, and to validate on."""
-    table = load_table(options)
     if options.overfit:
         if options.overfit > len(table):
             raise DataError.at(options.csv or options.root[0], f"{options.overfit} pairs to overfit", f"{len(table)}")
@@ -143,7 +148,8 @@ def build_datasets(options: argparse.Namespace) -> tuple[PairDataset, PairDatase
         return pairs, pairs
     train, val = (table[table["split"] == split] for split in ("train", "val"))
     if train.empty or val.empty:
-        raise DataError.at(options.csv or options.root[0], "pairs of both splits", "only one of train and val")
+        found = ", ".join(f"{(table['split'] == split).sum()} {split}" for split in SPLITS)
+        raise DataError.at(options.csv or options.root[0], "pairs of the splits train and val", found)
     return (
         PairDataset(balance(train, options.seed), ".", seed=options.seed, augment=True, wide=options.wide),
         PairDataset(val, ".", seed=VAL_SEED),
@@ -302,7 +308,7 @@ def open_run(options: argparse.Namespace) -> tuple[argparse.Namespace, Path, Che
         raise CheckpointError.at(folder, f"{began} processes (torchrun --nproc_per_node), as it began with", f"{world}")
     # Options that a run of an older version does not know are at their defaults.
     defaults = dict(vars(options))
-    moved = defaults.pop("moved")
+    moved = {"stop_after": None} | defaults.pop("moved")
     return argparse.Namespace(**(defaults | checkpoint.training["options"] | moved)), folder, checkpoint
 
 
@@ -334,7 +340,7 @@ def score(metrics: dict[str, float], stage: str) -> float:
     if stage == "registration":
         for kind in kinds:
             if not metrics[f"zero_{kind}"] > 0:
-                raise DataError.at(kind, "tissue in the validation pairs, brighter than 0.08 of the range", "none")
+                raise DataError.at(kind, f"tissue in the validation pairs, brighter than {TISSUE} of the range", "none")
         return sum(metrics[f"epe_{kind}"] / metrics[f"zero_{kind}"] for kind in kinds) / len(kinds)
     return 1 - sum(metrics[f"qabf_{kind}"] for kind in kinds) / len(kinds)
 
@@ -384,13 +390,17 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
         options, folder, resumed = open_run(options)
     device = own_device(options.device, world)
     torch.manual_seed(options.seed)
-    train_pairs, val_pairs = build_datasets(options)
+    table, pairs_found = load_table(options)
+    train_pairs, val_pairs = build_datasets(options, table)
     plan = stages(options)
     if resumed:
         start, record = resumed.model, resumed.training
+        # Steps an epoch, and what the seed draws, follow from them. A run of an older version does not know.
+        if (began := record.setdefault("pairs", pairs_found)) != pairs_found:
+            raise DataError.at(options.csv or options.root[0], f"the {began} that the run began with", pairs_found)
     else:
         start = initial_network(options)
-        record = {"options": vars(options), "processes": world, "stage": next(iter(plan))}
+        record = {"options": vars(options), "pairs": pairs_found, "processes": world, "stage": next(iter(plan))}
         record |= {"step": 0, "stage_step": 0, "seconds": 0.0, "best": None, "sums": {}, "history": []}
     if main:
         for pairs in (train_pairs, val_pairs):
@@ -402,6 +412,10 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
             folder = begin_run(options)
         modalities = ", ".join(MODALITIES[index] for index in sorted(set(train_pairs.modalities)))
         print(f"{len(train_pairs)} pairs an epoch ({modalities}), {len(val_pairs)} to validate on; {device}")
+        for index in sorted(set(train_pairs.modalities) - set(val_pairs.modalities)):
+            print(f"{MODALITIES[index]}: no pairs to validate on, so the best checkpoint is chosen without it")
+        if not options.overfit and "group" in table and (shared := shared_patients(table)):
+            print(f"{counted(shared, 'patient')} with slices in more than one split: validation flatters")
     join_processes(device, world)
     # An accelerator has no deterministic form of some operators: there it would only cost time.
     torch.use_deterministic_algorithms(device.type == "cpu", warn_only=True)
@@ -437,6 +451,15 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
             folder / f"{name}.safetensors", averaged.module, modality=options.modality, training=record,
             metrics=metrics, state=state,
         )  # fmt: skip
+
+    def validate_into(row: dict[str, float | str]) -> None:
+        metrics = check(averaged.module, val_pairs, device, record["stage"])
+        row |= metrics
+        keep_if_best(row)
+        figure = picture(averaged.module, val_pairs, device, row["epoch"] % len(val_pairs))
+        board.add_figure("val/pair", figure, row["epoch"])
+        for name, value in metrics.items():
+            board.add_scalar(f"val/{name}", value, row["epoch"])
 
     def keep_if_best(row: dict[str, float]) -> None:
         if math.isnan(row["score"]):
@@ -493,7 +516,11 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
             averaged.update_parameters(model)
             record["step"] += 1
 
-            values = dict(zip(loss._fields, torch.stack([part.detach() for part in loss]).tolist(), strict=True))
+            parts = torch.stack([part.detach() for part in loss])
+            if world > 1:
+                # Each process has seen pairs of its own.
+                dist.all_reduce(parts)
+            values = dict(zip(loss._fields, (parts / world).tolist(), strict=True))
             record["sums"] = {name: record["sums"].get(name, 0.0) + value for name, value in values.items()}
             bar.update(options.batch_size * world)
             bar.set_postfix(loss=f"{values['total']:.3f}", done=f"{progress:.1%}")
@@ -515,23 +542,17 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
             record["sums"] = {}
             record["history"].append(row)
             if main:
-                metrics = {}
+                for name, value in {"lr": rate, **losses}.items():
+                    board.add_scalar(f"train/{name}", value, epoch)
                 if epoch % options.val_every == 0:
-                    metrics = check(averaged.module, val_pairs, device, stage)
-                    row |= metrics
-                    keep_if_best(row)
-                    figure = picture(averaged.module, val_pairs, device, epoch % len(val_pairs))
-                    board.add_figure("val/pair", figure, epoch)
-                for group, values in (("train", {"lr": rate, **losses}), ("val", metrics)):
-                    for name, value in values.items():
-                        board.add_scalar(f"{group}/{name}", value, epoch)
+                    validate_into(row)
                 tqdm.write(describe(row))
                 save("last", pack_state(model, optimizer))
                 saved = time.monotonic()
                 write_history(folder, record["history"])
             if world > 1:
                 dist.barrier()
-            if epoch == options.stop_after:
+            if options.stop_after and epoch >= options.stop_after:
                 stop.set()
             clock.skip()
         bar.close()
@@ -541,9 +562,9 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
             validated = latest.get("step") == record["step"] and "score" in latest
             if record["step"] > record["stage_step"] and not stopping and not validated:
                 row = {"epoch": math.ceil(record["step"] / epoch_steps), "stage": stage, "step": record["step"]}
-                row |= {"minutes": record["seconds"] / 60, **check(averaged.module, val_pairs, device, stage)}
+                row["minutes"] = record["seconds"] / 60
                 record["history"].append(row)
-                keep_if_best(row)
+                validate_into(row)
                 tqdm.write(describe(row))
             save("last", pack_state(model, optimizer))
             if record["history"]:

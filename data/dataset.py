@@ -21,6 +21,8 @@ from tqdm import tqdm
 from data.deformation import BENCHMARK, WIDE, DeformationRange, random_field, random_flow
 from data.table import MODALITIES, DataError
 from utils.filters import resize
+from utils.foreground import foreground
+from utils.head import TISSUE
 from utils.image_io import check_same_size, read_image
 from utils.warp import compose, invert, resize_flow, warp
 
@@ -251,10 +253,16 @@ class PairDataset(Dataset[Pair]):
         """Read all images now, so that one that cannot be used is not found only when its turn comes.
 
         Raises:
-            FileError: as `images`.
+            FileError: as `images`; or no moving image of a modality shows tissue.
         """
+        dark = dict(zip(self.modalities, self.moving, strict=True))
         for row in tqdm(range(len(self)), desc="reading", unit="pair", disable=None, leave=False):
-            self.images(row)
+            moving = self.images(row)[:, 1:]
+            if foreground(moving, tuple(moving.shape[2:])).any():
+                dark.pop(self.modalities[row], None)
+        for modality, path in dark.items():
+            expected = f"{MODALITIES[modality]} images with tissue brighter than {TISSUE} of the range"
+            raise DataError.at(path, expected, "none in this one nor any other; 12 bits in files of 16?")
 
     def __getitem__(self, draw: int) -> Pair:
         row = draw % len(self)

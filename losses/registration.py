@@ -140,9 +140,10 @@ def registration_loss(
         weights: of the components.
 
     Returns:
-        `RegistrationLoss` of scalars: flow (px, L1) and edges (px) of the matched flow in both directions and of the
-        refined one, matching (nats), similarity (mean absolute grey difference of the aligned image and the truth),
-        smoothness (px^2), inverse (px).
+        `RegistrationLoss` of scalars: flow (px, mean absolute error of a component) and edges (px) of the matched flow
+        in both directions, summed over the scales, and of the refined one; matching (nats, summed over scales and
+        windows); similarity (mean absolute grey difference of the aligned image and the truth), smoothness (px^2),
+        inverse (px).
     """
     last, refined = registration.steps[-1], registration.refined
     size = last.flow.shape[2:]

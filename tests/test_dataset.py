@@ -328,6 +328,20 @@ def test_images_checked_are_kept_but_do_not_travel_to_other_processes(tmp_path):
             dataset.check()
 
 
+def test_images_without_tissue_are_told_before_a_run_begins(tmp_path):
+    rows = []
+    for modality, levels in (("CT", (0.0, 0.5)), ("PET", (0.05, 0.06))):
+        for number, level in enumerate(levels):
+            for role in ("MRI", modality):
+                write_image(tmp_path / modality / role / f"{number}.png", np.full((64, 64), level, np.float32))
+            paths = {"fixed": f"{modality}/MRI/{number}.png", "moving": f"{modality}/{modality}/{number}.png"}
+            rows.append(paths | {"modality": modality})
+    # One image without tissue is no matter.
+    PairDataset(pd.DataFrame(rows[:2]), tmp_path, size=64).check()
+    with pytest.raises(DataError, match=r"PET/1.png: expected PET images with tissue brighter than 0.08 .* found none"):
+        PairDataset(pd.DataFrame(rows), tmp_path, size=64).check()
+
+
 def test_sampler_shows_each_row_once_an_epoch():
     draws = list(islice(EndlessSampler(7, 3, seed=2), 28))
     epochs = [draws[i : i + 7] for i in range(0, 28, 7)]

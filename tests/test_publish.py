@@ -91,3 +91,9 @@ def test_bad_input_gives_one_line_and_leaves_the_run_alone(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("publish: ") and "expected" in line and "found" in line
     assert source.read_bytes() == before
+
+
+def test_a_share_of_nothing_is_refused(source: Path, tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([str(source), str(tmp_path / "target.safetensors"), "--share", "0.3"])
+    assert "--share: expected --blend FILE" in capsys.readouterr().err

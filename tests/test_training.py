@@ -90,6 +90,9 @@ def test_two_processes_give_the_weights_of_one(table, tmp_path):
     run(command(table, "--output", tmp_path / "one", *options, "--batch-size", "4"))
     run(command(table, "--output", tmp_path / "two", *options, "--batch-size", "2", processes=2))
     assert_same_weights(tmp_path / "one", tmp_path / "two", tolerance=1e-5)
+    # What is logged is the mean over all pairs of a step, too.
+    one, two = (pd.read_csv(tmp_path / name / "history.csv") for name in ("one", "two"))
+    assert one["total"].tolist() == pytest.approx(two["total"].tolist(), rel=1e-3)
     before, after = load_file(start), load_file(tmp_path / "two" / "last.safetensors")
     name = "raw.encoders.head.weight"
     assert (after[name] - before[name.replace("raw.", "model.")]).abs().max() > 5e-5

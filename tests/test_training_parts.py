@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 import EDARFusion_train as script
@@ -59,7 +60,8 @@ def root(tmp_path) -> Path:
 
 def datasets(*roots: Path, options: tuple[str, ...] = ()) -> tuple[PairDataset, PairDataset]:
     line = ["--root", *map(str, roots), "--epochs", "1", *options]
-    return script.build_datasets(script.parse_arguments(line))
+    options = script.parse_arguments(line)
+    return script.build_datasets(options, script.load_table(options)[0])
 
 
 def names(pairs: PairDataset) -> set[str]:
@@ -98,17 +100,20 @@ def test_one_modality_of_a_folder_of_all(root):
     assert names(train) == {"PET0", "PET1"} and names(val) == {"PET2"}
 
 
-def test_where_no_split_is_given_the_seed_draws_it(root):
+def test_a_split_that_is_drawn_hangs_on_neither_seed_nor_modality(root):
     for path in root.rglob("split.csv"):
         path.unlink()
     drawn = [names(datasets(root, options=("--seed", str(seed)))[1]) for seed in range(6)]
-    assert any(val != drawn[0] for val in drawn)
+    assert all(val == drawn[0] for val in drawn)
+    alone = [names(datasets(root, options=("--seed", "3", "--modality", kind))[1]) for kind in ("CT", "PET", "SPECT")]
+    assert set.union(*alone) == drawn[0]
 
 
 @pytest.mark.parametrize("letter", ["t", "v"])
 def test_pairs_of_one_split_alone_are_refused(tmp_path, letter):
     aligned_pairs(tmp_path, CT=3 * letter, PET=letter, SPECT=letter)
-    with pytest.raises(DataError, match="expected pairs of both splits, found only one of train and val"):
+    counts = "5 train, 0 val, 0 test" if letter == "t" else "0 train, 5 val, 0 test"
+    with pytest.raises(DataError, match=f"expected pairs of the splits train and val, found {counts}"):
         datasets(tmp_path)
 
 
@@ -455,3 +460,54 @@ def test_bfloat16_serves_the_registration_alone(train_here, monkeypatch):
     assert seen == {"register": {True}, "fuse": {False}}
     losses = [row["total"] for row in last.training["history"] if "total" in row]
     assert len(losses) == 4 and all(map(math.isfinite, losses))
+
+
+def test_every_validation_reaches_tensorboard(train_here, validated, tmp_path):
+    validated({"epe": 3.0}, {"epe": 2.0}, {"epe": 1.0, "qabf": 0.5})
+    train_here("--overfit", "1", "--epochs", "4", "--val-every", "2", "--fusion-share", "0.25")
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard"), {"images": 0, "scalars": 0})
+    board.Reload()
+    # The last epoch of the registration, the third, is validated as the stage ends there.
+    history = pd.read_csv(tmp_path / "run" / "history.csv").dropna(subset="epe_CT")
+    shown = {event.step: event.value for event in board.Scalars("val/epe_CT")}
+    assert shown == dict(zip(history["epoch"], history["epe_CT"], strict=True)) and list(shown) == [2, 3, 4]
+    assert [event.step for event in board.Images("val/pair")] == [2, 3, 4]
+
+
+def test_a_run_goes_on_with_the_pairs_that_it_began_with(train_here, validated, tmp_path, monkeypatch):
+    validated({"epe": 1.0}, {"epe": 1.0})
+    run = tmp_path / "run"
+    train_here("--overfit", "1", "--epochs", "2", "--stop-after", "1", "--stage", "registration")
+    before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    rows = pd.read_csv(tmp_path / "pairs.csv")
+    rows[rows["modality"] != "SPECT"].to_csv(tmp_path / "fewer.csv", index=False)
+    line = ["--resume", str(run), "--csv"]
+    expected = rf"fewer.csv: expected the {len(rows)} pairs \(\w+\) that the run began with, found .* pairs \(\w+\)"
+    with pytest.raises(DataError, match=expected):
+        script.train(script.parse_arguments([*line, str(tmp_path / "fewer.csv")]), threading.Event())
+    assert before == {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    # The same pairs may lie elsewhere.
+    (tmp_path / "pairs.csv").rename(tmp_path / "moved.csv")
+    script.train(script.parse_arguments([*line, str(tmp_path / "moved.csv")]), threading.Event())
+    assert load_checkpoint(run / "last.safetensors").training["step"] == 2
+
+
+def test_a_resumed_run_breaks_off_at_the_next_epoch_where_that_is_overdue(train_here, validated, tmp_path):
+    validated({"epe": 1.0})
+    train_here("--overfit", "1", "--epochs", "9", "--stop-after", "2", "--stage", "registration", "--val-every", "9")
+    resumed = ["--resume", str(tmp_path / "run"), "--stop-after", "1"]
+    script.train(script.parse_arguments(resumed), threading.Event())
+    assert load_checkpoint(tmp_path / "run" / "last.safetensors").training["step"] == 3
+
+
+def test_what_validation_cannot_tell_is_said(root, tmp_path, capsys, validated, train_here):
+    validated({"epe": 1.0})
+    rows = pd.read_csv(tmp_path / "pairs.csv")
+    rows.loc[rows["modality"] == "PET", "split"] = "train"
+    rows["group"] = [Path(path).stem for path in rows["fixed"]]
+    rows.loc[rows["modality"] == "CT", "group"] = "one patient"
+    rows.to_csv(tmp_path / "pairs.csv", index=False)
+    train_here("--epochs", "1", "--stop-after", "1", "--stage", "registration", "--val-every", "9")
+    said = capsys.readouterr().out
+    assert "PET: no pairs to validate on" in said and "CT: no pairs" not in said
+    assert "1 patient with slices in more than one split" in said

@@ -86,10 +86,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--passes", type=positive, metavar="N", help="likewise")
     parser.add_argument("--blend", metavar="FILE", help="checkpoint whose weights are to be averaged in")
-    parser.add_argument("--share", type=share, default=0.5, help="with which it counts (default: %(default)s)")
+    parser.add_argument("--share", type=share, help="with which it counts (default: 0.5)")
     options = parser.parse_args(arguments)
+    if options.share is not None and not options.blend:
+        parser.error("--share: expected --blend FILE with it, found none")
     try:
-        blend = (options.blend, options.share) if options.blend else None
+        blend = (options.blend, 0.5 if options.share is None else options.share) if options.blend else None
         publish(options.source, options.target, options.average, options.passes, blend)
     except FileError as error:
         print(f"publish: {error}", file=sys.stderr)
