@@ -36,13 +36,12 @@ from utils.evaluation import Job, evaluate, scoring_pool
 from utils.files import FileError
 from utils.flow_io import load_flow
 from utils.head import SMALL, head_length
-from utils.image_io import MIN_SIDE, read_image
+from utils.image_io import MIN_SIDE, has_color, read_image
 from utils.interruption import stop_on_signal
 from utils.pairs import (
     check_inputs_stay,
     folder_pairs,
     has_16_bits,
-    has_color,
     is_blank,
     read_pair,
     sample_pairs,
@@ -51,7 +50,7 @@ from utils.pairs import (
 from utils.report import DOUBTFUL, METRICS
 from utils.results import ResultFolder
 from utils.volume_io import check_no_volumes, is_volume
-from utils.volume_pair import VolumePair, read_volumes
+from utils.volume_pair import BRAIN_WINDOW, VolumePair, read_volumes
 from utils.wording import counted, listed
 
 PROGRAM = "EDARFusion_test_val"
@@ -252,6 +251,10 @@ def run(options: argparse.Namespace) -> int:
         raise DataError.at(options.fixed, f"slices of at least {MIN_SIDE} x {MIN_SIDE} pixels", found)
     if options.window:
         check_window(volumes, *options.window)
+    elif options.modality == "CT" and volumes.window != BRAIN_WINDOW:
+        found = "center {:.4g}, width {:.4g}".format(*volumes.window)
+        say(f"{options.moving}: expected Hounsfield units with air in them, found other values; shown with a window of "
+            f"{found} (--window CENTER WIDTH)")
     for role, distance in volumes.off_grid().items():
         say(f"{getattr(options, role)}: expected the place in space of {options.fixed}, found one up to {distance:.1f} "
             "mm off; taken voxel by voxel as it lies (--resample goes by the place)")
@@ -361,6 +364,8 @@ def fuse_and_score(
         dist.barrier()
     if RANK == 0:
         for modality, folder in folders.items():
+            if not chosen[modality]:
+                continue
             folder.prepare()
             folder.remove_parts()
             if rows[modality]:
@@ -410,13 +415,17 @@ def fuse_and_score(
                 folder.write_report(pairs, notes)
                 tables[modality] = pd.DataFrame(ordered)
     if RANK == 0:
-        print_summary(tables, folders)
+        if tables:
+            print_summary(tables, folders)
         for modality, folder in folders.items():
-            if strangers := folder.strangers(chosen[modality]):
-                what = counted(len(strangers), "image")
+            if strangers := folder.strangers(chosen[modality], volumes=volumes is not None):
+                what = counted(len(strangers), "result")
                 say(f"{folder.path}: holds {what} of an earlier run as well: {listed(strangers)}")
         for reason in left_out:
             say(f"left out: {reason}")
+    if WORLD > 1:
+        # Where one process ends with an error, torchrun ends those that are still writing.
+        dist.barrier()
     return 1 if left_out else 0
 
 

@@ -2,7 +2,7 @@
 
 A table is a CSV file with a row a pair and the columns ``fixed, moving`` (paths relative to a root folder) and, where
 there is something to say, ``name, label, flow, modality, group`` (the patient) and ``split`` (train, val or test).
-Capitals make no difference in the names of columns and modalities.
+Capitals make no difference in the names of columns, modalities and splits.
 """
 
 import os
@@ -58,8 +58,12 @@ def read_table(
     """
     table = read_csv(csv, ("fixed", "moving"))
     given = [column for column in COLUMNS if column in table]
+    for column in [column for column in FILES if column in table]:
+        table[column] = [_with_slashes(value, root) for value in table[column]]
     if "modality" in table:
         table["modality"] = [value.upper() if value.upper() in MODALITIES else value for value in table["modality"]]
+    if "split" in table:
+        table["split"] = [value.lower() if value.lower() in SPLITS else value for value in table["split"]]
     modality = None if modality == "all" else modality
     if modality is not None and "modality" not in table:
         table["modality"] = modality
@@ -127,8 +131,10 @@ def read_csv(path: str | os.PathLike, needed: tuple[str, ...]) -> pd.DataFrame:
         raise DataError.at(path, f"a CSV file with columns {', '.join(needed)}", "an empty file") from error
     except pd.errors.ParserWarning as error:
         raise DataError.at(path, f"a CSV file with {len(columns)} cells a row, as in line 1", "more") from error
+    except UnicodeDecodeError as error:
+        raise DataError.at(path, "a CSV file in UTF-8 (of Excel: CSV UTF-8)", "another encoding") from error
     except (OSError, ValueError) as error:
-        # pandas' ParserError and UnicodeDecodeError are both ValueErrors.
+        # pandas' ParserError is a ValueError.
         raise DataError.at(path, "a CSV file (UTF-8, commas)", str(error)) from error
     table.columns = [name if name in COLUMNS else own for name, own in zip(columns, table, strict=True)]
     table = table.fillna("")
@@ -175,6 +181,13 @@ def _check_cells(csv: str | os.PathLike, line: int, cells: dict[str, str], root:
 
 def _empty_cell(csv: str | os.PathLike, line: int, column: str) -> DataError:
     return DataError.at(csv, f"a value in column {column} in line {line}", "an empty cell")
+
+
+def _with_slashes(value: str, root: str | os.PathLike) -> str:
+    """A path of a table that was written under Windows, as any system reads it."""
+    plain = value.replace("\\", "/")
+    as_written, with_slashes = (os.path.exists(os.path.join(root, path)) for path in (value, plain))
+    return plain if with_slashes and not as_written else value
 
 
 def _check_path(csv: str | os.PathLike, line: int, value: str, root: str | os.PathLike) -> None:

@@ -249,6 +249,16 @@ class TestReadTable:
         path = table_file(row("2001") + ",CT-MRI/CT/2002.png", header="fixed,moving,modality,group,split,moving")
         message_of(lambda: read_table(path, root), "each column once", "moving twice")
 
+    def test_tables_of_windows_and_excel(self, root, table_file):
+        path = table_file(row("2001", split="Val").replace("/", "\\"))
+        table = read_table(path, root, split="val")
+        assert table["fixed"].tolist() == ["CT-MRI/MRI/2001.png"] and table["name"].tolist() == ["2001"]
+        for way in ("..\\CT-MRI\\MRI\\2001.png", "C:\\2001.png"):
+            table_file(row("2001").replace("CT-MRI/MRI/2001.png", way))
+            message_of(lambda: read_table(path, root), "inside the root", "line 2")
+        path.write_bytes((path.read_text() + "ü").encode("cp1252"))
+        message_of(lambda: read_table(path, root), "CSV UTF-8", "another encoding")
+
     def test_rows_that_are_not_chosen_are_not_looked_at(self, root, table_file):
         others = [row("2099"), row("2001"), row("2099", "PET", "val"), row("2001", split="val").replace("CT/", "../")]
         path = table_file(row("2001"), *others, row("2002", split="val"))

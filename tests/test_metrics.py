@@ -401,6 +401,19 @@ def test_command_scores_folders(folders: dict[str, Path], tmp_path: Path) -> Non
     np.testing.assert_allclose(table.loc["mean"], table.iloc[:3].mean(), rtol=1e-8)
 
 
+def test_grey_images_against_colour_labels_are_named(folders: dict[str, Path], tmp_path: Path, capsys) -> None:
+    scoring.score_folders(workers=1, **folders)
+    assert "rendering" not in capsys.readouterr().err
+    for path in folders["label"].iterdir():
+        write_image(tmp_path / "grey" / path.name, scoring.read_image(path))
+    scoring.score_folders(workers=1, **folders | {"label": tmp_path / "grey"})
+    lines = [line for line in capsys.readouterr().err.splitlines() if "another rendering" in line]
+    assert [Path(line.split(":")[0]).parent.name for line in lines] == ["aligned", "moving"]
+    assert all("expected an image in grey like" in line and "found one in colour" in line for line in lines)
+    scoring.score_folders(workers=1, fixed=folders["fixed"], reference=folders["label"], fused=folders["fused"])
+    assert "rendering" not in capsys.readouterr().err
+
+
 def test_command_without_registration(folders: dict[str, Path], tmp_path: Path) -> None:
     csv = tmp_path / "scores.csv"
     roles = arguments(folders, "fixed", "reference", "fused")

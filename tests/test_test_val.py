@@ -314,7 +314,23 @@ def test_images_of_an_earlier_run_are_named(checkpoint, tmp_path, capsys):
     capsys.readouterr()
     assert run(checkpoint, tmp_path / "out", *options) == 0
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "1 image of an earlier run" in line and "002" in line and "001" not in line
+    assert "1 result of an earlier run" in line and "002" in line and "001" not in line
+    (tmp_path / "out/CT/fused.nii.gz").touch()
+    assert run(checkpoint, tmp_path / "out", *options) == 0
+    assert "2 results of an earlier run as well: 002, fused.nii.gz" in capsys.readouterr().err
+
+
+def test_what_an_earlier_run_saved_of_a_pair_beside_its_images_is_named(checkpoint, tmp_path, capsys):
+    options = ["--modality", "CT", *folders(tmp_path, pairs=2)]
+    assert run(checkpoint, tmp_path / "out", *options, "--save-flow", "--save-maps") == 0
+    # What is finished has them from the same settings, what is made again has not.
+    write_image(tmp_path / "moving/002.png", picture(77))
+    assert run(checkpoint, tmp_path / "out", *options, "--resume", "--save-maps") == 0
+    assert "1 result of an earlier run as well: flow/002.npy" in capsys.readouterr().err
+    assert run(checkpoint, tmp_path / "out", *options) == 0
+    assert "18 results of an earlier run as well" in capsys.readouterr().err  # 8 of maps and a flow of each
+    assert run(checkpoint, tmp_path / "out", *options, "--save-flow", "--save-maps") == 0
+    assert "earlier run" not in capsys.readouterr().err
 
 
 def test_flows_that_cannot_be_used(checkpoint, tmp_path, capsys):
@@ -559,6 +575,17 @@ class TestVolumes:
         np.testing.assert_allclose(levels, np.clip(values / 80, 0, 1), atol=1e-5)
         fixed = read_volumes("CT", options[3], options[5]).levels["fixed"]
         assert fixed.min() == 0 and fixed.max() == 1 and 0.2 < fixed.mean() < 0.8
+
+    def test_ct_that_is_not_shown_in_the_brain_window_is_named(self, checkpoint, tmp_path, options, capsys):
+        assert run(checkpoint, tmp_path / "out", *options) == 0
+        assert "Hounsfield" not in capsys.readouterr().err
+        defaced = np.clip(nib.load(options[5]).get_fdata(), 0, None)
+        nib.save(nib.Nifti1Image(defaced.astype(np.float32), self.AFFINE), options[5])
+        assert run(checkpoint, tmp_path / "out", *options) == 0
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "Hounsfield" in line]
+        assert f"{options[5]}: expected Hounsfield units" in line and "window of center" in line and "--window" in line
+        assert run(checkpoint, tmp_path / "out", *options, "--window", "40", "80") == 0
+        assert "Hounsfield" not in capsys.readouterr().err
 
     def test_only_ct_of_unknown_units_is_taken_for_hounsfield_units(self, tmp_path, options):
         # Counts of PET with noise below zero, which look like Hounsfield units.
@@ -836,7 +863,7 @@ class TestInputsStay:
         paths = [tmp_path / "fixed.nii.gz", tmp_path / "out/CT/aligned.nii.gz"]
         paths[1].parent.mkdir(parents=True)
         for seed, path in enumerate(paths):
-            nib.save(nib.Nifti1Image(picture(seed)[..., None], np.eye(4)), path)
+            nib.save(nib.Nifti1Image(2000 * picture(seed)[..., None] - 1000, np.eye(4)), path)
         options = ["--modality", "CT", "--fixed", str(paths[0]), "--moving", str(paths[1])]
         self.check(capsys, checkpoint, tmp_path / "out", paths[1], *options)
 
@@ -890,11 +917,11 @@ def test_keep_going_leaves_out_rows_that_cannot_be_used(checkpoint, tmp_path, ca
     assert not (tmp_path / "none").exists()
 
 
-def test_keep_going_with_nothing_left(checkpoint, tmp_path):
+def test_keep_going_with_nothing_left(checkpoint, tmp_path, capsys):
     options = folders(tmp_path, pairs=1)
     (tmp_path / "moving/001.png").write_bytes(b"")
     assert run(checkpoint, tmp_path / "out", "--modality", "CT", *options, "--keep-going") == 1
-    assert not (tmp_path / "out/CT/metrics.csv").exists()
+    assert not (tmp_path / "out/CT").exists() and "mean" not in capsys.readouterr().out
 
 
 def test_resume_computes_what_is_missing_only(checkpoint, tmp_path):

@@ -57,7 +57,7 @@ def read_image(path: str | os.PathLike, *, color: bool | None = False) -> np.nda
     if image.ndim == 2:
         return np.repeat(image[..., None], 3, axis=2) if color else image
     if color is None:
-        return np.ascontiguousarray(image[..., 0]) if _channels_equal(image) else image
+        return image if has_color(image) else np.ascontiguousarray(image[..., 0])
     return image if color else luma(image)
 
 
@@ -67,9 +67,14 @@ def luma(image: np.ndarray) -> np.ndarray:
     Args:
         image: float32 in [0, 1].
     """
-    if _channels_equal(image):
+    if not has_color(image):
         return np.ascontiguousarray(image[..., 0])
     return np.clip(cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY), 0, 1)
+
+
+def has_color(image: np.ndarray) -> bool:
+    """Whether an image (H, W) or (H, W, 3) has a pixel that is not grey."""
+    return image.ndim == 3 and bool((image != image[..., :1]).any())
 
 
 def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
@@ -235,10 +240,6 @@ def _scaled(path: str | os.PathLike, image: Image.Image) -> np.ndarray:
             raise ImageError.at(path, "float values in [0, 1]", f"{values.min():g} to {values.max():g}")
         return values
     return np.asarray(image.convert("RGB"), np.float32) / np.float32(255)
-
-
-def _channels_equal(image: np.ndarray) -> bool:
-    return bool((image[..., 0] == image[..., 1]).all() and (image[..., 1] == image[..., 2]).all())
 
 
 def _check_size(path: Path, size: tuple[int, int]) -> None:

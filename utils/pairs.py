@@ -121,11 +121,6 @@ def read_pair(pair: Mapping, modality: str) -> SourceImages:
     return images
 
 
-def has_color(image: np.ndarray) -> bool:
-    """Whether an image (H, W) or (H, W, 3) has a pixel that is not grey."""
-    return image.ndim == 3 and bool((image != image[..., :1]).any())
-
-
 def is_blank(image: np.ndarray) -> bool:
     """Whether an image in [0, 1] shows nothing: all its values lie within 4 of 255 grey levels."""
     return bool(np.ptp(image) < 4 / 255)

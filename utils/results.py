@@ -73,18 +73,23 @@ class ResultFolder:
         self._settings_written = False
         self.flow, self.maps, self.figures = flow, maps, figures
 
-    def files(self, name: str) -> dict[str, Path]:
-        """The files of a pair: fused, aligned and, if wanted, flow, maps/MAP, maps/values, figures, figures/strips."""
-        kinds = ["fused", "aligned", *(f"maps/{kind}" for kind in MAPS if self.maps)]
-        kinds += ["figures", "figures/strips"] * self.figures
+    def files(self, name: str, *, all_kinds: bool = False) -> dict[str, Path]:
+        """The files of a pair: fused, aligned and, if wanted, flow, maps/MAP, maps/values, figures, figures/strips.
+
+        Args:
+            all_kinds: also those that are not wanted.
+        """
+        flow, maps, figures = (wanted or all_kinds for wanted in (self.flow, self.maps, self.figures))
+        kinds = ["fused", "aligned", *(f"maps/{kind}" for kind in MAPS if maps)]
+        kinds += ["figures", "figures/strips"] * figures
         files = {kind: self.path / kind / f"{name}.png" for kind in kinds}
-        files |= {"maps/values": self.path / "maps" / "values" / f"{name}.npz"} if self.maps else {}
-        return files | ({"flow": self.path / "flow" / f"{name}.npy"} if self.flow else {})
+        files |= {"maps/values": self.path / "maps" / "values" / f"{name}.npz"} if maps else {}
+        return files | ({"flow": self.path / "flow" / f"{name}.npy"} if flow else {})
 
     def all_files(self, pairs: Iterable[Mapping]) -> Iterator[Path]:
         """Every file that the results of these pairs, or of the volumes whose slices they are, are written to."""
         yield from (self.table_path, self.report_path, self.settings_path, self.inputs_path)
-        yield from (self.path / f"{kind}.nii.gz" for kind in ("aligned", "fused"))
+        yield from self._volumes()
         for pair in pairs:
             yield from self.files(pair["name"]).values()
 
@@ -102,9 +107,25 @@ class ResultFolder:
             raise FileError.at(self.path, "a folder to write to", cause.strerror or str(cause)) from error
         probe.unlink(missing_ok=True)
 
-    def strangers(self, pairs: Iterable[Mapping]) -> list[str]:
-        """Names of fused images that are none of these pairs': what an earlier run left in the folder."""
-        return sorted({path.stem for path in self.path.glob("fused/*.png")} - {pair["name"] for pair in pairs})
+    def strangers(self, pairs: Iterable[Mapping], *, volumes: bool = False) -> list[str]:
+        """What an earlier run left in the folder: names of fused images that are none of these pairs', and files of
+        these pairs, of kinds that were not asked for now, that are older than the images beside them.
+
+        Args:
+            volumes: whether volumes were written beside the images; else those that are there are named as well.
+        """
+        pairs = list(pairs)
+        names = {path.stem for path in self.path.glob("fused/*.png")} - {pair["name"] for pair in pairs}
+        older = [] if volumes else [path for path in self._volumes() if path.exists()]
+        for pair in pairs:
+            wanted, known = (self.files(pair["name"], all_kinds=kinds) for kinds in (False, True))
+            unasked = [path for kind, path in known.items() if kind not in wanted and path.exists()]
+            made = wanted["fused"].stat().st_mtime_ns if unasked else 0
+            older += [path for path in unasked if path.stat().st_mtime_ns < made]
+        return [*sorted(names), *(path.relative_to(self.path).as_posix() for path in older)]
+
+    def _volumes(self) -> list[Path]:
+        return [self.path / f"{kind}.nii.gz" for kind in ("aligned", "fused")]
 
     def save(self, pair: Mapping, result: FusedPair) -> dict[str, Path]:
         """Write the files of a pair and return them.

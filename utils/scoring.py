@@ -18,7 +18,7 @@ from tqdm import tqdm
 from utils.arguments import positive, print_anywhere
 from utils.cores import available_cores, pool_size
 from utils.files import FileError, write_bytes
-from utils.image_io import check_same_size, pair_files, read_image
+from utils.image_io import check_same_size, has_color, pair_files, read_image
 from utils.metrics import fusion_metrics, registration_metrics
 
 
@@ -80,6 +80,7 @@ def score_folders(
         FileError: a folder or file cannot be used, or names do not pair.
     """
     pairs = pair_files(**folders)
+    warn_of_other_renderings(pairs[0])
     workers = pool_size(min(workers or available_cores(), len(pairs)))
     bar = {"total": len(pairs), "unit": "pair", "desc": description}
     if workers == 1:
@@ -87,6 +88,18 @@ def score_folders(
     # Not forked: the caller may have threads of torch or OpenMP running.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         return pd.DataFrame(tqdm(pool.map(score_pair, pairs), **bar))
+
+
+def warn_of_other_renderings(pair: dict) -> None:
+    """Say on stderr where aligned or moving image of a pair are in colour and the label is grey, or the reverse."""
+    if not pair.get("label"):
+        return
+    roles = [role for role in ("label", "aligned", "moving") if pair.get(role)]
+    label, *others = ("in colour" if has_color(read_image(pair[role], color=None)) else "in grey" for role in roles)
+    for role, kind in zip(roles[1:], others, strict=True):
+        if kind != label:
+            print(f"{pair[role]}: expected an image {label} like {pair['label']}, found one {kind}; luma is compared "
+                  "with another rendering, so that rmse, ssim and ncc say little", file=sys.stderr)
 
 
 def with_mean(table: pd.DataFrame) -> pd.DataFrame:
