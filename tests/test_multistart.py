@@ -1,6 +1,7 @@
 """utils/multistart.py: pairs that lie far apart are aligned from the start whose estimates agree best."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -151,6 +152,24 @@ def test_a_pair_is_fused_as_it_was_found_from_afar(left_out):
     # Sampled once, whatever the number of starts, and fused as it is.
     assert (overlap(torch.from_numpy(once), torch.from_numpy(fixed)) > 0.97) == found
     assert np.array_equal(result.fused, once) == found
+
+
+def test_the_seconds_of_a_pair_do_not_count_what_a_model_needs_to_be_ready():
+    model, met = Moments(share=0.6), []
+
+    def slow_at_first(fixed: Tensor, moving: Tensor, passes: int, average: bool) -> Output:
+        if passes not in met:
+            met.append(passes)
+            time.sleep(3)
+        if not moving.any():  # nothing to find the moments of
+            passes = 0
+        return model(fixed, moving, passes, average)
+
+    fixed, far = ellipse()[0, 0].numpy(), ellipse(168, 118, 10)[0, 0].numpy()
+    fuse = PairFuser(slow_at_first, torch.device("cpu"), average=True)
+    seconds = fuse(fixed, far).seconds
+    assert sorted(met) == [0, 1] and 0 < seconds < 3
+    assert fuse(fixed, far).seconds < 3
 
 
 def test_what_beginning_anew_finds_is_kept_even_if_the_first_estimate_missed_it():

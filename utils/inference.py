@@ -44,6 +44,7 @@ class PairFuser:
         self.model, self.device, self.passes, self.average = model, device, passes, average
         self.multistart = multistart and average
         self._met: set[tuple] = set()
+        self._preparing = 0.0
 
     @torch.inference_mode()
     def __call__(
@@ -76,7 +77,7 @@ class PairFuser:
         fixed, moving = (image_to_tensor(x, keepdim=False).to(self.device).contiguous() for x in (fixed, moving))
         color = moving.shape[1] == 3
         luma, chroma = rgb_to_ycbcr(moving).split((1, 2), dim=1) if color else (moving, None)
-        start += self._warm_up(fixed, view)
+        self._preparing = 0.0
         output = self._estimate(fixed, luma, view, 0 if blank else self.passes)
         aligned, fused = output.aligned, torch.maximum(fixed, luma) if blank else output.fused
         if color:
@@ -87,7 +88,7 @@ class PairFuser:
                 fused = ycbcr_to_rgb(torch.cat((fused, warp(chroma, output.flow)), dim=1))
         fused, aligned = tensor_to_image(fused), tensor_to_image(aligned)
         flow = output.flow[0].cpu().numpy()
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - start - self._preparing
         maps = {
             "entropy_fixed": output.entropy_fixed,
             "entropy_moving": output.entropy_moving,
@@ -106,7 +107,7 @@ class PairFuser:
 
         The fusion and the maps are then of the frame, whose images are aligned already.
         """
-        model = partial(self.model, passes=passes, average=self.average)
+        model = partial(self._run, passes=passes)
         seen = (fixed, moving) if view is None else (view.show(fixed), view.show(moving))
         first = found = model(*seen)
         if self.multistart and passes:
@@ -118,23 +119,23 @@ class PairFuser:
             flow, inverse_flow = (view.enlarge(x, fixed.shape[2:]) for x in (flow, inverse_flow))
         aligned = warp(moving, flow)
         found = {"aligned": aligned, "flow": flow, "inverse_flow": inverse_flow, "disagreement": found.disagreement}
-        return self.model(fixed, aligned, 0, self.average)._replace(**found)
+        return self._run(fixed, aligned, passes=0)._replace(**found)
 
-    def _warm_up(self, fixed: Tensor, view: View | None) -> float:
-        """Let the model make ready for images of a size, so that `FusedPair.seconds` is of the pairs alone.
+    def _run(self, fixed: Tensor, moving: Tensor, *, passes: int) -> Output:
+        """The model, made ready first where images of a size come for the first time.
 
         OpenVINO compiles a graph for each size, an accelerator chooses its kernels; PyTorch on a CPU has nothing to do.
-
-        Returns:
-            Seconds that it took.
+        What that takes is kept out of `FusedPair.seconds`, which are of the pairs alone.
         """
-        start, sizes = time.perf_counter(), (fixed.shape[2:], None if view is None else view.size)
+        kind = (fixed.shape[2:], passes)
         ready = self.device.type == "cpu" and isinstance(self.model, torch.nn.Module)
-        if not ready and sizes not in self._met:
+        if not ready and kind not in self._met:
+            start = time.perf_counter()
             blank = torch.zeros_like(fixed)
-            self._estimate(blank, blank, view, self.passes)
-        self._met.add(sizes)
-        return time.perf_counter() - start
+            self.model(blank, blank, passes, self.average).disagreement.tolist()  # waits until it is done
+            self._preparing += time.perf_counter() - start
+            self._met.add(kind)
+        return self.model(fixed, moving, passes, self.average)
 
 
 def endpoint_scores(flow: np.ndarray, true_flow: np.ndarray, label: np.ndarray) -> dict[str, float]:
