@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from utils.affine import affine_flow
+
 GRID_STRIDE = 4  # the fields are smooth over at least 10 px, so a grid point every 4 px loses nothing
 
 
@@ -40,26 +42,6 @@ WIDE = DeformationRange(amplitude=(0.0, 4.5), sigma=(12.0, 28.0), translation=12
 
 def _uniform(low: float, high: float, generator: torch.Generator) -> float:
     return low + (high - low) * torch.rand((), generator=generator).item()
-
-
-def affine_flow(size: tuple[int, int], matrix: Tensor, shift: Tensor, stride: int = 1) -> Tensor:
-    """Displacement field of the affine map q = centre + matrix (p - centre) + shift.
-
-    Args:
-        size: height and width of the full image, px.
-        matrix: (B, 2, 2), acting on (x, y).
-        shift: (B, 2), (x, y) in px of the full image.
-        stride: grid spacing, px.
-
-    Returns:
-        (B, 2, H / stride, W / stride), in pixels of its own grid.
-    """
-    height, width = size[0] // stride, size[1] // stride
-    y = torch.arange(height, dtype=torch.float32) - (height - 1) / 2
-    x = torch.arange(width, dtype=torch.float32) - (width - 1) / 2
-    points = torch.stack(torch.meshgrid(x, y, indexing="xy")).view(1, 2, -1)
-    moved = (matrix - torch.eye(2)) @ points + shift[:, :, None] / stride
-    return moved.view(-1, 2, height, width)
 
 
 def random_flow(size: tuple[int, int], ranges: DeformationRange, generator: torch.Generator) -> Tensor:

@@ -12,7 +12,7 @@ from models.encoder import Encoders, EntropyAtQuarter
 from models.frg_prereg import FRGPreReg, unit_length
 from models.fusion import FlowGuidedFusion, Fusion
 from models.refinement import Refinement
-from models.shrinkage import disagreement, held_back, mean_disagreement
+from models.shrinkage import held_back, mean_spread, spread_of
 from utils.filters import gradient_magnitude, halved, resize
 from utils.foreground import foreground, masked_means
 from utils.image_io import MIN_SIDE
@@ -77,7 +77,7 @@ class Registration(NamedTuple):
         steps: a `FlowStep` a scale, coarse to fine. Of a registration both ways the batch entries B.. are the inverse
             direction; of an averaged one the entries are pair and mirror image, then the inverse direction of both.
         refined: (B, 2, h, w), px, on the grid of cells: `flow` before it was enlarged.
-        disagreement: mean square distance of the matches that `flow` is the mean of, px^2; 0 for a single one.
+        spread: mean square distance of the matches that `flow` is the mean of, px^2; 0 for a single one.
         reliability: R of FRG-PreReg, in [0, 1].
         gate: W, in [0, 1].
         entropy_fixed, entropy_moving: local entropy, bits.
@@ -87,7 +87,7 @@ class Registration(NamedTuple):
     inverse_flow: Tensor
     steps: list[FlowStep]
     refined: Tensor
-    disagreement: Tensor
+    spread: Tensor
     reliability: Tensor
     gate: Tensor
     entropy_fixed: Tensor
@@ -102,7 +102,7 @@ class _Matched(NamedTuple):
     half: Tensor
     fixed_edges: Tensor
     steps: list[FlowStep]
-    disagreement: Tensor
+    spread: Tensor
     reliability: Tensor
     gate: Tensor
     entropy_fixed: Tensor
@@ -214,7 +214,7 @@ class EDARFusion(nn.Module):
         refined, mirrored = self._refine(fixed, moving, matched, torch.cat((mean, _mirrored(mean)))).chunk(2)
         half, edges, steps, *maps = matched
         maps = ((map_[:count] + map_[count:].flip(3)) / 2 for map_ in maps)
-        matched = _Matched(half, edges, steps, *maps)._replace(disagreement=disagreement(estimates))
+        matched = _Matched(half, edges, steps, *maps)._replace(spread=spread_of(estimates))
         return self._finish((refined + _mirrored(mirrored)) / 2, matched)
 
     def _match(self, fixed: Tensor, moving: Tensor, both: bool) -> _Matched:
@@ -296,10 +296,10 @@ class EDARFusion(nn.Module):
         if average:
             cells = F.avg_pool2d(flow, CELL)
             head = foreground(warp(moving_seen, flow), tuple(cells.shape[2:]))
-            doubt = mean_disagreement(first.disagreement, head)
+            doubt = mean_spread(first.spread, head)
             flow, inverse_flow = _followed_by(-held_back(cells, doubt, head), flow, inverse_flow)
         else:
-            doubt = first.disagreement.new_zeros(len(fixed), 1, 1, 1)
+            doubt = first.spread.new_zeros(len(fixed), 1, 1, 1)
         flow, inverse_flow = resize_flow(flow, full), resize_flow(inverse_flow, full)
         aligned = warp(moving, flow)
         fused, consistency = self.fuse(fixed, aligned, first)

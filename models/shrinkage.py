@@ -6,10 +6,10 @@ modalities. An estimate with an error of its own is best shortened by that error
 Stein, 1961), and the disagreement measures the error. What is local stays as it was found.
 """
 
-import torch
 from torch import Tensor
 
-from utils.foreground import channel_means
+from utils.affine import affine_part
+from utils.foreground import as_weight, channel_means
 
 AGREEMENT = 0.3
 """Mean square disagreement of good estimates, px^2: up to there nothing is held back."""
@@ -23,7 +23,7 @@ LARGE = 36.0
 """Mean square displacement, px^2, beyond which it is ever less in doubt: modalities do not differ by so much."""
 
 
-def disagreement(estimates: Tensor) -> Tensor:
+def spread_of(estimates: Tensor) -> Tensor:
     """Mean square distance of displacement fields from their mean.
 
     Args:
@@ -35,11 +35,11 @@ def disagreement(estimates: Tensor) -> Tensor:
     return (estimates - estimates.mean(dim=0)).square().mean(dim=0).sum(dim=1, keepdim=True)
 
 
-def mean_disagreement(spread: Tensor, mask: Tensor) -> Tensor:
-    """Mean disagreement in the head.
+def mean_spread(spread: Tensor, mask: Tensor) -> Tensor:
+    """Mean in the head of what `spread_of` gives.
 
     Args:
-        spread: (B, 1, h, w), px^2, of `disagreement`.
+        spread: (B, 1, h, w), px^2.
         mask: (B, 1, h, w), 1 in the head; without a head all places count.
 
     Returns:
@@ -53,7 +53,7 @@ def held_back(flow: Tensor, doubt: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         flow: (B, 2, h, w), px of the scale of the training.
-        doubt: (B, 1, 1, 1), px^2, `mean_disagreement` of the estimates that the flow is the mean of.
+        doubt: (B, 1, 1, 1), px^2, `mean_spread` of the estimates that the flow is the mean of.
         mask: (B, 1, h, w), 1 in the head.
 
     Returns:
@@ -65,26 +65,3 @@ def held_back(flow: Tensor, doubt: Tensor, mask: Tensor) -> Tensor:
     mean_square = channel_means(flow.square().sum(dim=1, keepdim=True), weight)
     certain = mean_square * (mean_square / LARGE).clamp_min(1)
     return error / (certain + error).clamp_min(1e-6) * affine_part(flow, weight)
-
-
-def as_weight(mask: Tensor) -> Tensor:
-    """A mask, but nowhere 0: a head may be missing, and slopes stay defined in one of a single row or column."""
-    return mask + 1e-4
-
-
-def affine_part(flow: Tensor, weight: Tensor) -> Tensor:
-    """The affine displacement field that is nearest to a flow in the weighted mean square.
-
-    Args:
-        flow: (B, 2, h, w), px.
-        weight: (B, 1, h, w), above 0.
-
-    Returns:
-        (B, 2, h, w), px.
-    """
-    axes = (torch.linspace(-1, 1, side, device=flow.device) for side in flow.shape[2:])
-    y, x = (axis - channel_means(axis.expand_as(weight), weight) for axis in torch.meshgrid(*axes, indexing="ij"))
-    xx, xy, yy = (channel_means(product, weight) for product in (x * x, x * y, y * y))
-    along_x, along_y = (channel_means(axis * flow, weight) for axis in (x, y))
-    slope_x, slope_y = yy * along_x - xy * along_y, xx * along_y - xy * along_x
-    return channel_means(flow, weight) + (slope_x * x + slope_y * y) / (xx * yy - xy * xy)

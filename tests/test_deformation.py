@@ -9,7 +9,6 @@ from data.deformation import (
     GRID_STRIDE,
     WIDE,
     DeformationRange,
-    affine_flow,
     random_flow,
 )
 from utils.maps import jacobian_determinant
@@ -132,32 +131,3 @@ def test_the_grid_costs_little_against_an_inverse_at_full_resolution():
 
 def test_benchmark_does_not_fold():
     assert (jacobian_determinant(draws(BENCHMARK, 100) / GRID_STRIDE) > 0).all()
-
-
-def test_affine_flow_of_a_shift():
-    flow = affine_flow((8, 12), torch.eye(2)[None], torch.tensor([[3.0, -2.0]]))
-    assert torch.equal(flow[0, 0], torch.full((8, 12), 3.0)) and torch.equal(flow[0, 1], torch.full((8, 12), -2.0))
-
-
-def test_affine_flow_by_hand():
-    # Twice as wide about the centre of 3 x 5 px, (2, 1): the point (4, 2) goes to (6, 2), (0, 0) to (-2, 0).
-    flow = affine_flow((3, 5), torch.tensor([[[2.0, 0], [0, 1]]]), torch.zeros(1, 2))
-    assert flow[0, 0].tolist() == [[-2, -1, 0, 1, 2]] * 3 and not flow[0, 1].any()
-    # A quarter turn (x, y) -> (-y, x): the point right of the centre goes below it.
-    flow = affine_flow((3, 3), torch.tensor([[[0.0, -1], [1, 0]]]), torch.zeros(1, 2))
-    assert flow[0, :, 1, 2].tolist() == [-1, 1] and flow[0, :, 1, 1].tolist() == [0, 0]
-
-
-def test_affine_flow_on_a_grid_is_the_full_one_resized():
-    matrix, shift = torch.tensor([[[0.95, -0.1], [0.12, 1.04]]]), torch.tensor([[4.0, -7.0]])
-    full = affine_flow((64, 96), matrix, shift)
-    grid = affine_flow((64, 96), matrix, shift, GRID_STRIDE)
-    assert grid.shape == (1, 2, 16, 24)
-    inside = (resize_flow(grid, (64, 96)) - full)[..., 2:-2, 2:-2]
-    assert inside.abs().max() < 1e-3
-
-
-def test_affine_flow_of_a_batch():
-    matrices = torch.stack((torch.eye(2), torch.diag(torch.tensor([1.0, 3.0]))))
-    flow = affine_flow((5, 7), matrices, torch.tensor([[1.0, 0], [0, 0]]))
-    assert torch.equal(flow[0, 0], torch.ones(5, 7)) and flow[1, 1, :, 0].tolist() == [-4, -2, 0, 2, 4]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.deformation import BENCHMARK, affine_flow, random_flow
+from data.deformation import BENCHMARK, random_flow
 from data.table import MODALITIES
 from losses.fusion import (
     FusionWeights,
@@ -34,6 +34,7 @@ from losses.registration import (
 from models.eda_flowreg import CELL, FlowStep, candidates
 from models.edarfusion import EDARFusion, Registration
 from tests.tensors import constant_flow, noise
+from utils.affine import affine_flow
 from utils.image_io import pair_files, read_image
 from utils.metrics import qabf, qcv, viff
 from utils.warp import invert, resize_flow, warp

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.deformation import affine_flow
 from tests.tensors import noise
+from utils.affine import affine_flow
 from utils.filters import gradient_magnitude, min_max
 from utils.maps import entropy_difference, gate, gradient_agreement, jacobian_determinant, local_entropy
 

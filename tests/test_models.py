@@ -7,15 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.deformation import affine_flow
 from models.eda_flowreg import CELL, STEP, EDAFlowReg, FlowStep, Scale, candidates, correlate, warp_phases
 from models.edarfusion import PRESETS, EDARFusion, Output, further_share
 from models.encoder import Encoders, EntropyAtQuarter
 from models.frg_prereg import FRGPreReg, reliability_prior
 from models.fusion import FlowGuidedFusion, alignment_consistency
 from models.layers import GaussianBlur, UNet, side_by_side
-from models.shrinkage import affine_part
 from tests.tensors import constant_flow, noise
+from utils.affine import affine_flow, affine_part
 from utils.arguments import DEFAULT_CHECKPOINT
 from utils.checkpoint import load_checkpoint
 from utils.filters import gradient_magnitude, halved
@@ -692,7 +691,7 @@ def test_average_of_four_matches_by_hand(tiny, monkeypatch):
     assert torch.allclose(found.inverse_flow, -expected, atol=1e-4)
     # Mean squares of the distances 0.25, -1.75, 2.25, -0.75 along x and -0.5, -0.5, -1.5, 2.5 along y.
     spread = (2.1875 + 2.25) * torch.tensor([1.0, 4]).view(2, 1, 1, 1)
-    assert torch.allclose(found.disagreement, spread.expand(2, 1, 8, 12), atol=1e-4)
+    assert torch.allclose(found.spread, spread.expand(2, 1, 8, 12), atol=1e-4)
     expected = torch.cat((constant_flow((1 - 3) / 2, (0 + 4) / 2, (64, 96)), constant_flow(0, 0, (64, 96))))
     assert torch.allclose(refined.flow - found.flow, expected, atol=1e-4)
 
@@ -707,7 +706,7 @@ def test_averaging_inverts_the_way_back(tiny, monkeypatch):
         found = tiny.register_averaged(*images(1, *size))
     inside = (..., slice(3, -3), slice(3, -3))
     assert torch.allclose(found.refined[inside], there[inside], atol=1e-2)
-    assert found.disagreement[inside].max() < 1e-4
+    assert found.spread[inside].max() < 1e-4
 
 
 def test_averaging_takes_the_maps_of_the_mirror_image_back(tiny):
@@ -728,7 +727,7 @@ def test_estimates_that_disagree_hold_the_global_displacement_back(tiny, monkeyp
     flows, round_trips = [], []
     for apart in (0, 1e6):
         monkeypatch.setattr(
-            "models.edarfusion.disagreement", lambda estimates, apart=apart: torch.full_like(estimates[0, :, :1], apart)
+            "models.edarfusion.spread_of", lambda estimates, apart=apart: torch.full_like(estimates[0, :, :1], apart)
         )
         with torch.inference_mode():
             output = tiny(fixed, moving, average=True)
@@ -745,7 +744,7 @@ def test_estimates_that_disagree_hold_the_global_displacement_back(tiny, monkeyp
 @pytest.mark.parametrize("side", [128, 256, 512])
 def test_disagreement_does_not_depend_on_the_size(tiny, monkeypatch, side):
     apart = torch.tensor([4.0, 9.0]).view(2, 1, 1, 1)
-    monkeypatch.setattr("models.edarfusion.disagreement", lambda estimates: apart.expand_as(estimates[0, :, :1]))
+    monkeypatch.setattr("models.edarfusion.spread_of", lambda estimates: apart.expand_as(estimates[0, :, :1]))
     with torch.inference_mode():
         found = tiny(*images(2, side, side), average=True).disagreement
     assert torch.allclose(found, torch.tensor([2.0, 3.0]))
@@ -754,9 +753,9 @@ def test_disagreement_does_not_depend_on_the_size(tiny, monkeypatch, side):
 def test_a_single_estimate_is_not_held_back(tiny):
     pair = images(1, 64, 64)
     with torch.inference_mode():
-        assert tiny.register(*pair).disagreement.abs().max() == 0
+        assert tiny.register(*pair).spread.abs().max() == 0
         assert tiny(*pair).disagreement.tolist() == [0]
-        assert tiny.register_averaged(*pair).disagreement.min() > 0
+        assert tiny.register_averaged(*pair).spread.min() > 0
 
 
 def test_large_batches_are_fused_part_by_part_with_the_same_result():

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from models.edarfusion import Output
-from tests.tensors import noise
+from utils.affine import flow_of, turn_about
 from utils.arguments import DEFAULT_CHECKPOINT
 from utils.checkpoint import load_checkpoint
 from utils.inference import PairFuser
-from utils.multistart import affine_matrix, flow_of, register_from_afar, turn_about
+from utils.multistart import register_from_afar
 from utils.pairs import read_pair, sample_pairs
 from utils.warp import compose, warp
 
@@ -73,32 +73,6 @@ def overlap(a: Tensor, b: Tensor) -> float:
     """Dice coefficient of two ellipses."""
     a, b = a > 0.4, b > 0.4
     return float(2 * (a & b).sum() / (a.sum() + b.sum()))
-
-
-def test_flow_of_hand_made_maps():
-    shift = torch.tensor([[1.0, 0, 3], [0, 1, -2], [0, 0, 1]])
-    assert torch.equal(flow_of(shift, (4, 5))[0, :, 2, 3], torch.tensor([3.0, -2]))
-    twice = torch.diag(torch.tensor([2.0, 2, 1]))
-    assert torch.equal(flow_of(twice, (4, 5))[0, :, 3, 4], torch.tensor([2.0, 1.5]))  # from the centre (2, 1.5)
-
-
-def test_a_turn_leaves_its_centre_and_goes_from_x_to_y():
-    mask = torch.zeros(1, 1, 64, 96)
-    mask[..., 10:31, 40:61] = 1  # about (50, 20)
-    turn, centre = turn_about(mask, 90), torch.tensor([47.5, 31.5, 0])
-    # The rest counts for a ten-thousandth.
-    assert torch.allclose(turn @ (torch.tensor([50.0, 20, 1]) - centre) + centre, torch.tensor([50.0, 20, 1]), atol=0.1)
-    assert torch.allclose(turn @ (torch.tensor([60.0, 20, 1]) - centre) + centre, torch.tensor([50.0, 30, 1]), atol=0.1)
-
-
-def test_affine_matrix_is_that_of_an_affine_flow_and_of_its_mask():
-    matrix = torch.tensor([[0.9, 0.2, 5], [-0.1, 1.1, -3], [0, 0, 1]])
-    flow = flow_of(matrix, (64, 96))
-    mask = torch.zeros(1, 1, 64, 96)
-    mask[..., 16:48, 20:70] = 1
-    assert torch.allclose(affine_matrix(flow, mask), matrix, atol=1e-3)
-    elsewhere = flow + 20 * (1 - mask) * noise(1, 2, 64, 96)
-    assert torch.allclose(affine_matrix(elsewhere, mask), matrix, atol=0.05)
 
 
 def test_a_pair_that_lies_near_is_aligned_once():

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from models.shrinkage import AGREEMENT, CAUTION, LARGE, affine_part, disagreement, held_back, mean_disagreement
-from tests.tensors import constant_flow, noise
+from models.shrinkage import AGREEMENT, CAUTION, LARGE, held_back, mean_spread, spread_of
+from tests.tensors import constant_flow
 
 SIZE = (6, 10)
 
@@ -11,40 +11,21 @@ def scalar(value: float) -> torch.Tensor:
     return torch.full((1, 1, 1, 1), float(value))
 
 
-def test_disagreement_by_hand():
+def test_spread_by_hand():
     shifts = ((3, 0), (-3, 0), (0, 4), (0, -4))
     estimates = torch.stack([constant_flow(x, y, SIZE) for x, y in shifts])
     estimates[:, :, :, 0] += 7  # what all have in common
-    assert torch.allclose(disagreement(estimates), torch.full((1, 1, *SIZE), (9 + 9 + 16 + 16) / 4), atol=1e-5)
+    assert torch.allclose(spread_of(estimates), torch.full((1, 1, *SIZE), (9 + 9 + 16 + 16) / 4), atol=1e-5)
 
 
-def test_mean_disagreement_is_that_of_the_head():
+def test_mean_spread_is_that_of_the_head():
     spread, head = torch.full((2, 1, *SIZE), 7.0), torch.zeros(2, 1, *SIZE)
     head[..., :5] = 1
     spread[0, ..., :5], spread[1, ..., :5] = 1, 3
-    found = mean_disagreement(spread, head)
+    found = mean_spread(spread, head)
     assert found.shape == (2, 1, 1, 1)
     assert torch.allclose(found.flatten(), torch.tensor([1.0, 3.0]), atol=1e-3)
-    assert torch.allclose(mean_disagreement(spread, 0 * head).flatten(), torch.tensor([4.0, 5.0]))
-
-
-def test_affine_part_of_an_affine_field_is_the_field():
-    y, x = torch.meshgrid(torch.arange(6.0), torch.arange(10.0), indexing="ij")
-    field = torch.stack((1 + 0.2 * x - 0.3 * y, -2 + 0.1 * x + 0.5 * y))[None]
-    for weight in (torch.ones(1, 1, *SIZE), noise(1, 1, *SIZE) + 0.01):
-        assert torch.allclose(affine_part(field, weight), field, atol=1e-4)
-
-
-def test_affine_part_leaves_nothing_affine_in_the_rest_and_each_image_has_its_own():
-    flow, weight = 5 * noise(2, 2, *SIZE), noise(2, 1, *SIZE, seed=1) + 0.01
-    rest = (flow - affine_part(flow, weight)) * weight
-    y, x = torch.meshgrid(torch.arange(6.0), torch.arange(10.0), indexing="ij")
-    for direction in (torch.ones_like(x), x, y):
-        assert (rest * direction).sum(dim=(2, 3)).abs().max() < 1e-3
-    assert rest.abs().mean() > 0.1
-    for i in range(2):
-        alone = affine_part(flow[i : i + 1], weight[i : i + 1])
-        assert torch.allclose(affine_part(flow, weight)[i : i + 1], alone, atol=1e-5)
+    assert torch.allclose(mean_spread(spread, 0 * head).flatten(), torch.tensor([4.0, 5.0]))
 
 
 @pytest.mark.parametrize(("doubt", "share"), [(0, 0), (AGREEMENT, 0), (AGREEMENT + 25 / CAUTION, 0.5)])

@@ -6,10 +6,11 @@ import torch
 from scipy.ndimage import map_coordinates
 from torch import Tensor
 
-from data.deformation import BENCHMARK, affine_flow, random_flow
+from data.deformation import BENCHMARK, random_flow
 from models.eda_flowreg import FlowStep
 from models.edarfusion import EDARFusion
 from tests.tensors import constant_flow
+from utils.affine import affine_flow
 from utils.warp import compose, invert, resize_flow, warp
 
 

@@ -38,3 +38,8 @@ def foreground(image: Tensor, size: tuple[int, int]) -> Tensor:
     """
     tissue = (F.avg_pool2d(image, 4) > TISSUE).float()
     return F.adaptive_avg_pool2d(F.max_pool2d(tissue, 5, stride=1, padding=2), size)
+
+
+def as_weight(mask: Tensor) -> Tensor:
+    """A mask, but nowhere 0: a head may be missing, and slopes stay defined in one of a single row or column."""
+    return mask + 1e-4

@@ -14,10 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from data.deformation import affine_flow
 from models.edarfusion import TRAINED_SIDE, Output
-from models.shrinkage import affine_part, as_weight
-from utils.foreground import channel_means, foreground
+from utils.affine import affine_matrix, affine_part, flow_of, turn_about
+from utils.foreground import as_weight, channel_means, foreground
 from utils.report import DOUBTFUL
 from utils.warp import compose, warp
 
@@ -87,42 +86,6 @@ def register_from_afar(
         if better and turned.disagreement.item() < AGREED:
             kept = turned
     return kept if kept is first else kept._replace(disagreement=first.disagreement)
-
-
-def flow_of(matrix: Tensor, size: tuple[int, int]) -> Tensor:
-    """The displacement field (1, 2, *size), px, of an affine map (3, 3), of homogeneous px from the image's centre."""
-    return affine_flow(size, matrix[None, :2, :2], matrix[None, :2, 2])
-
-
-def affine_matrix(flow: Tensor, mask: Tensor) -> Tensor:
-    """The affine map that is nearest to a displacement field: (3, 3), as of `flow_of`.
-
-    Args:
-        flow: (1, 2, H, W), px.
-        mask: (1, 1, H, W), 1 where it counts.
-    """
-    field = affine_part(flow, as_weight(mask))[0].cpu()
-    height, width = field.shape[1:]
-    corner, right, below, centre = field[:, 0, 0], field[:, 0, -1], field[:, -1, 0], field.mean(dim=(1, 2))
-    matrix = torch.eye(3)
-    matrix[:2] += torch.stack(((right - corner) / (width - 1), (below - corner) / (height - 1), centre), dim=1)
-    return matrix
-
-
-def turn_about(mask: Tensor, degrees: float) -> Tensor:
-    """A turn about a mask's centre of mass, from the x to the y axis: (3, 3), as of `flow_of`.
-
-    Args:
-        mask: (1, 1, H, W); where it is 0 throughout, the centre is the image's.
-        degrees: of the turn.
-    """
-    weights = as_weight(mask)[0, 0].cpu()
-    y, x = (torch.arange(side) - (side - 1) / 2 for side in weights.shape)
-    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    turn, shift = torch.eye(3), torch.eye(3)
-    turn[:2, :2] = torch.tensor([[cosine, -sine], [sine, cosine]])
-    shift[:2, 2] = torch.stack(((weights * x).sum(), (weights * y[:, None]).sum())) / weights.sum()
-    return shift @ turn @ torch.linalg.inv(shift)
 
 
 def _begin(estimate: Estimate, moving: Tensor, start: Tensor) -> _Found:
