@@ -30,7 +30,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from data.table import FILES, MODALITIES, SPLITS, DataError
-from utils.arguments import DEFAULT_CHECKPOINT, natural, positive, print_anywhere
+from utils.arguments import DEFAULT_CHECKPOINT, ENGINES, natural, positive, print_anywhere
 from utils.cores import available_cores
 from utils.evaluation import Job, evaluate, scoring_pool
 from utils.files import FileError
@@ -88,7 +88,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     model = parser.add_argument_group("model")
     model.add_argument("--checkpoint", metavar="FILE", default=DEFAULT_CHECKPOINT, help="default: %(default)s")
     model.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
-    model.add_argument("--engine", choices=("torch", "openvino", "openvino-bf16"), default="torch",
+    model.add_argument("--engine", choices=ENGINES, default=ENGINES[0],
                        help="what computes; openvino-bf16 can be faster on a CPU, after some seconds for each size")
     model.add_argument("--passes", type=natural, metavar="N",
                        help="registrations, each on the image aligned so far; 0 only fuses, for pairs that are aligned "
@@ -300,6 +300,7 @@ def fuse_and_score(
     from utils.checkpoint import load_checkpoint
     from utils.device import choose_device
     from utils.inference import PairFuser, endpoint_scores
+    from utils.mirrored import MirrorCheck
 
     by_openvino = options.engine != "torch"
     try:
@@ -325,6 +326,7 @@ def fuse_and_score(
     settings = checkpoint.inference(options.passes, options.average)
     settings["multistart"] = settings["average"] and options.multistart
     fuse = PairFuser(model, device, **settings)
+    mirror_checks = {kind: MirrorCheck(PairFuser(model, device, **settings | {"multistart": False})) for kind in chosen}
     made_with = {
         "checkpoint": Path(options.checkpoint).name,
         "sha256": hashlib.sha256(Path(options.checkpoint).read_bytes()).hexdigest(),
@@ -378,7 +380,10 @@ def fuse_and_score(
             if stop.is_set():
                 return
             images = read_pair(pair, folder.modality)
-            result = fuse(images.fixed, images.moving, aspect=pair.get("aspect", 1.0), longest=pair["longest"])
+            view = {"aspect": pair.get("aspect", 1.0), "longest": pair["longest"]}
+            result = fuse(images.fixed, images.moving, **view)
+            if RANK == 0 and result.disagreement:
+                mirror_checks[folder.modality].look(images.fixed, images.moving, result.disagreement, **view)
             scores = {}
             if pair["flow"]:
                 true_flow = load_flow(pair["flow"], images.fixed.shape)
@@ -418,6 +423,9 @@ def fuse_and_score(
         if tables:
             print_summary(tables, folders)
         for modality, folder in folders.items():
+            if (check := mirror_checks[modality]).seems_mirrored():
+                found = f"{sum(check.found)} of {len(check.found)} pairs looked at"
+                say(f"{modality}: the moving images fit better mirrored left to right in {found}; is one side flipped?")
             if strangers := folder.strangers(chosen[modality], volumes=volumes is not None):
                 what = counted(len(strangers), "result")
                 say(f"{folder.path}: holds {what} of an earlier run as well: {listed(strangers)}")

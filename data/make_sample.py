@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinates
+from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from data.deformation import BENCHMARK, DeformationRange, random_flow
@@ -167,7 +168,9 @@ def _cut(anatomy: Anatomy, slice_index: float, draw: _Draw, max_tilt: float, max
     rows, columns = np.mgrid[:SIZE, :SIZE].astype(np.float32) - (SIZE - 1) / 2
     spacing = draw.uniform(0.95, 1.08)
     plane = np.stack([(columns + shape[0]) * spacing, -(rows + shape[1]) * spacing, np.zeros_like(rows)])
-    points = np.tensordot(_rotation(pitch, roll, spin), plane, 1)
+    # About the left-right, front-back and vertical axis, each carried along by those before it.
+    rotation = Rotation.from_euler("XYZ", [pitch, roll, spin], degrees=True).as_matrix()
+    points = np.tensordot(rotation, plane, 1)
     # Voxel (98, 116) is on the midline, halfway between the frontal and the occipital pole.
     points += np.array([98 + draw.uniform(-4, 4), 116 + draw.uniform(-4, 4), slice_index]).reshape(3, 1, 1)
 
@@ -187,15 +190,6 @@ def _cut(anatomy: Anatomy, slice_index: float, draw: _Draw, max_tilt: float, max
     marrow = np.exp(-(((depth / skull_end - 0.5) / 0.22) ** 2))
     skin = _at_most(scalp_end - depth, 1.5)
     return Tissue(*(np.asarray(a, np.float32) for a in (grey, white, fluid, skull, marrow, scalp, skin)))
-
-
-def _rotation(pitch: float, roll: float, spin: float) -> NDArray[np.float64]:
-    """Rotation matrix from angles in degrees about the left-right, front-back and vertical axis."""
-    (cx, cy, cz), (sx, sy, sz) = (f(np.radians([pitch, roll, spin])) for f in (np.cos, np.sin))
-    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
-    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
-    return about_x @ about_y @ about_z
 
 
 def _at_most(value: Array, limit: Array | float) -> Array:

@@ -82,7 +82,7 @@ def write_misaligned(
         deformation: (1, 2, H / 4, W / 4), px of that grid: the moving image is the label warped with it.
 
     Returns:
-        The files by `data.make_csv.FILES`.
+        The files by `data.table.FILES`.
 
     Raises:
         DataError: the deformation cannot be undone; nothing of the pair is written.

@@ -47,7 +47,7 @@ def correlate(fixed: Tensor, moving: Tensor, radius: int) -> Tensor:
     """Dot products of fixed features at the cells' centres with moving features displaced by steps of half a cell.
 
     Args:
-        fixed, moving: (B, 4, C, h, w), see `models.encoder.Encoder`.
+        fixed, moving: (B, 4, C, h, w), see `models.encoder.Encoders`.
         radius: largest displacement, in half cells (4 px).
 
     Returns:

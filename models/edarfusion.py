@@ -124,7 +124,7 @@ class Output(NamedTuple):
         consistency: C in [0, 1], where edges of both images may be joined.
         disagreement: (B,), root mean square in the head of how far the estimates that the flow is the mean of lie from
             it, px at the scale of the training (`TRAINED_SIDE`): the larger, the larger the endpoint error is likely
-            to be. 0 without averaging.
+            to be. 0 without averaging. Of a registration that began anew (`utils.multistart`) that of its first start.
     """
 
     fused: Tensor

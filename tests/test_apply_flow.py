@@ -64,3 +64,11 @@ def test_images_are_not_written_over(tmp_path, line, capsys, output):
     (message,) = capsys.readouterr().err.splitlines()
     assert f"{tmp_path}/images/a.png: expected" in message and "found" in message
     assert before == {path: path.stat().st_ino for path in (tmp_path / "images").iterdir()}
+
+
+def test_names_pair_in_whatever_form_of_unicode(tmp_path, image, line):
+    apart, whole = "Rene\u0301", "Ren\u00e9"
+    write_image(tmp_path / "images" / f"{apart}.png", image)
+    np.save(tmp_path / "flow" / f"{whole}.npy", np.zeros((2, 64, 80), np.float32))
+    assert main(line) == 0
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == {"a", apart}

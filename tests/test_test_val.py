@@ -21,12 +21,14 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 import EDARFusion_test_val as script
 from models.edarfusion import EDARFusion
 from utils import image_io
+from utils.arguments import DEFAULT_CHECKPOINT
 from utils.checkpoint import save_checkpoint
 from utils.files import write_bytes
 from utils.image_io import read_image, write_image
 from utils.inference import PairFuser
 from utils.maps import jacobian_determinant
 from utils.metrics import fusion_metrics, registration_metrics
+from utils.pairs import sample_pairs
 from utils.publish import publish
 from utils.results import COLUMNS, ResultFolder
 from utils.scoring import read_grey
@@ -304,6 +306,17 @@ def test_grey_labels_of_colour_images_are_named(checkpoint, tmp_path, capsys):
         options = ["--modality", "PET", *folders(tmp_path / str(len(pairs)), pairs=1, **pairs)]
         assert run(checkpoint, tmp_path / "out", *options) == 0
         assert "rendering" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_moving_images_that_seem_mirrored_are_named(tmp_path, capsys, flipped):
+    (pair, *_), = sample_pairs("PET").values()
+    moving = read_image(pair["moving"], color=True)
+    write_image(tmp_path / "moving.png", moving[:, ::-1] if flipped else moving)
+    options = ["--modality", "PET", "--fixed", str(pair["fixed"]), "--moving", str(tmp_path / "moving.png")]
+    assert run(DEFAULT_CHECKPOINT, tmp_path / "out", *options) == 0
+    said = "PET: the moving images fit better mirrored left to right in 1 of 1 pairs" in capsys.readouterr().err
+    assert said == flipped
 
 
 def test_images_of_an_earlier_run_are_named(checkpoint, tmp_path, capsys):

@@ -9,6 +9,7 @@ is written has 8 bits, also where the image has 16; `apply_flow` keeps all digit
 import argparse
 import os
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from kornia.image import image_to_tensor, tensor_to_image
 
 from utils.arguments import print_anywhere
-from utils.files import FileError
+from utils.files import FileError, entries
 from utils.flow_io import load_flow
 from utils.image_io import list_images, read_image, write_image
 from utils.pairs import check_inputs_stay
@@ -49,8 +50,10 @@ def apply_flows(
         FileError: a file cannot be used, a flow's size is not its image's, no image has a flow, or a result would be
             written over an image.
     """
-    files = {path: Path(flows, f"{path.stem}.npy") for path in list_images(images)}
-    todo = [(path, file) for path, file in files.items() if file.is_file()]
+    # The test command names its files in one form of Unicode; macOS takes accents apart.
+    found = {unicodedata.normalize("NFC", path.stem): path for path in entries(flows) if path.suffix == ".npy"}
+    files = {path: found.get(unicodedata.normalize("NFC", path.stem)) for path in list_images(images)}
+    todo = [(path, file) for path, file in files.items() if file]
     if not todo:
         raise FileError.at(flows, f"flows named like the images in {os.fspath(images)}", "none")
     targets = [Path(output, f"{path.stem}.png") for path, _ in todo]
@@ -59,7 +62,7 @@ def apply_flows(
         image = read_image(path, color=None)
         flow = load_flow(file, image.shape[:2])
         write_image(target, apply_flow(image, flow))
-    return len(todo), [path.stem for path, file in files.items() if not file.is_file()]
+    return len(todo), [path.stem for path, file in files.items() if not file]
 
 
 def main(arguments: list[str] | None = None) -> int:

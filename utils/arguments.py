@@ -17,6 +17,9 @@ DEFAULT_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "edarfusion.saf
 SAMPLE_ROOT = Path(__file__).parents[1] / "data" / "sample"
 """The simulated pairs that come with the project, made by `data.make_sample`."""
 
+ENGINES = ("torch", "openvino", "openvino-bf16")
+"""What a network can be computed with; the others than torch need the package openvino."""
+
 
 def positive(text: str) -> int:
     """A positive whole number from the command line."""

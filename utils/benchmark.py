@@ -31,14 +31,14 @@ from tqdm import tqdm
 from data.deformation import BENCHMARK, random_flow
 from losses.registration import registration_loss
 from models.edarfusion import PRESETS, EDARFusion, Output
-from utils.arguments import positive, print_anywhere
+from utils.arguments import ENGINES, positive, print_anywhere
 from utils.checkpoint import load_checkpoint
 from utils.device import choose_device
 from utils.files import FileError, write_bytes
 from utils.image_io import MIN_SIDE, write_image
 from utils.markdown import markdown_table
 from utils.metrics import folding_share, fusion_metrics, registration_metrics
-from utils.openvino_model import ENGINES, OpenVINOModel
+from utils.openvino_model import OpenVINOModel
 from utils.optimizer import Muon
 from utils.warp import invert, resize_flow, warp
 

@@ -32,7 +32,8 @@ TURNS, UNSURE = (-15, 15, -30, 30), 0.6
 
 AGREED, BETTER, BETTER_FAR = 0.7, 0.75, 0.9
 """A turned start is kept where the disagreement at its end is below the first, px, and its doubt below the second times
-that of the start that is not turned; the third times, where that one found a large displacement."""
+that of the start that is not turned; the third times, where that one found a large displacement. Below the first must
+also end what only beginning anew has found to be a large one."""
 
 BEGINNING = 0.25
 """How much the disagreement at the start adds to that at the end, to make up the doubt of a start.
@@ -55,7 +56,7 @@ class _Found(NamedTuple):
 def register_from_afar(
     model: Callable[[Tensor, Tensor], Output], fixed: Tensor, moving: Tensor, first: Output
 ) -> Output:
-    """Align a pair from the start whose estimates agree best.
+    """Align a pair anew from where the first estimates led, or from a turned start where those agree clearly better.
 
     Args:
         model: aligns and fuses, by averaged estimates.

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from models.edarfusion import AtSettings, EDARFusion, Output
-
-ENGINES = ("torch", "openvino", "openvino-bf16")
+from utils.arguments import ENGINES
 
 
 class OpenVINOModel:

@@ -1,4 +1,4 @@
-"""Figures that explain an alignment and a fusion: overlays, displacement pictures, maps, learning curves.
+"""Figures that explain an alignment and a fusion: overlays, displacement pictures, maps.
 
 Everything takes numpy arrays. Images are float in [0, 1], (H, W) grey or (H, W, 3) RGB; a flow is (2, H, W)
 in pixels, channel 0 = x (columns), channel 1 = y (rows), with aligned(p) = moving(p + flow(p)). Figures are

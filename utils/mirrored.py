@@ -1,0 +1,43 @@
+"""Are the moving images mirrored left to right? Heads are so symmetric that a pair still looks right then.
+
+Exports and headers get sides wrong for all slices at once. Of 120 validation pairs the estimates disagreed by a tenth
+less on the mirrored moving image in one, and of the same pairs with the moving image mirrored in 112.
+"""
+
+import numpy as np
+
+from utils.inference import PairFuser
+
+LOOKED_AT = 5
+"""Pairs that are looked at, as each takes as long as it took to align it."""
+
+LESS, SHARE = 0.9, 0.75
+"""How much less the estimates of a mirrored pair disagree than those of the pair as it is, and of which share of the
+pairs, to say so."""
+
+
+class MirrorCheck:
+    """Looks at the first pairs of a modality.
+
+    Args:
+        fuse: as what aligns the pairs; its estimates must be averaged.
+    """
+
+    def __init__(self, fuse: PairFuser) -> None:
+        self.fuse = fuse
+        self.found: list[bool] = []
+
+    def look(self, fixed: np.ndarray, moving: np.ndarray, disagreement: float, **view: float | None) -> None:
+        """See whether a pair fits better with its moving image mirrored, unless enough pairs were looked at.
+
+        Args:
+            fixed, moving, view: as `PairFuser` takes them.
+            disagreement: of the pair as it is, px.
+        """
+        if len(self.found) < LOOKED_AT:
+            mirrored = self.fuse(fixed, moving[:, ::-1], **view).disagreement
+            self.found.append(mirrored < LESS * disagreement)
+
+    def seems_mirrored(self) -> bool:
+        """Whether so many of the pairs looked at fit better mirrored that it is no chance."""
+        return bool(self.found) and np.mean(self.found) > SHARE
