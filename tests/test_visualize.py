@@ -1,5 +1,7 @@
 """Figures: hand-computed overlays, colours, grids, and pictures that carry the right values."""
 
+import warnings
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -249,3 +251,12 @@ def test_learning_curve_before_the_first_validation_is_empty_but_drawn(tmp_path)
     history = pd.DataFrame({"epoch": [1], "minutes": [1.0], "epe_CT": [np.nan]})
     visualize.save_figure(tmp_path / "curve.png", learning_curve_figure(history))
     assert (tmp_path / "curve.png").stat().st_size > 1000
+
+
+def test_a_name_that_no_font_can_show_is_no_reason_to_warn(tmp_path):
+    image = np.zeros((64, 64), np.float32)
+    figure = visualize.figure_pair(image, image, image, image, title="CT \u60a3\u8005 \U000110a0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        visualize.save_figure(tmp_path / "figure.png", figure)
+    assert (tmp_path / "figure.png").stat().st_size > 1000

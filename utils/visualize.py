@@ -8,6 +8,7 @@ state is touched and they may be made in worker processes.
 
 import io
 import os
+import warnings
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.font_manager import get_font_names
 
 from utils.files import write_bytes
 from utils.image_io import luma
@@ -51,6 +53,9 @@ _FOLDED = "#ffe800"
 _MISSING = "#8c8c8c"
 MUTED = "#5c6670"
 _DPI = 100
+_FAMILIES = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Microsoft YaHei", "Yu Gothic",
+             "Malgun Gothic", "PingFang SC", "Hiragino Sans", "Arial Unicode MS")  # fmt: skip
+"""Fonts for names of pairs, as far as they are there: matplotlib's own one has no Chinese, Japanese or Korean."""
 _TICKS = {"length": 2.5, "width": 0.6, "labelsize": 7, "colors": MUTED, "pad": 2}
 
 
@@ -208,7 +213,10 @@ def deformation_grid(flow: np.ndarray, spacing: int = 12) -> list[np.ndarray]:
 def save_figure(path: str | os.PathLike, figure: Figure) -> None:
     """Write a figure as PNG; the file appears whole or not at all, and missing folders are made."""
     png = io.BytesIO()
-    figure.savefig(png, format="png")
+    with warnings.catch_warnings():
+        # A sign that no font has is shown as a box, which says as much.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(png, format="png")
     write_bytes(path, png.getvalue())
 
 
@@ -424,9 +432,11 @@ def figure_pair(
     head = 0.42 if title else 0.08
     figure = new_figure(6 * step_x + 0.2, len(rows) * step_y + head)
     if title:
+        there = set(get_font_names())
         figure.text(
-            0.35 / figure.get_figwidth(), 1 - 0.26 / figure.get_figheight(), title, fontsize=14, weight="bold"
-        )
+            0.35 / figure.get_figwidth(), 1 - 0.26 / figure.get_figheight(), title, fontsize=14, weight="bold",
+            family=[family for family in _FAMILIES if family in there],
+        )  # fmt: skip
 
     for row_index, row in enumerate(rows):
         for column_index, name in enumerate(row):
