@@ -47,7 +47,7 @@ from utils.pairs import (
     sample_pairs,
     table_pairs,
 )
-from utils.report import DOUBTFUL, METRICS
+from utils.report.columns import DOUBTFUL, METRICS
 from utils.results import ResultFolder
 from utils.volume_io import check_no_volumes, is_volume
 from utils.volume_pair import BRAIN_WINDOW, VolumePair, read_volumes

@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from utils import report
-from utils.report import PairImages, write_report
+from utils.report import pictures
+from utils.report.page import write_report
+from utils.report.pictures import PairImages
 from utils.scoring import with_mean
 
 NAMES = ["case 2", "case 10", "<b>bold</b></script>", "case 1"]
@@ -245,8 +246,8 @@ def test_images_shrink_until_the_page_fits(write, monkeypatch, budget):
     """Noise is the worst case: 30 pairs without loss take over 700 kB."""
     names = [f"{index:03d}" for index in range(30)]
     page_without = write(make_table(names), [])
-    monkeypatch.setattr(report, "_BYTES_PER_ROW", 0)
-    monkeypatch.setattr(report, "PAGE_BUDGET", budget)
+    monkeypatch.setattr(pictures, "BYTES_PER_ROW", 0)
+    monkeypatch.setattr(pictures, "PAGE_BUDGET", budget)
     page = write(make_table(names), make_pairs(names))
     assert 0 < len(page.cards)
     assert sum(len(uri) for card in page.cards for uri in card["images"]) <= budget
@@ -260,9 +261,9 @@ def test_images_shrink_until_the_page_fits(write, monkeypatch, budget):
 def test_twenty_pairs_of_noise_stay_within_the_real_budget():
     """256 x 256 in colour, the worst there is; three pairs stand for twenty to save time."""
     pairs = make_pairs([str(index) for index in range(3)], size=(256, 256), color=True)
-    how, each = report._choose(pairs, (report.PAGE_BUDGET - 20 * report._BYTES_PER_ROW) * 3 // 20)
+    how, each = pictures._choose(pairs, (pictures.PAGE_BUDGET - 20 * pictures.BYTES_PER_ROW) * 3 // 20)
     assert how.quality is not None
-    assert each * 20 <= report.PAGE_BUDGET
+    assert each * 20 <= pictures.PAGE_BUDGET
 
 
 def test_no_image_at_all_still_makes_a_page(write):

@@ -25,7 +25,7 @@ from utils.image_io import luma, read_image
 from utils.inference import PairFuser, endpoint_scores
 from utils.metrics import folding_share, rmse
 from utils.pairs import folder_pairs, read_pair, sample_pairs
-from utils.report import DOUBTFUL
+from utils.report.columns import DOUBTFUL
 from utils.results import ResultFolder
 from utils.warp import resize_flow
 

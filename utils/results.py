@@ -14,7 +14,8 @@ from utils.files import FileError, remove_unfinished, write_bytes
 from utils.flow_io import save_flow
 from utils.image_io import read_image, write_image
 from utils.pairs import fingerprint, read_pair
-from utils.report import PairImages, write_report
+from utils.report.page import write_report
+from utils.report.pictures import PairImages
 from utils.scoring import with_mean
 from utils.visualize import MAPS, figure_pair, figure_strip, save_figure, save_map
 from utils.wording import counted
