@@ -47,7 +47,7 @@ def cells_of(row: pd.Series, columns: Sequence[str]) -> list[dict]:
 
 
 def row_of(row: pd.Series, rows: pd.DataFrame, columns: Sequence[str], card_of_name: Mapping[str, int]) -> dict:
-    """What the template needs for a pair's row: its cells, the best of all `rows` marked, and the card of its images."""
+    """What the template needs for a pair's row: its cells, the best of all `rows` marked, and the card of images."""
     cells = cells_of(row, columns)
     for cell, column in zip(cells, columns, strict=True):
         better = 0 if column.endswith(BEFORE) else metric_of(column).better
