@@ -300,7 +300,7 @@ def fuse_and_score(
     from utils.checkpoint import load_checkpoint
     from utils.device import choose_device
     from utils.inference import PairFuser, endpoint_scores
-    from utils.mirrored import MirrorCheck
+    from utils.mirrored import LOOKED_AT, MirrorCheck
 
     by_openvino = options.engine != "torch"
     try:
@@ -376,13 +376,15 @@ def fuse_and_score(
         dist.barrier()
 
     def align_and_fuse(pairs: list[dict], folder: ResultFolder) -> Iterator[Job]:
-        for pair in pairs:
+        # Not the first ones: the lowest slices of a volume show little of a head.
+        looked_at = set(np.linspace(0, len(pairs) - 1, LOOKED_AT).round())
+        for place, pair in enumerate(pairs):
             if stop.is_set():
                 return
             images = read_pair(pair, folder.modality)
             view = {"aspect": pair.get("aspect", 1.0), "longest": pair["longest"]}
             result = fuse(images.fixed, images.moving, **view)
-            if RANK == 0 and result.disagreement:
+            if RANK == 0 and place in looked_at and result.disagreement:
                 mirror_checks[folder.modality].look(images.fixed, images.moving, result.disagreement, **view)
             scores = {}
             if pair["flow"]:

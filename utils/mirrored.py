@@ -9,7 +9,7 @@ import numpy as np
 from utils.inference import PairFuser
 
 LOOKED_AT = 5
-"""Pairs that are looked at, as each takes as long as it took to align it."""
+"""Pairs that are looked at of each modality, as each takes about as long as it took to align it."""
 
 LESS, SHARE = 0.9, 0.75
 """How much less the estimates of a mirrored pair disagree than those of the pair as it is, and of which share of the
@@ -17,7 +17,7 @@ pairs, to say so."""
 
 
 class MirrorCheck:
-    """Looks at the first pairs of a modality.
+    """Looks at some pairs of a modality.
 
     Args:
         fuse: as what aligns the pairs; its estimates must be averaged.
@@ -28,15 +28,14 @@ class MirrorCheck:
         self.found: list[bool] = []
 
     def look(self, fixed: np.ndarray, moving: np.ndarray, disagreement: float, **view: float | None) -> None:
-        """See whether a pair fits better with its moving image mirrored, unless enough pairs were looked at.
+        """See whether a pair fits better with its moving image mirrored.
 
         Args:
             fixed, moving, view: as `PairFuser` takes them.
             disagreement: of the pair as it is, px.
         """
-        if len(self.found) < LOOKED_AT:
-            mirrored = self.fuse(fixed, moving[:, ::-1], **view).disagreement
-            self.found.append(mirrored < LESS * disagreement)
+        mirrored = self.fuse(fixed, moving[:, ::-1], **view).disagreement
+        self.found.append(mirrored < LESS * disagreement)
 
     def seems_mirrored(self) -> bool:
         """Whether so many of the pairs looked at fit better mirrored that it is no chance."""
