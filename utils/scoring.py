@@ -143,3 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(table.iloc[-1].drop("name").astype(float).to_string(float_format="%.4f"))
     print(f"{len(table) - 1} pairs -> {options.csv}")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
