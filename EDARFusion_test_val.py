@@ -376,8 +376,8 @@ def fuse_and_score(
         dist.barrier()
 
     def align_and_fuse(pairs: list[dict], folder: ResultFolder) -> Iterator[Job]:
-        # Not the first ones: the lowest slices of a volume show little of a head.
-        looked_at = set(np.linspace(0, len(pairs) - 1, LOOKED_AT).round())
+        # Neither first nor last: the ends of a volume show little of a head.
+        looked_at = set(np.linspace(0, len(pairs) - 1, LOOKED_AT + 2)[1:-1].round())
         for place, pair in enumerate(pairs):
             if stop.is_set():
                 return

@@ -130,8 +130,9 @@ def load_table(options: argparse.Namespace) -> tuple[pd.DataFrame, str]:
     for root in options.root:
         table = find_table(root, options.modality, csv=options.csv, group_pattern=options.group_pattern)
         digest.update(table[["fixed", "moving", "modality", "split"]].to_csv(index=False).encode())
-        for role in ("fixed", "moving"):
-            table[role] = [str(Path(root, path)) for path in table[role]]
+        # One number in two folders is not one patient.
+        for column in ("fixed", "moving", *({"group"} & set(table))):
+            table[column] = [str(Path(root, value)) for value in table[column]]
         tables.append(table)
     table = pd.concat(tables, ignore_index=True)
     return table, f"{len(table)} pairs ({digest.hexdigest()[:8]})"
@@ -395,7 +396,10 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
     plan = stages(options)
     if resumed:
         start, record = resumed.model, resumed.training
-        # Steps an epoch, and what the seed draws, follow from them. A run of an older version does not know.
+        # Steps an epoch, and what the seed draws, follow from them.
+        if main and "pairs" not in record:
+            print("a run of an older version, which did not note its pairs; where no split.csv and no table gives the "
+                  "split, it may be drawn otherwise now (--csv FILE gives another)")
         if (began := record.setdefault("pairs", pairs_found)) != pairs_found:
             raise DataError.at(options.csv or options.root[0], f"the {began} that the run began with", pairs_found)
     else:
@@ -415,7 +419,7 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
         for index in sorted(set(train_pairs.modalities) - set(val_pairs.modalities)):
             print(f"{MODALITIES[index]}: no pairs to validate on, so the best checkpoint is chosen without it")
         if not options.overfit and "group" in table and (shared := shared_patients(table)):
-            print(f"{counted(shared, 'patient')} with slices in more than one split: validation flatters")
+            print(f"{counted(shared, 'patient')} with slices both to train and to validate on: validation flatters")
     join_processes(device, world)
     # An accelerator has no deterministic form of some operators: there it would only cost time.
     torch.use_deterministic_algorithms(device.type == "cpu", warn_only=True)

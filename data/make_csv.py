@@ -52,7 +52,7 @@ def make_table(
         root: folder of aligned pairs, see the module's description.
         modality: CT, PET, SPECT or all, which is those of the folders CT-MRI, PET-MRI and SPECT-MRI that are there. A
             patient's side hangs on all of them, whichever are asked for: what was validated on with all modalities is
-            not trained on with one.
+            not trained on with one. They are read only where a split is to be drawn.
         ratio: share of each modality's slices that goes to ``train``, 0 to 1; met only about, as patients stay whole.
         seed: of the draw; the same folder, ratio and seed give the same table on every machine.
         group_pattern: regular expression that a whole stem must match for the split to be drawn; its first group, or
@@ -80,15 +80,12 @@ def make_table(
         raise DataError(f"group pattern: expected a regular expression, found {group_pattern!r} ({error})") from error
     root = Path(root)
     wanted = _modalities_in(root) if modality == "all" else [modality]
-    parts = []
-    # One patient is on one side whatever is asked for, so that all that is there is split.
-    for name in MODALITIES if (root / f"{wanted[0]}-MRI").is_dir() else wanted:
-        try:
-            parts.append(_pairs_of(root, name, pattern, split_csv, draw_others))
-        except FileError:
-            if name in wanted:
-                raise
-    table = pd.concat(parts, ignore_index=True)
+    parts = {name: _pairs_of(root, name, pattern, split_csv, draw_others) for name in wanted}
+    if any((part["split"] == "").any() for part in parts.values()) and (root / f"{wanted[0]}-MRI").is_dir():
+        # One patient is on one side whatever is asked for, so all that is there is split.
+        others = set(_modalities_in(root)) - set(wanted)
+        parts |= {name: _pairs_of(root, name, pattern, split_csv, draw_others=True) for name in others}
+    table = pd.concat([parts[name] for name in MODALITIES if name in parts], ignore_index=True)
     drawn = table["split"] == ""
     given = table[~drawn].groupby("group")["split"].agg(lambda splits: splits.mode()[0])
     table.loc[drawn, "split"] = _draw_split(table[drawn], ratio, seed, given.to_dict())
@@ -165,8 +162,8 @@ def find_table(
 
 
 def shared_patients(table: pd.DataFrame) -> int:
-    """How many patients of a table with the columns group and split have slices in more than one split."""
-    return int(table.groupby("group")["split"].nunique().gt(1).sum())
+    """How many patients of a table with the columns group and split have slices both to train and to validate on."""
+    return int(table[table["split"].isin(["train", "val"])].groupby("group")["split"].nunique().gt(1).sum())
 
 
 def _modalities_in(root: Path) -> list[str]:
@@ -211,6 +208,7 @@ def _given_split(part: pd.DataFrame, path: Path) -> list[str]:
     given = read_csv(path, ("split", "name"))
     splits: dict[str, str] = {}
     for line, (split, name) in given[["split", "name"]].iterrows():
+        split = split.lower() if split.lower() in SPLITS else split
         if split not in SPLITS:
             raise DataError.at(path, f"one of {', '.join(SPLITS)} as split in line {line}", repr(split))
         stem = _stem(name)
@@ -266,7 +264,7 @@ def main(arguments: list[str] | None = None) -> int:
     for (modality, split), part in table.groupby(["modality", "split"]):
         print(f"  {modality:5} {split:5} {len(part):4} pairs of {part['group'].nunique()} patients")
     if shared := shared_patients(table):
-        print(f"  {counted(shared, 'patient')} with slices in more than one split: scores on val will flatter")
+        print(f"  {counted(shared, 'patient')} with slices in both train and val: scores on val will flatter")
     return 0
 
 

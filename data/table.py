@@ -67,7 +67,7 @@ def read_table(
     modality = None if modality == "all" else modality
     if modality is not None and "modality" not in table:
         table["modality"] = modality
-    table = _usable(table, lambda line, row: _check_kind(csv, line, row), left_out)
+    table = _usable(csv, table, lambda line, row: _check_kind(csv, line, row), left_out)
     for column, wanted in (("modality", modality), ("split", split)):
         if wanted is None:
             continue
@@ -88,16 +88,20 @@ def read_table(
             first = seen[row.get("modality"), row["name"]]
             raise DataError.at(csv, expected, f"{row['name']!r} in lines {first} and {line}")
 
-    table = _usable(table, check, left_out)
-    if table.empty:
-        raise DataError.at(csv, "at least one row that can be used", f"none; the last one: {left_out[-1]}")
-    return table.reset_index(drop=True)
+    return _usable(csv, table, check, left_out).reset_index(drop=True)
 
 
 def _usable(
-    table: pd.DataFrame, check: Callable[[int, dict[str, str]], None], left_out: list[str] | None
+    csv: str | os.PathLike,
+    table: pd.DataFrame,
+    check: Callable[[int, dict[str, str]], None],
+    left_out: list[str] | None,
 ) -> pd.DataFrame:
-    """The rows for which `check` of their line and cells raises nothing; others raise it, or go to `left_out`."""
+    """The rows for which `check` of their line and cells raises nothing; others raise it, or go to `left_out`.
+
+    Raises:
+        DataError: as `check`, or where no row is left.
+    """
     unusable = []
     for line, row in zip(table.index, table.to_dict("records"), strict=True):
         try:
@@ -107,6 +111,8 @@ def _usable(
                 raise
             left_out.append(str(error))
             unusable.append(line)
+    if len(unusable) == len(table):
+        raise DataError.at(csv, "at least one row that can be used", f"none; the last one: {left_out[-1]}")
     return table.drop(index=unusable)
 
 

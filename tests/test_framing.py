@@ -80,6 +80,17 @@ def test_a_dark_head_stands_where_a_bright_one_does_and_a_speck_is_no_head():
     assert choose_view(head((360, 360), 30, 30)) == (0, 0, 360, 360, (SIDE, SIDE))
 
 
+@pytest.mark.parametrize("side", [64, 256, 512])
+@pytest.mark.parametrize("sigma", [0.002, 0.01])
+def test_noise_is_no_head_and_hides_none(side, sigma):
+    rng = np.random.default_rng(0)
+    noise = np.hypot(*rng.normal(0, sigma, (2, side, side))).astype(np.float32)  # as of an MRI without signal
+    assert head_box(noise) is None and head_length(noise) == 0
+    small = head((side, side), 0.4 * side, 0.35 * side)
+    for level in (1.0, 0.2) if side > 64 else (1.0,):  # single px of noise join what lies near them
+        assert head_length(np.maximum(level * small, noise)) == pytest.approx(0.4, abs=0.05)
+
+
 @pytest.mark.parametrize("frame", [(64, 600), (700, 90)])
 def test_pixels_of_long_frames_stay_square(frame):
     view = choose_view(head(frame, 0.9 * frame[0], 0.9 * frame[1]))

@@ -167,11 +167,12 @@ class TestMakeTable:
         for modality in ("CT", "PET", "SPECT"):
             alone = table[table["modality"] == modality].reset_index(drop=True)
             pd.testing.assert_frame_equal(make_table(root, modality), alone)
-        # What is not asked for need not be in order.
+        # What else is there must be in order for that, but not where the split is given.
         (root / "SPECT-MRI/SPECT/9001.png").unlink()
-        shutil.rmtree(root / "PET-MRI/MRI")
-        assert len(make_table(root, "CT")) == 20
-        message_of(lambda: make_table(root, "SPECT"), "9001")
+        message_of(lambda: make_table(root, "CT"), "9001", "SPECT")
+        names = [path.name for path in (root / "CT-MRI/MRI").iterdir()]
+        (root / "CT-MRI/split.csv").write_text("split,name\n" + "\n".join(f"Val,{name}" for name in names))
+        assert set(find_table(root, "CT")["split"]) == {"val"}
 
     def test_bad_input(self, root, tmp_path):
         message_of(lambda: make_table(root, "US"), "US", "CT, PET, SPECT")
@@ -339,7 +340,7 @@ class TestCommand:
         (root / "CT-MRI/split.csv").write_text("\n".join(["split,name", *lines]))
         # The split that is there is taken, as in training.
         main(["--root", str(root), "--modality", "CT", "--output", str(tmp_path / "a.csv")])
-        assert "5 patients with slices in more than one split" in capsys.readouterr().out
+        assert "5 patients with slices in both train and val" in capsys.readouterr().out
         main(["--root", str(root), "--modality", "all", "--output", str(tmp_path / "b.csv")])
         assert read_table(tmp_path / "b.csv", root).drop(columns="name").equals(find_table(root))
         assert main(["--root", str(root), "--modality", "CT", "--output", str(tmp_path / "c.csv"), "--draw"]) == 0

@@ -923,11 +923,12 @@ def test_keep_going_leaves_out_rows_that_cannot_be_used(checkpoint, tmp_path, ca
     expected = [(7, "'MRI'"), (3, "002.png"), (4, "an empty cell"), (5, "../004.png"), (8, "'001' in lines 2 and 8")]
     for line, (place, found) in zip(lines, expected, strict=True):
         assert f"{csv}: expected" in line and str(place) in line and found in line
-    csv.write_text(f"fixed,moving,modality\n{rows[1]}\n")
-    assert run(checkpoint, tmp_path / "none", "--csv", str(csv), "--keep-going") == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert f"{csv}: expected at least one row that can be used" in line and "002.png" in line
-    assert not (tmp_path / "none").exists()
+    for row, found in ((rows[1], "002.png"), (f"{rows[0]}R", "'CTR'")):
+        csv.write_text(f"fixed,moving,modality\n{row}\n")
+        assert run(checkpoint, tmp_path / "none", "--csv", str(csv), "--keep-going", "--modality", "CT") == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{csv}: expected at least one row that can be used" in line and found in line
+        assert not (tmp_path / "none").exists()
 
 
 def test_keep_going_with_nothing_left(checkpoint, tmp_path, capsys):

@@ -510,4 +510,4 @@ def test_what_validation_cannot_tell_is_said(root, tmp_path, capsys, validated, 
     train_here("--epochs", "1", "--stop-after", "1", "--stage", "registration", "--val-every", "9")
     said = capsys.readouterr().out
     assert "PET: no pairs to validate on" in said and "CT: no pairs" not in said
-    assert "1 patient with slices in more than one split" in said
+    assert "1 patient with slices both to train and to validate on" in said

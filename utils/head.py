@@ -13,7 +13,11 @@ its blocks, which is at least 0.39 in the atlas."""
 SMALL = 0.8
 """`head_length` below which a head is small, and is shown enlarged; longer ones make no difference."""
 
-_GRID = 64  # blocks along each side of the frame
+BACKGROUND = 3.0
+"""In a dark image tissue is also that many times as bright as the darkest places, and nothing is where none is: what
+scatters less is noise."""
+
+_GRID, _COARSE = 64, 16  # blocks along each side of the frame
 _GAP = 7  # blocks up to which tissue beside tissue belongs to one head: the skull shows dark around the brain
 
 
@@ -27,7 +31,15 @@ def head_box(image: np.ndarray) -> list[tuple[float, float]] | None:
         Shares of height and width.
     """
     blocks = cv2.resize(image, (_GRID, _GRID), interpolation=cv2.INTER_AREA)
-    tissue = blocks > min(TISSUE, SHARE * np.percentile(blocks, 99))
+    least = SHARE * np.percentile(blocks, 99)
+    if least < TISSUE:
+        # Over larger blocks, as noise in small images would scatter as much as tissue.
+        coarse = cv2.resize(image, (_COARSE, _COARSE), interpolation=cv2.INTER_AREA)
+        background = BACKGROUND * np.percentile(coarse, 5)
+        if coarse.max() <= background:
+            return None
+        least = max(least, background)
+    tissue = blocks > min(TISSUE, least)
     near = np.pad(tissue, _GAP)
     pieces, count = ndimage.label(ndimage.binary_closing(near, np.ones((_GAP, _GAP)))[_GAP:-_GAP, _GAP:-_GAP])
     if not count:
