@@ -51,7 +51,7 @@ from utils.report.columns import DOUBTFUL, METRICS
 from utils.results import ResultFolder
 from utils.volume_io import check_no_volumes, is_volume
 from utils.volume_pair import BRAIN_WINDOW, VolumePair, read_volumes
-from utils.wording import counted, listed
+from utils.wording import OTHER_RENDERING, counted, listed
 
 PROGRAM = "EDARFusion_test_val"
 SUMMARY = ("rmse", "ssim", "ncc", "epe", "disagreement", "qabf", "qvif", "qcv", "folding", "seconds")
@@ -186,7 +186,7 @@ def check_pairs(pairs: list[dict], modality: str, keep_going: bool) -> tuple[lis
         say(f"{modality}: {counted(blank, 'pair')} with a blank image: not aligned, but counted in the means")
     if grey_labels:
         say(f"{modality}: expected labels in colour for moving images in colour, found grey ones for {grey_labels} of "
-            f"{len(good)} pairs; luma is compared with another rendering, so that rmse, ssim and ncc say little")
+            f"{len(good)} pairs; {OTHER_RENDERING}")
     longest = {frame: min(SMALL, max(x)) if len(x) >= SEVERAL else None for frame, x in lengths.items()}
     return [pair | {"longest": longest[frame]} for pair, frame in zip(good, frames, strict=True)], bad
 
@@ -252,9 +252,8 @@ def run(options: argparse.Namespace) -> int:
     if options.window:
         check_window(volumes, *options.window)
     elif options.modality == "CT" and volumes.window != BRAIN_WINDOW:
-        found = "center {:.4g}, width {:.4g}".format(*volumes.window)
         say(f"{options.moving}: expected Hounsfield units with air in them, found other values; shown with a window of "
-            f"{found} (--window CENTER WIDTH)")
+            f"{volumes.window_text()} (--window CENTER WIDTH)")
     for role, distance in volumes.off_grid().items():
         say(f"{getattr(options, role)}: expected the place in space of {options.fixed}, found one up to {distance:.1f} "
             "mm off; taken voxel by voxel as it lies (--resample goes by the place)")
@@ -351,7 +350,7 @@ def fuse_and_score(
         "PyTorch": torch.__version__,
     }
     if volumes:
-        notes["window"] = "center {:.4g}, width {:.4g}".format(*volumes.window)
+        notes["window"] = volumes.window_text()
     if not (options.fixed or options.csv):
         notes["pairs"] = "the embedded sample: simulated, says nothing about patients' images"
 

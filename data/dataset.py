@@ -257,9 +257,9 @@ class PairDataset(Dataset[Pair]):
         """
         dark = dict(zip(self.modalities, self.moving, strict=True))
         for row in tqdm(range(len(self)), desc="reading", unit="pair", disable=None, leave=False):
-            moving = self.images(row)[:, 1:]
-            if foreground(moving, tuple(moving.shape[2:])).any():
-                dark.pop(self.modalities[row], None)
+            pair = self.images(row)
+            if self.modalities[row] in dark and foreground(pair[:, 1:], (1, 1)).any():
+                del dark[self.modalities[row]]
         for modality, path in dark.items():
             expected = f"{MODALITIES[modality]} images with tissue brighter than {TISSUE} of the range"
             raise DataError.at(path, expected, "none in this one nor any other; 12 bits in files of 16?")

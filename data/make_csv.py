@@ -16,7 +16,6 @@ import argparse
 import os
 import re
 import sys
-import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +25,10 @@ if __package__ in (None, ""):
     # Run as a file instead of with -m: the repository is not on the path.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.table import MODALITIES, SPLITS, DataError, read_csv, read_table
+from data.table import MODALITIES, DataError, as_choice, check_choice, read_csv, read_table
 from utils.arguments import natural, print_anywhere
 from utils.files import FileError, write_bytes
-from utils.image_io import pair_files
+from utils.image_io import pair_files, plain_stem
 from utils.wording import counted
 
 GROUP_PATTERN = r"(.+)[0-9]{3}"
@@ -208,22 +207,16 @@ def _given_split(part: pd.DataFrame, path: Path) -> list[str]:
     given = read_csv(path, ("split", "name"))
     splits: dict[str, str] = {}
     for line, (split, name) in given[["split", "name"]].iterrows():
-        split = split.lower() if split.lower() in SPLITS else split
-        if split not in SPLITS:
-            raise DataError.at(path, f"one of {', '.join(SPLITS)} as split in line {line}", repr(split))
-        stem = _stem(name)
+        split = as_choice(split, "split")
+        check_choice(path, line, "split", split)
+        stem = plain_stem(name)
         if splits.setdefault(stem, split) != split:
             raise DataError.at(path, "one split a name", f"{name} in {splits[stem]} and {split}")
-    stems = [_stem(fixed) for fixed in part["fixed"]]
+    stems = [plain_stem(fixed) for fixed in part["fixed"]]
     missing = [stem for stem in stems if stem not in splits]
     if missing:
         raise DataError.at(path, "a row for each pair", f"none for {len(missing)}, such as {missing[0]}")
     return [splits[stem] for stem in stems]
-
-
-def _stem(path: str) -> str:
-    """In one form of Unicode, as in `pair_files`: macOS takes accents apart."""
-    return unicodedata.normalize("NFC", Path(path).stem)
 
 
 def add_group_pattern(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:

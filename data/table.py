@@ -23,6 +23,8 @@ FILES = ("fixed", "moving", "label", "flow")
 COLUMNS = ("name", *FILES, "modality", "group", "split")
 """All columns that mean something here; others are left as they are."""
 
+_CHOICES = {"modality": MODALITIES, "split": SPLITS}
+
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
@@ -60,10 +62,8 @@ def read_table(
     given = [column for column in COLUMNS if column in table]
     for column in [column for column in FILES if column in table]:
         table[column] = [_with_slashes(value, root) for value in table[column]]
-    if "modality" in table:
-        table["modality"] = [value.upper() if value.upper() in MODALITIES else value for value in table["modality"]]
-    if "split" in table:
-        table["split"] = [value.lower() if value.lower() in SPLITS else value for value in table["split"]]
+    for column in _CHOICES.keys() & set(table):
+        table[column] = [as_choice(value, column) for value in table[column]]
     modality = None if modality == "all" else modality
     if modality is not None and "modality" not in table:
         table["modality"] = modality
@@ -151,6 +151,21 @@ def read_csv(path: str | os.PathLike, needed: tuple[str, ...]) -> pd.DataFrame:
     return table
 
 
+def as_choice(value: str, column: str) -> str:
+    """A value of the column modality or split as it is written here: capitals make no difference."""
+    return next((choice for choice in _CHOICES[column] if choice.lower() == value.lower()), value)
+
+
+def check_choice(csv: str | os.PathLike, line: int, column: str, value: str) -> None:
+    """Check a value of the column modality or split.
+
+    Raises:
+        DataError: it is none of those that there are.
+    """
+    if value not in _CHOICES[column]:
+        raise DataError.at(csv, f"one of {', '.join(_CHOICES[column])} as {column} in line {line}", repr(value))
+
+
 def _columns(path: str | os.PathLike, header: Iterable[str], needed: tuple[str, ...]) -> list[str]:
     """The names in a header, those in `COLUMNS` without spaces and capitals, checked to have what is needed."""
     columns = [name.strip().lower() if name.strip().lower() in COLUMNS else name for name in header]
@@ -167,12 +182,10 @@ def _columns(path: str | os.PathLike, header: Iterable[str], needed: tuple[str, 
 
 
 def _check_kind(csv: str | os.PathLike, line: int, row: dict[str, str]) -> None:
-    for column, allowed in (("modality", MODALITIES), ("split", SPLITS)):
-        value = row.get(column, allowed[0])
-        if not value.strip():
+    for column in [column for column in _CHOICES if column in row]:
+        if not row[column].strip():
             raise _empty_cell(csv, line, column)
-        if value not in allowed:
-            raise DataError.at(csv, f"one of {', '.join(allowed)} as {column} in line {line}", repr(value))
+        check_choice(csv, line, column, row[column])
 
 
 def _check_cells(csv: str | os.PathLike, line: int, cells: dict[str, str], root: str | os.PathLike) -> None:
@@ -191,6 +204,8 @@ def _empty_cell(csv: str | os.PathLike, line: int, column: str) -> DataError:
 
 def _with_slashes(value: str, root: str | os.PathLike) -> str:
     """A path of a table that was written under Windows, as any system reads it."""
+    if "\\" not in value:
+        return value
     plain = value.replace("\\", "/")
     as_written, with_slashes = (os.path.exists(os.path.join(root, path)) for path in (value, plain))
     return plain if with_slashes and not as_written else value

@@ -500,7 +500,7 @@ def test_a_resumed_run_breaks_off_at_the_next_epoch_where_that_is_overdue(train_
     assert load_checkpoint(tmp_path / "run" / "last.safetensors").training["step"] == 3
 
 
-def test_what_validation_cannot_tell_is_said(root, tmp_path, capsys, validated, train_here):
+def test_what_validation_cannot_tell_is_said(tmp_path, capsys, validated, train_here):
     validated({"epe": 1.0})
     rows = pd.read_csv(tmp_path / "pairs.csv")
     rows.loc[rows["modality"] == "PET", "split"] = "train"

@@ -9,7 +9,6 @@ is written has 8 bits, also where the image has 16; `apply_flow` keeps all digit
 import argparse
 import os
 import sys
-import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from kornia.image import image_to_tensor, tensor_to_image
 from utils.arguments import print_anywhere
 from utils.files import FileError, entries
 from utils.flow_io import load_flow
-from utils.image_io import list_images, read_image, write_image
+from utils.image_io import list_images, plain_stem, read_image, write_image
 from utils.pairs import check_inputs_stay
 from utils.warp import warp
 from utils.wording import counted, listed
@@ -50,9 +49,8 @@ def apply_flows(
         FileError: a file cannot be used, a flow's size is not its image's, no image has a flow, or a result would be
             written over an image.
     """
-    # The test command names its files in one form of Unicode; macOS takes accents apart.
-    found = {unicodedata.normalize("NFC", path.stem): path for path in entries(flows) if path.suffix == ".npy"}
-    files = {path: found.get(unicodedata.normalize("NFC", path.stem)) for path in list_images(images)}
+    found = {plain_stem(path): path for path in entries(flows) if path.suffix == ".npy"}
+    files = {path: found.get(plain_stem(path)) for path in list_images(images)}
     todo = [(path, file) for path, file in files.items() if file]
     if not todo:
         raise FileError.at(flows, f"flows named like the images in {os.fspath(images)}", "none")

@@ -125,6 +125,11 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
     return images
 
 
+def plain_stem(path: str | os.PathLike) -> str:
+    """The name of a file without its suffix, in one form of Unicode: macOS takes accents apart."""
+    return unicodedata.normalize("NFC", Path(path).stem)
+
+
 def pair_files(*, left_out: list[str] | None = None, **folders: str | os.PathLike | None) -> list[dict]:
     """Pair the images of several folders by stem, in whatever form of Unicode: macOS takes accents apart.
 
@@ -153,7 +158,7 @@ def pair_files(*, left_out: list[str] | None = None, **folders: str | os.PathLik
     images: dict[str, dict[str, Path]] = {role: {} for role in given}
     for role, folder in given.items():
         for path in list_images(folder):
-            if images[role].setdefault(unicodedata.normalize("NFC", path.stem), path) is not path:
+            if images[role].setdefault(plain_stem(path), path) is not path:
                 raise ImageError.at(folder, "one image a name", f"{path.name} twice, in two forms of Unicode")
     first, *others = images
     for other in others:

@@ -71,6 +71,7 @@ class ResultFolder:
         self.path, self.modality, self.settings = Path(path), modality, settings or {}
         self.table_path, self.report_path = self.path / "metrics.csv", self.path / "report.html"
         self.settings_path, self.inputs_path = self.path / "settings.json", self.path / "inputs.json"
+        self.volume_paths = [self.path / f"{kind}.nii.gz" for kind in ("aligned", "fused")]
         self._settings_written = False
         self.flow, self.maps, self.figures = flow, maps, figures
 
@@ -90,7 +91,7 @@ class ResultFolder:
     def all_files(self, pairs: Iterable[Mapping]) -> Iterator[Path]:
         """Every file that the results of these pairs, or of the volumes whose slices they are, are written to."""
         yield from (self.table_path, self.report_path, self.settings_path, self.inputs_path)
-        yield from self._volumes()
+        yield from self.volume_paths
         for pair in pairs:
             yield from self.files(pair["name"]).values()
 
@@ -117,16 +118,13 @@ class ResultFolder:
         """
         pairs = list(pairs)
         names = {path.stem for path in self.path.glob("fused/*.png")} - {pair["name"] for pair in pairs}
-        older = [] if volumes else [path for path in self._volumes() if path.exists()]
+        older = [] if volumes else [path for path in self.volume_paths if path.exists()]
         for pair in pairs:
             wanted, known = (self.files(pair["name"], all_kinds=kinds) for kinds in (False, True))
             unasked = [path for kind, path in known.items() if kind not in wanted and path.exists()]
             made = wanted["fused"].stat().st_mtime_ns if unasked else 0
             older += [path for path in unasked if path.stat().st_mtime_ns < made]
         return [*sorted(names), *(path.relative_to(self.path).as_posix() for path in older)]
-
-    def _volumes(self) -> list[Path]:
-        return [self.path / f"{kind}.nii.gz" for kind in ("aligned", "fused")]
 
     def save(self, pair: Mapping, result: FusedPair) -> dict[str, Path]:
         """Write the files of a pair and return them.

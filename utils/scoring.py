@@ -20,6 +20,7 @@ from utils.cores import available_cores, pool_size
 from utils.files import FileError, write_bytes
 from utils.image_io import check_same_size, has_color, pair_files, read_image
 from utils.metrics import fusion_metrics, registration_metrics
+from utils.wording import OTHER_RENDERING
 
 
 def read_grey(path: str | Path) -> np.ndarray:
@@ -80,7 +81,7 @@ def score_folders(
         FileError: a folder or file cannot be used, or names do not pair.
     """
     pairs = pair_files(**folders)
-    warn_of_other_renderings(pairs[0])
+    _warn_of_other_renderings(pairs[0])
     workers = pool_size(min(workers or available_cores(), len(pairs)))
     bar = {"total": len(pairs), "unit": "pair", "desc": description}
     if workers == 1:
@@ -90,7 +91,7 @@ def score_folders(
         return pd.DataFrame(tqdm(pool.map(score_pair, pairs), **bar))
 
 
-def warn_of_other_renderings(pair: dict) -> None:
+def _warn_of_other_renderings(pair: dict) -> None:
     """Say on stderr where aligned or moving image of a pair are in colour and the label is grey, or the reverse."""
     if not pair.get("label"):
         return
@@ -98,8 +99,8 @@ def warn_of_other_renderings(pair: dict) -> None:
     label, *others = ("in colour" if has_color(read_image(pair[role], color=None)) else "in grey" for role in roles)
     for role, kind in zip(roles[1:], others, strict=True):
         if kind != label:
-            print(f"{pair[role]}: expected an image {label} like {pair['label']}, found one {kind}; luma is compared "
-                  "with another rendering, so that rmse, ssim and ncc say little", file=sys.stderr)
+            found = f"expected an image {label} like {pair['label']}, found one {kind}"
+            print(f"{pair[role]}: {found}; {OTHER_RENDERING}", file=sys.stderr)
 
 
 def with_mean(table: pd.DataFrame) -> pd.DataFrame:

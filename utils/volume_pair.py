@@ -49,6 +49,10 @@ class VolumePair(NamedTuple):
     levels: dict[str, np.ndarray]
     window: tuple[float, float]
 
+    def window_text(self) -> str:
+        """The window in words."""
+        return "center {:.4g}, width {:.4g}".format(*self.window)
+
     def off_grid(self) -> dict[str, float]:
         """How far, in mm, moving and label lie from the fixed volume by their affines, where it is over `NEAR`."""
         fixed, *others = self.volumes
@@ -93,8 +97,8 @@ class VolumePair(NamedTuple):
             files = folder.files(pair["name"])
             aligned.append(apply_flow(moving, load_flow(files["flow"], moving.shape)))
             fused.append(read_image(files["fused"]))
-        write_volume(folder.path / "aligned.nii.gz", np.stack(aligned), self.volumes["fixed"])
-        write_volume(folder.path / "fused.nii.gz", np.stack(fused), self.volumes["fixed"])
+        for path, slices in zip(folder.volume_paths, (aligned, fused), strict=True):
+            write_volume(path, np.stack(slices), self.volumes["fixed"])
 
 
 def read_volumes(

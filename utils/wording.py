@@ -1,6 +1,9 @@
-"""Numbers and lists in messages."""
+"""Numbers and lists in messages, and what several of them say."""
 
 from collections.abc import Sequence
+
+OTHER_RENDERING = "luma is compared with another rendering, so that rmse, ssim and ncc say little"
+"""What is wrong with scoring a grey image against a coloured one."""
 
 
 def counted(number: int, what: str) -> str:
