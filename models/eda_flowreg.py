@@ -70,10 +70,10 @@ def correlate(fixed: Tensor, moving: Tensor, radius: int) -> Tensor:
         rows = points.unfold(2, count, 2).permute(0, 2, 1, 4, 3).flatten(3)
         product = (cells @ rows).contiguous()
         across = count * span
-        strides = (height * tile * across, tile * across, across + 2, span, 1)
-        tiles.append(product.as_strided((batch, height, tile, count, count), strides).flatten(3))
-    # What follows works on the map of each candidate, as a whole.
-    return torch.cat(tiles, dim=2).permute(0, 3, 1, 2).contiguous()
+        # What follows works on the map of each candidate, as a whole.
+        strides = (height * tile * across, span, 1, tile * across, across + 2)
+        tiles.append(product.as_strided((batch, count, count, height, tile), strides).flatten(1, 2))
+    return torch.cat(tiles, dim=3)
 
 
 def soft_gate(alpha: Tensor, gate: Tensor) -> Tensor:

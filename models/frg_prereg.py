@@ -86,4 +86,4 @@ class FRGPreReg(nn.Module):
         strength, raw = self.strength
         r = reliability[:, :, None, None]
         # The length falls out in the end, so F may keep its own.
-        return unit_length(features + strength * r / (1 + raw * (1 - r)) * residual.float(), dim=3)
+        return unit_length(torch.addcmul(features, strength * r / (1 + raw * (1 - r)), residual.float()), dim=3)

@@ -1,7 +1,9 @@
 """Building blocks that the networks share."""
 
+from functools import lru_cache
 from itertools import pairwise
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -97,12 +99,15 @@ class GaussianBlur(nn.Module):
         super().__init__()
         self.sigma = sigma
 
-    def _matrix(self, length: int, like: Tensor) -> Tensor:
-        position = torch.arange(length, device=like.device, dtype=torch.float32)
-        matrix = torch.exp(-((position[:, None] - position) ** 2) / (2 * self.sigma**2))
-        return (matrix / matrix.sum(dim=1).max()).to(like.dtype)
-
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
-        rows = self._matrix(height, x)
-        return rows @ x @ (rows if width == height else self._matrix(width, x))
+        # Not a tensor that is kept: one of inference is of no use in training, nor one of an export anywhere else.
+        rows, columns = (torch.from_numpy(gaussian_band(length, self.sigma)).to(x) for length in x.shape[2:])
+        return rows @ x @ columns
+
+
+@lru_cache(maxsize=64)
+def gaussian_band(length: int, sigma: float) -> np.ndarray:
+    """Matrix (length, length), float32, that blurs vectors of that length with a Gaussian of `sigma`; zero padded."""
+    position = np.arange(length, dtype=np.float32)
+    band = np.exp(-((position[:, None] - position) ** 2) / (2 * sigma**2))
+    return (band / band.sum(axis=1).max()).astype(np.float32)
