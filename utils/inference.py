@@ -6,13 +6,14 @@ from functools import partial
 
 import numpy as np
 import torch
-from kornia.color import rgb_to_ycbcr, ycbcr_to_rgb
 from kornia.image import image_to_tensor, tensor_to_image
 from torch import Tensor
 
 from models.edarfusion import Output
+from utils.color import with_color
 from utils.foreground import foreground
 from utils.framing import View, choose_view
+from utils.image_io import luma
 from utils.maps import jacobian_determinant
 from utils.metrics import endpoint_error
 from utils.multistart import register_from_afar
@@ -52,8 +53,8 @@ class PairFuser:
     ) -> FusedPair:
         """Align and fuse a pair.
 
-        A colour image is split by BT.601: the network sees and fuses Y; Cb and Cr are warped with the same flow and put
-        back. Where one image is blank there is nothing to align: the fused image is the brighter one of the two.
+        Of a colour image the network sees and fuses the luma (BT.601); the colour is warped with the same flow and put
+        back (`with_color`). Where one image is blank there is nothing to align: the fused image is the brighter one.
 
         Args:
             fixed: (H, W) in [0, 1], sides of at least 64.
@@ -74,18 +75,15 @@ class PairFuser:
         fixed, moving = (np.ascontiguousarray(image, np.float32) for image in (fixed, moving))
         start = time.perf_counter()
         view = None if blank or not self.passes else choose_view(fixed, aspect, longest)
-        fixed, moving = (image_to_tensor(x, keepdim=False).to(self.device).contiguous() for x in (fixed, moving))
-        color = moving.shape[1] == 3
-        luma, chroma = rgb_to_ycbcr(moving).split((1, 2), dim=1) if color else (moving, None)
+        color = moving.ndim == 3
+        images = (fixed, moving, luma(moving) if color else moving)
+        fixed, moving, grey = (image_to_tensor(x, keepdim=False).to(self.device).contiguous() for x in images)
         self._preparing = 0.0
-        output = self._estimate(fixed, luma, view, 0 if blank else self.passes)
-        aligned, fused = output.aligned, torch.maximum(fixed, luma) if blank else output.fused
+        output = self._estimate(fixed, grey, view, 0 if blank else self.passes)
+        aligned, fused = output.aligned, torch.maximum(fixed, grey) if blank else output.fused
         if color:
             aligned = warp(moving, output.flow)
-            if (moving == moving[:, :1]).all():
-                fused = fused.expand(-1, 3, -1, -1)  # by way of YCbCr rounding would tint it
-            else:
-                fused = ycbcr_to_rgb(torch.cat((fused, warp(chroma, output.flow)), dim=1))
+            fused = with_color(fused, aligned)
         fused, aligned = tensor_to_image(fused), tensor_to_image(aligned)
         flow = output.flow[0].cpu().numpy()
         seconds = time.perf_counter() - start - self._preparing
