@@ -51,6 +51,15 @@ def test_folder(tmp_path, image, line, capsys):
     assert "expected flows named like the images" in capsys.readouterr().err
 
 
+def test_colour_stays_colour_and_grey_grey(tmp_path, image, line):
+    colour = RNG.integers(0, 256, (64, 80, 3), dtype=np.uint8)
+    write_image(tmp_path / "images" / "a.png", colour)
+    np.save(tmp_path / "flow" / "b.npy", np.zeros((2, 64, 80), np.float32))
+    assert main(line) == 0
+    np.testing.assert_array_equal(read_image(tmp_path / "out" / "a.png", color=None), np.float32(colour) / 255)
+    np.testing.assert_array_equal(read_image(tmp_path / "out" / "b.png", color=None), image)
+
+
 @pytest.mark.parametrize("output", [
     "images", "flow/../images",
     pytest.param("link", marks=pytest.mark.skipif(os.name == "nt", reason="links need rights there")),

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from models.edarfusion import EDARFusion
-from utils.checkpoint import FORMAT, CheckpointError, load_checkpoint, save_checkpoint
+from utils.checkpoint import FORMAT, Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from utils.files import FileError
 
 TRAINING = {"options": {"steps": 10, "seed": 0}, "history": [{"step": 5, "loss": 1.5}], "note": "Größe"}
@@ -183,6 +183,17 @@ def test_weights_that_do_not_fit_are_refused(model, file):
     for tensors in (lacking, weights | {"model.extra": torch.zeros(1)}, weights | {name: torch.zeros(3)}, {}):
         rewrite(file, tensors=tensors)
         assert len(message_of(file, "weights that fit the model")) < 1000
+
+
+def test_wishes_go_before_the_checkpoint_and_that_before_the_defaults(model):
+    plain = Checkpoint(model, "all", {}, {}, {})
+    tuned = plain._replace(training={"inference": {"passes": 2, "average": True}})
+    assert plain.inference() == {"passes": 1, "average": False}
+    assert tuned.inference() == {"passes": 2, "average": True}
+    assert tuned.inference(passes=1) == {"passes": 1, "average": True}
+    assert tuned.inference(average=False) == {"passes": 2, "average": False}
+    # Without a pass nothing is averaged, whatever is wished for.
+    assert tuned.inference(passes=0) == plain.inference(0, True) == {"passes": 0, "average": False}
 
 
 def test_a_failing_write_leaves_the_old_file(model, file, monkeypatch):

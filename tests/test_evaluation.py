@@ -59,3 +59,11 @@ def test_scoring_processes_leave_ctrl_c_to_their_parent():
             worker = pool.submit(os.getpid).result(timeout=60)
             assert pool.submit(os.kill, worker, signal.SIGINT).result(timeout=60) is None
         assert pool.submit(len, "abc").result(timeout=60) == 3
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs POSIX signals")
+def test_signals_are_held_no_longer_than_it_takes_to_hand_a_pair_over(monkeypatch):
+    monkeypatch.setattr(evaluation, "save_and_score", lambda job: {"name": job})
+    with ThreadPoolExecutor(1) as pool:
+        assert list(evaluate(iter("a"), pool, 4)) == [{"name": "a"}]
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGINT, signal.SIGTERM}

@@ -42,5 +42,6 @@ def test_foreground_reaches_8_px_beyond_tissue():
     expected[6:11, 6:11] = 1  # the block of 4 x 4 px and two blocks around it
     assert torch.equal(mask[0, 0], expected)
     assert not foreground(torch.full((1, 1, 64, 64), 0.05), (8, 8)).any()
+    assert torch.equal(foreground(torch.full((1, 1, 64, 64), 0.1), (8, 8)), torch.ones(1, 1, 8, 8))
     shares = foreground(image, (8, 8))
     assert shares.shape == (1, 1, 8, 8) and shares.sum().item() == pytest.approx(25 / 4)

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from models.edarfusion import TRAINED_SIDE as SIDE
-from tests.tensors import constant_flow
-from utils.framing import USUAL, choose_view
+from models.edarfusion import Output
+from tests.tensors import constant_flow, noise
+from utils.framing import USUAL, View, choose_view
 from utils.head import head_box, head_length
+from utils.inference import PairFuser
 from utils.warp import warp
 
 
@@ -50,6 +52,18 @@ def test_a_small_head_is_brought_to_its_usual_size(frame, middle):
     assert abs(height / SIDE - USUAL) < 0.12 and width / height == pytest.approx(0.8, abs=0.05)
 
 
+@pytest.mark.parametrize(("frame", "size", "middle"), [
+    ((256, 256), (90, 80), (45, 215)), ((256, 256), (80, 90), (210, 46)), ((200, 600), (180, 150), (100, 300)),
+])  # fmt: skip
+def test_a_view_lies_within_the_frame_and_the_head_in_it(frame, size, middle):
+    image = head(frame, *size, middle)
+    view = choose_view(image)
+    assert view.top >= 0 and view.top + view.height <= frame[0]
+    assert view.left >= 0 and view.left + view.width <= frame[1]
+    inside = image[view.top : view.top + view.height, view.left : view.left + view.width]
+    assert np.count_nonzero(inside) == np.count_nonzero(image)
+
+
 @pytest.mark.parametrize("side", [192, 360, 380, 700])
 def test_frames_between_powers_of_two_are_brought_to_the_side_of_the_training(side):
     image = head((side, side), 0.85 * side, 0.7 * side)
@@ -63,7 +77,10 @@ def test_pixels_become_square():
     assert view[:4] == (0, 0, 128, 256) and view.size == (SIDE, SIDE)
     height, width = extent(view.show(tensor(image)))
     assert abs(height - width) <= 4
-    assert choose_view(head((256, 256), 215, 215), aspect=1.0) is None
+    square = head((256, 256), 215, 215)
+    assert choose_view(square, aspect=1.0) is None and choose_view(square, aspect=1.02) is None
+    # A mean side of 256 px at 6 to 5, in steps of 8 px.
+    assert choose_view(square, aspect=1.2) == (0, 0, 256, 256, (280, 232))
 
 
 def test_an_image_without_tissue_is_shown_whole():
@@ -113,12 +130,28 @@ def test_a_flow_found_in_a_view_is_of_the_frame():
     assert math.isclose((warp(moved, flow) - tensor(image)).abs().max().item(), 0, abs_tol=1e-3)
 
 
+def test_beyond_a_view_its_flow_goes_on_as_at_its_border():
+    flow = noise(1, 2, 20, 40)
+    whole = View(10, 25, 20, 40, (20, 40)).enlarge(flow, (60, 100))
+    assert torch.equal(whole[..., 10:30, 25:65], flow)
+    assert torch.equal(whole[..., 10:30, :25], flow[..., :1].expand(1, 2, 20, 25))
+    assert torch.equal(whole[..., 10:30, 65:], flow[..., -1:].expand(1, 2, 20, 35))
+    assert torch.equal(whole[..., :10, 25:65], flow[..., :1, :].expand(1, 2, 10, 40))
+    assert torch.equal(whole[..., 30:, 25:65], flow[..., -1:, :].expand(1, 2, 30, 40))
+
+
+def test_what_is_shown_smaller_is_the_mean_of_its_pixels():
+    stripes = torch.tensor([1.0, 0, 0, 1]).repeat(64).expand(1, 1, 256, 256)
+    assert (View(0, 0, 256, 256, (64, 64)).show(stripes) - 0.5)[..., 1:-1].abs().max() < 0.1
+
+
 def test_the_top_of_a_head_is_shown_at_the_scale_of_its_whole():
     top, whole = head((256, 256), 80, 70), head((256, 256), 210, 170)
     assert choose_view(top) is not None
     assert choose_view(top, longest=head_length(whole)) is None
     # That all of several heads are small is no chance.
-    assert choose_view(whole[:, ::-1], longest=0.7) is not None and choose_view(head((256, 256), 170, 150)) is None
+    assert choose_view(whole[:, ::-1], longest=0.7).height == round(256 * 0.7 / 0.95)
+    assert choose_view(head((256, 256), 170, 150)) is None
     # In an odd frame the whole decides as well: both are shown in one size.
     top, whole = head((384, 384), 80, 70, (150, 200)), head((384, 384), 210, 170)
     views = [choose_view(image, longest=head_length(whole)) for image in (top, whole)]
@@ -135,3 +168,41 @@ def test_a_head_is_one_across_what_shows_dark_in_it_and_nothing_else():
     assert head_length(image) == pytest.approx(200 / 256, abs=0.04)
     assert head_length(image[::2], aspect=2.0) == pytest.approx(200 / 256, abs=0.04)
     assert head_box(np.zeros((256, 256), np.float32)) is None and head_length(np.zeros((99, 99), np.float32)) == 0
+
+
+class Shifts(torch.nn.Module):
+    """Stands in for the network: finds one shift in whatever it sees, and fuses by taking the moving image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = []
+
+    def forward(self, fixed: Tensor, moving: Tensor, passes: int, average: bool) -> Output:
+        size = tuple(fixed.shape[2:])
+        self.seen.append((size, passes))
+        flow = constant_flow(8, -4, size) if passes else constant_flow(0, 0, size)
+        doubt = torch.tensor([0.75 if passes else 0.0])
+        return Output(moving, warp(moving, flow), flow, -flow, *[torch.zeros_like(fixed)] * 6, doubt)
+
+
+def test_a_pair_is_registered_in_its_view_and_fused_in_its_frame():
+    model, image = Shifts(), head((256, 256), 100, 80, (110, 140))
+    view, shape = choose_view(image), (256, 256)
+    fuse = PairFuser(model, torch.device("cpu"), average=True, multistart=False)
+    result = fuse(image, image)
+    assert model.seen == [(view.size, 1), (shape, 0)]
+    flow = constant_flow(8 * view.width / view.size[1], -4 * view.height / view.size[0], shape)
+    torch.testing.assert_close(torch.from_numpy(result.flow)[None], flow)
+    aligned = warp(tensor(image), flow)[0, 0].numpy()
+    np.testing.assert_allclose(result.aligned, aligned, atol=1e-5)
+    assert np.array_equal(result.fused, result.aligned) and result.disagreement == 0.75
+
+
+@pytest.mark.parametrize(("size", "options", "seen"), [
+    ((215, 215), {"aspect": 1.2}, [((280, 232), 1), ((256, 256), 0)]), ((215, 215), {}, [((256, 256), 1)]),
+    ((80, 70), {"longest": 0.85}, [((256, 256), 1)]),  # as it is; alone it would be shown enlarged
+])  # fmt: skip
+def test_a_pair_is_registered_as_its_pixels_and_the_longest_head_say(size, options, seen):
+    model, image = Shifts(), head((256, 256), *size)
+    PairFuser(model, torch.device("cpu"))(image, image, **options)
+    assert model.seen == seen

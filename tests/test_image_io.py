@@ -134,7 +134,8 @@ class TestRead:
 
     def test_rgb_file_of_a_grey_picture_is_exact(self, tmp_path, grey):
         path = save(tmp_path / "a.png", np.dstack([grey] * 3))
-        assert np.array_equal(read_image(path), grey.astype(np.float32) / np.float32(255))
+        for color in (False, None):
+            assert np.array_equal(read_image(path, color=color), grey.astype(np.float32) / np.float32(255))
 
     def test_first_frame(self, tmp_path, grey):
         frames = [Image.fromarray(grey), Image.fromarray(255 - grey)]
@@ -212,6 +213,8 @@ class TestBadFiles:
     def test_integers_of_32_bits(self, tmp_path, grey):
         save(tmp_path / "a.tif", grey.astype(np.int32) * 1000)
         message_of(tmp_path / "a.tif", "16 bits")
+        save(tmp_path / "a.tif", grey.astype(np.int32) - 1)
+        message_of(tmp_path / "a.tif", "16 bits", "-1")
 
 
 class TestWrite:
@@ -289,6 +292,15 @@ class TestWrite:
                 write_bytes(tmp_path / "a.npy", bytes(100_000))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert list(tmp_path.iterdir()) == []
+
+    def test_an_interrupted_write_leaves_nothing(self, tmp_path, monkeypatch):
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("utils.files.os.replace", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            write_bytes(tmp_path / "a.csv", b"new")
         assert list(tmp_path.iterdir()) == []
 
     def test_what_a_kill_leaves_is_removed_and_nothing_else(self, tmp_path):
@@ -375,3 +387,6 @@ class TestFolders:
             check_same_size({"fixed": np.zeros((64, 80)), "moving": np.zeros((80, 64))}, paths)
         assert str(caught.value) == ("m/1.png: expected the size of f/1.png, 80 x 64 (width x height), "
                                      "found 64 x 80 (width x height)")
+        for shape in ((64, 81), (65, 80)):
+            with pytest.raises(ImageError):
+                check_same_size({"fixed": np.zeros((64, 80)), "moving": np.zeros(shape)}, paths)

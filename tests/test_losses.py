@@ -65,6 +65,16 @@ def test_edge_error_counts_across_edges_only():
     assert edge_error(along, edge_strength(stripes.transpose(2, 3), (8, 8))).item() == pytest.approx(3, rel=0.05)
     # Relative to the image's edges, however weak.
     assert edge_error(across, edge_strength(0.1 * stripes, (8, 8))).item() == pytest.approx(3, rel=0.05)
+    both = torch.cat((stripes[:1], 0.1 * stripes[:1]))
+    assert edge_error(across, edge_strength(both, (8, 8))).item() == pytest.approx(3, rel=0.05)
+
+
+def test_edge_error_of_slanting_edges():
+    places = torch.arange(64.0)
+    waves = (0.5 + 0.5 * ((places + places[:, None]) * (2 * math.pi / 16)).sin())[None, None]
+    inner = edge_strength(waves, (8, 8))[..., 1:-1, 1:-1]  # the border is repeated, which bends them
+    assert edge_error(constant_flow(3, -3, (6, 6)), inner).item() < 0.02
+    assert edge_error(constant_flow(3, 3, (6, 6)), inner).item() == pytest.approx(math.hypot(3, 3), rel=0.05)
 
 
 def test_edge_error_counts_where_the_edges_are():
@@ -212,6 +222,33 @@ def test_matching_is_held_against_what_the_earlier_scales_left():
         later = registration._replace(steps=[step._replace(before=found, scores=[scores])])
         matching = registration_loss(later, *arguments).matching.item()
         assert matching < 1e-3 if is_right else matching > 10
+
+
+def test_every_scale_counts_in_px_and_the_last_one_alone_is_held_smooth_and_invertible():
+    registration, arguments = true_case()
+    (step,) = registration.steps
+    early = step._replace(flow=step.flow + 8)
+    assert registration_loss(registration._replace(steps=[early, step]), *arguments).flow.item() == pytest.approx(8)
+    # Without a way back all of 8 and 4 px is left.
+    one_way = step._replace(flow=torch.cat((step.flow[:2], torch.zeros(2, 2, 16, 16))))
+    loss = registration_loss(registration._replace(steps=[early, one_way]), *arguments)
+    assert loss.inverse.item() == pytest.approx(math.hypot(8, 4), rel=1e-4)
+    # A second difference of 2 px in one of two components, of the matched flow and of the refined one.
+    bend = torch.zeros(1, 2, 16, 16)
+    bend[:, 0] = torch.arange(16.0) ** 2
+    matched = registration._replace(steps=[step._replace(flow=step.flow + bend)])
+    refined = registration._replace(refined=registration.refined + bend)
+    assert registration_loss(matched, *arguments).smoothness.item() == pytest.approx(2)
+    assert registration_loss(refined, *arguments).smoothness.item() == pytest.approx(2)
+
+
+def test_matching_does_not_pull_the_flow_that_it_starts_from():
+    registration, arguments = true_case()
+    (step,) = registration.steps
+    scores, before = step.scores[0].requires_grad_(), torch.zeros_like(step.flow).requires_grad_()
+    later = registration._replace(steps=[step._replace(before=before, scores=[scores])])
+    registration_loss(later, *arguments).matching.backward()
+    assert scores.grad.any() and before.grad is None
 
 
 def test_edge_errors_are_those_across_the_edges_at_the_flows_own_place():

@@ -98,6 +98,14 @@ def test_gate_stays_between_floor_and_one():
     assert torch.equal(gate(a, b), gate(b, a))
 
 
+def test_gate_is_a_mean_of_three_by_three():
+    entropy = torch.zeros(1, 1, 16, 16)
+    entropy[..., 8, 5] = 2
+    expected = torch.full((16, 16), 0.15)
+    expected[7:10, 4:7] += 0.85 / 9
+    assert torch.allclose(gate(entropy, entropy)[0, 0], expected, atol=1e-6)
+
+
 def bars(vertical: bool, size: int = 40) -> Tensor:
     wave = 0.5 + 0.5 * torch.sin(torch.arange(size) * (2 * math.pi / 8))
     image = wave.expand(size, size) if vertical else wave[:, None].expand(size, size)
@@ -126,6 +134,16 @@ def test_flat_places_agree():
     flat = torch.full((1, 1, 32, 32), 0.4)
     assert torch.allclose(gradient_agreement(flat, bars(True, 32)), torch.ones(1, 1, 32, 32), atol=1e-5)
     assert torch.allclose(gradient_agreement(flat, flat), torch.ones(1, 1, 32, 32), atol=1e-5)
+
+
+def test_faint_edges_count_by_the_noise_and_as_far_as_the_window():
+    # Slopes of 0.02 that cross, as strong as the noise: (0 + noise^4) / (0.02^4 + noise^4).
+    ramp = (0.02 * torch.arange(24.0)).expand(1, 1, 24, 24)
+    assert torch.allclose(gradient_agreement(ramp, ramp.mT)[..., 4:-4, 4:-4], torch.tensor(0.5), atol=1e-3)
+    # Edges that cross from row 12 on (the filter sees them there first) count two rows before.
+    below = (0.5 * (torch.arange(24.0) - 12).clamp_min(0))[:, None].expand(1, 1, 24, 24)
+    agreement = gradient_agreement(25 * ramp, below)[..., 4:-4]
+    assert torch.allclose(agreement[..., :10, :], torch.ones(())) and agreement[..., 10, :].max() < 0.01
 
 
 def test_jacobian_of_zero_flow_and_of_shifts_is_one():

@@ -15,6 +15,7 @@ from skimage.metrics import structural_similarity
 from utils import metrics, scoring
 from utils.image_io import ImageError, write_image
 from utils.maps import jacobian_determinant
+from utils.metrics.common import stretch
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT / "../shared"
@@ -261,6 +262,28 @@ def test_values_of_mutual_information_and_correlation() -> None:
     assert metrics.cc(columns, rows, columns) == pytest.approx(0.5)
     # The halved sum holds half of each: F - B = (A - B) / 2 correlates with A at 1 / sqrt(2).
     assert metrics.scd(columns, rows, (columns + rows) / 2) == pytest.approx(np.sqrt(2))
+
+
+def test_levels_are_stretched_with_halves_rounded_up() -> None:
+    # 3 of 0..10 becomes 76.5 and so 77, where 77 of 0..255 is already.
+    levels = np.array([0.0, 3, 10])
+    assert stretch(levels).tolist() == [0, 77, 255] and stretch(np.full(3, 7.0)).tolist() == [0, 0, 0]
+
+
+def test_two_flat_sources_weigh_half_each() -> None:
+    # Their variances are round-off, of either sign, and must not decide.
+    fixed, reference = np.full((64, 64), 90.3), np.full((64, 64), 40.7)
+    constant = (0.01 * 255) ** 2
+    luminance = (2 * 90.3 * 40.7 + constant) / (90.3**2 + 40.7**2 + constant)
+    assert metrics.piella_q(fixed, reference, fixed) == pytest.approx((1 + luminance) / 2, abs=1e-6)
+    assert metrics.piella_qw(fixed, reference, fixed) == pytest.approx((1 + luminance) / 2, abs=1e-6)
+
+
+def test_viff_goes_by_the_reference_where_the_gains_tie(sources: list[np.ndarray]) -> None:
+    # Of a flat image and of an inverted one nothing is gained; only the latter had something to lose.
+    flat, reference = np.full_like(sources[0], 100), sources[1]
+    assert metrics.viff(flat, reference, 255 - reference) < 0.01
+    assert metrics.viff(reference, flat, 255 - reference) > 0.99
 
 
 def test_values_of_registration() -> None:

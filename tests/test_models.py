@@ -200,6 +200,15 @@ def test_fused_stays_in_range_with_a_gradient_beyond_it():
         assert fused.min() >= 0 and fused.max() <= 1
         fused.sum().backward()
         assert fusion.head.bias.grad[4:].abs().min() > 0
+    # Where all is cut as well.
+    for grey, bias in ((0.0, -9.7), (1.0, 9.7)):
+        torch.nn.init.constant_(fusion.head.bias, bias)
+        fusion.zero_grad()
+        flat = torch.full_like(fixed, grey)
+        fused = fusion(flat, flat, ones, ones).fused
+        assert torch.equal(fused, flat)
+        fused.sum().backward()
+        assert fusion.head.bias.grad[4:].abs().min() > 0
 
 
 def test_untrained_fusion_is_near_the_maximum_rule():
@@ -260,6 +269,17 @@ def test_inverse_flow_is_the_flow_of_exchanged_features(tiny):
         there, back = run(*padded, r[:1], r[1:]), run(*reversed(padded), r[1:], r[:1])
     assert torch.allclose(there[:1], back[1:], atol=1e-3) and torch.allclose(there[1:], back[:1], atol=1e-3)
     assert not torch.allclose(there[:1], there[1:], atol=1e-1)
+
+
+def test_a_finer_scale_goes_on_from_where_the_coarser_one_ended(tiny):
+    coarse, fine = tiny.eda_flowreg.scales
+    f, m = features(height=16, width=16), features(height=16, width=16, seed=1)
+    r = gate = torch.ones(2, 1, 16, 16)
+    with torch.inference_mode():
+        first, second = tiny.eda_flowreg(f, m, r, gate)
+        expected = fine(f, warp_phases(m, first.flow), r, gate, first.flow)
+    assert first.flow.any() and not first.before.any() and torch.equal(second.before, first.flow)
+    assert torch.equal(second.flow, expected.flow) and torch.equal(second.scores[0], expected.scores[0])
 
 
 def estimate(model: EDARFusion, monkeypatch, *flows: Tensor) -> None:
@@ -502,9 +522,9 @@ def test_adapter_by_hand():
     prereg = FRGPreReg(4)
     pair = torch.full((1, 2, 4, 1, 1, 1), 2.0).expand(-1, -1, -1, 2, -1, -1)
     residual = torch.tensor([1.0, -1.0]).view(1, 1, 1, 2, 1, 1).expand_as(pair)
-    found = prereg.adapt(pair, residual, torch.tensor([0.5, 0.0]).view(1, 2, 1, 1))
-    # F (1 + a_raw (1 - R)) + a R D with a = 0.6, a_raw = 0.25: 2.25 + 0.3 and 2.25 - 0.3; F itself where R is 0.
-    expected = torch.tensor([[2.55, 1.95], [1.0, 1.0]])
+    found = prereg.adapt(pair, residual, torch.tensor([0.2, 0.0]).view(1, 2, 1, 1))
+    # F (1 + a_raw (1 - R)) + a R D with a = 0.6, a_raw = 0.25: 2.4 + 0.12 and 2.4 - 0.12; F itself where R is 0.
+    expected = torch.tensor([[2.52, 2.28], [1.0, 1.0]])
     expected = expected / expected.norm(dim=1, keepdim=True)
     assert torch.allclose(found[0, :, 0, :, 0, 0], expected, atol=1e-5)
 
@@ -758,7 +778,9 @@ def test_a_single_estimate_is_not_held_back(tiny):
         assert tiny.register_averaged(*pair).spread.min() > 0
 
 
-def test_large_batches_are_fused_part_by_part_with_the_same_result():
+@pytest.mark.parametrize("at_once", [2 * 512 * 640, 512 * 640 - 1])
+def test_large_batches_are_fused_part_by_part_with_the_same_result(monkeypatch, at_once):
+    monkeypatch.setattr("models.fusion.AT_ONCE", at_once)
     network = FlowGuidedFusion(8)
     torch.nn.init.normal_(network.head.weight, std=0.1)
     fixed, aligned = noise(3, 1, 512, 640), noise(3, 1, 512, 640, seed=1)

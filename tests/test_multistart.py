@@ -160,6 +160,64 @@ def test_a_turned_start_whose_estimates_agree_no_better_is_not_kept():
     assert found is first and model.calls > 4
 
 
+def register_scripted(
+    shift: float, disagreement: float, script: list[tuple[float, float]], degrees: float = 0
+) -> tuple[str, list, Output]:
+    """What is kept of estimates whose shifts along x, px, and disagreements are given: first, settled or turned; what
+    of the script was not asked for; and the output.
+    """
+    left, blank, moving = list(script), torch.zeros(1, 1, *SIZE), ellipse()
+
+    def estimate(shift: float, disagreement: float, degrees: float = 0) -> Output:
+        matrix = turn_about(torch.ones_like(blank), degrees)
+        matrix[0, 2] += shift
+        flow, inverse = flow_of(matrix, SIZE), flow_of(torch.linalg.inv(matrix), SIZE)
+        return Output(blank, moving, flow, inverse, *[blank] * 6, torch.tensor([disagreement]))
+
+    first = estimate(shift, disagreement, degrees)
+    found = register_from_afar(lambda fixed, moving: estimate(*left.pop(0)), moving, moving, first)
+    if found is first:
+        return "first", left, found
+    turned = found.flow.std(dim=(2, 3)).max() > 1
+    return "turned" if turned else "settled", left, found
+
+
+@pytest.mark.parametrize(("shift", "disagreement", "settled", "start", "end", "kept"), [
+    # Of a pair that lies near, doubt 0.25 * 1.2 + 0.9 = 1.2: the turned start's must be below 0.75 * 1.2 = 0.9.
+    (0, 1.2, 0.9, 1.0, 0.64, "turned"), (0, 1.2, 0.9, 1.0, 0.66, "first"),
+    (0, 1.2, 0.9, 0.3, 0.72, "first"),  # 0.795, but what it ends at is 0.7 or more
+    # Of one that lies far, below 0.9 * 1.2 = 1.08.
+    (20, 1.2, 0.9, 1.6, 0.67, "turned"), (20, 1.2, 0.9, 1.6, 0.69, "settled"),
+    # Nothing is turned where settled estimates agree to 0.6, and nothing is begun where the first ones do to 1.
+    (20, 1.2, 0.59, 0.1, 0.1, "settled"), (20, 1.05, 0.59, 0.1, 0.1, "settled"), (20, 1.0, 0.59, 0.1, 0.1, "first"),
+    (9.5, 1.2, 0.59, 0.1, 0.1, "first"), (10.5, 1.2, 0.59, 0.1, 0.1, "settled"),
+])  # fmt: skip
+def test_which_start_is_kept(shift, disagreement, settled, start, end, kept):
+    found, left, _ = register_scripted(shift, disagreement, [(0, settled), *[(0, start), (0, end)] * 4])
+    assert found == kept
+    asked = 0 if disagreement <= 1 else 1 if settled < 0.6 else 9
+    assert len(left) == 9 - asked
+
+
+@pytest.mark.parametrize(("disagreement", "kept"), [(0.65, "settled"), (0.75, "first")])
+def test_a_large_displacement_found_late_must_be_agreed_on(disagreement, kept):
+    script = [(20, 1.0), (0, disagreement), *[(0, 9.0), (0, 9.0)] * 4]
+    assert register_scripted(0, 1.2, script)[:2] == (kept, [])
+
+
+@pytest.mark.parametrize(("shifts", "asked"), [([2.9], 1), ([3.2, 2.9], 2), ([5.0] * 4, 4)])
+def test_it_begins_anew_until_little_is_found(shifts, asked):
+    script = [*((shift, 0.5) for shift in shifts), *[(0, 0.5)] * 4]
+    assert len(register_scripted(20, 1.2, script)[1]) == len(script) - asked
+
+
+def test_the_way_back_undoes_what_was_found_before_the_start():
+    _, _, found = register_scripted(20, 1.2, [(2.5, 0.5)], degrees=60)
+    inside = (slice(None), slice(None), slice(100, 156), slice(100, 156))
+    for there, back in ((found.flow, found.inverse_flow), (found.inverse_flow, found.flow)):
+        assert compose(there, back)[inside].norm(dim=1).max() < 0.05
+
+
 @pytest.mark.parametrize("modality", ["CT", "PET", "SPECT"])
 def test_the_sample_turned_by_thirty_degrees(modality):
     """The part that only a turned start finds; its first estimate leaves most of the turn."""

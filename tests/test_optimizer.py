@@ -43,6 +43,19 @@ def test_momentum_goes_on_and_no_gradient_means_no_step():
     assert not torch.equal(kernel, before)
 
 
+def test_second_step_looks_ahead_of_the_mean_gradient():
+    kernel = nn.Parameter(torch.zeros(2, 3))
+    optimizer = Muon(nn.ParameterList([kernel]), lr=0.1, momentum=0.5)
+    first, second = noise(2, 3) - 0.5, noise(2, 3, seed=1) - 0.5
+    for gradient in (first, second):
+        kernel.grad = gradient.clone()
+        optimizer.step()
+        before, kernel.data = kernel.detach().clone(), torch.zeros(2, 3)
+    # The mean is first / 4 + second / 2, and half of the gradient comes to half of it.
+    expected = -0.1 * 0.2 * 3**0.5 * orthogonalise(second / 2 + (first / 4 + second / 2) / 2)
+    assert torch.allclose(before, expected, atol=1e-6)
+
+
 def test_everything_else_is_left_to_adamw():
     vector = nn.Parameter(noise(5))
     twin = nn.Parameter(vector.detach().clone())

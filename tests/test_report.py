@@ -12,9 +12,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from utils.metrics import LOWER_IS_BETTER
 from utils.report import pictures
+from utils.report.columns import METRICS, before_and_after
 from utils.report.page import write_report
 from utils.report.pictures import PairImages
+from utils.report.plots import charts_of
+from utils.report.summary import facts_of, tiles_of
+from utils.report.table import groups_of
 from utils.scoring import with_mean
 
 NAMES = ["case 2", "case 10", "<b>bold</b></script>", "case 1"]
@@ -147,6 +152,10 @@ def test_before_stands_in_front_of_after_and_registration_in_front_of_fusion(wri
     assert write().columns == ["rmse_before", "rmse", "folding", "qabf", "qcv", "seconds"]
 
 
+def test_headlines_span_their_columns():
+    assert groups_of(["rmse_before", "rmse", "qabf", "seconds"]) == [("Registration", 2), ("Fusion", 1), ("Run", 1)]
+
+
 def test_best_values_follow_the_direction_of_the_metric(write):
     page = write()
     best = {
@@ -171,11 +180,24 @@ def test_headings_say_which_direction_is_better(write):
     assert "↓" not in heads["rmse_before"] and "before" in heads["rmse_before"]
 
 
+def test_directions_are_those_of_the_metrics():
+    lower = LOWER_IS_BETTER | {"epe", "disagreement", "folding", "seconds"}
+    assert {name: metric.better for name, metric in METRICS.items()} == {n: -1 if n in lower else 1 for n in METRICS}
+
+
 def test_without_labels_the_columns_that_need_them_are_left_out(write):
     page = write(make_table(label=False), make_pairs(label=False))
     assert page.columns == ["folding", "qabf", "qcv", "seconds"]
     assert [card["views"] for card in page.cards] == [["Fused", "Fixed", "Moving", "Aligned"]] * 4
     assert "fusion reference: aligned" in page.html
+
+
+def test_references_are_shown_where_pairs_differ_in_them(write):
+    table = make_table()
+    table.loc[1, "reference"] = "aligned"
+    references = [row[-1]["text"] for row in write(table).rows[2:-1]]
+    assert references == ["label", "aligned", *["label"] * (len(NAMES) - 2)]
+    assert "label" not in [cell["text"] for row in write().rows for cell in row]
 
 
 def test_endpoint_errors_and_doubts_stand_with_the_first_figures(write):
@@ -205,6 +227,45 @@ def test_summary_counts_the_pairs_that_got_better(write):
     page = write()
     assert "3 of 4 pairs better than before" in page.html
     assert page.html.count('class="link worse"') == 1
+
+
+def test_figures_of_a_pair_and_of_all_by_hand():
+    rows = pd.DataFrame({
+        "rmse_before": [10.0, 20.0, 40.0], "rmse": [5.0, 30.0, 10.0], "ssim_before": [0.5] * 3, "ssim": [0.6, 0.4, 0.5],
+        "disagreement": [1.1, 1.2, np.nan],
+    })  # fmt: skip
+    verdicts = [[fact["verdict"] for fact in facts_of(row, list(rows))] for _, row in rows.iterrows()]
+    assert verdicts == [["better", "better", "doubtful"], ["worse", "worse", "doubtful"], ["better", ""]]
+    tiles = [[tile[name] for name in ("before", "value", "detail")] for tile in tiles_of(rows, list(rows))]
+    assert tiles == [
+        ["23.33", "15.00", "2 of 3 pairs better than before"],
+        ["0.500", "0.500", "1 of 3 pairs better than before"],
+        ["", "1.15", "2 of 2 pairs above 1: look closely"],
+    ]
+
+
+def test_a_pair_without_a_value_before_is_not_compared():
+    rows = pd.DataFrame({"rmse_before": [10.0, np.nan], "rmse": [5.0, 7.0]})
+    assert before_and_after(rows, "rmse").to_dict("list") == {"before": [10.0], "after": [5.0]}
+
+
+def test_plots_by_hand():
+    rows = pd.DataFrame({"rmse_before": [10.0, 20.0, 28.0], "rmse": [5.0, 30.0, 8.0], "sd": [1.0, 3.0, 2.0]})
+    paired, single = charts_of(rows, ["rmse_before", "rmse", "sd"])
+    assert paired["detail"] == "19.33 → 14.33, 2 of 3 better" and single["detail"] == "mean 2.00, sd 1.00"
+
+    def dots(kind: str) -> list[float]:
+        return [float(x) for x in re.findall(rf'<circle class="{kind}" cx="([0-9.]+)"', paired["svg"])]
+
+    # 4 % beyond 5 and 30 on either side, over 276 px from 12 on.
+    assert dots("dot old") == pytest.approx([12 + 276 * x / 27 for x in (6, 16, 24)], abs=0.06)
+    assert dots("dot") == pytest.approx([12 + 276 * x / 27 for x in (1, 26, 4)], abs=0.06)
+    # Quartiles 1.5 and 3.5 about the median 2, of 1 to 5.
+    svg, unit = charts_of(pd.DataFrame({"sd": [1.0, 2.0, 5.0]}), ["sd"])[0]["svg"], 276 / 4.32
+    box = re.search(r'class="box" x="([0-9.]+)" y="8" width="([0-9.]+)".*class="median" d="M([0-9.]+) ', svg).groups()
+    assert [float(x) for x in box] == pytest.approx([12 + 0.66 * unit, 2 * unit, 12 + 1.16 * unit], abs=0.06)
+    links = re.findall(r'<path class="(link[a-z ]*)" data-i="(\d)"', paired["svg"])
+    assert links == [("link", "0"), ("link worse", "1"), ("link", "2")]
 
 
 def test_names_titles_and_notes_are_escaped(write):
@@ -252,10 +313,15 @@ def test_images_shrink_until_the_page_fits(write, monkeypatch, budget):
     assert 0 < len(page.cards)
     assert sum(len(uri) for card in page.cards for uri in card["images"]) <= budget
     assert len(page.html) - len(page_without.html) <= budget + 4000 * len(names)
-    assert "without loss" not in page.html
+    assert "without loss" not in page.html and "smaller or compressed only in this file" in page.html
     if len(page.cards) < len(names):
         assert f"{len(page.cards)} of 30 pairs are shown" in page.html
     assert [row[0]["text"] for row in page.rows[2:-1]] == names
+
+
+def test_few_of_many_pairs_are_evenly_spaced():
+    assert list(pictures._spread(range(30), 4)) == [0, 10, 19, 29]
+    assert list(pictures._spread(range(3), 4)) == [0, 1, 2]
 
 
 def test_twenty_pairs_of_noise_stay_within_the_real_budget():

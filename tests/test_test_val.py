@@ -25,10 +25,10 @@ from utils.arguments import DEFAULT_CHECKPOINT
 from utils.checkpoint import save_checkpoint
 from utils.files import write_bytes
 from utils.image_io import read_image, write_image
-from utils.inference import PairFuser
+from utils.inference import PairFuser, endpoint_scores
 from utils.maps import jacobian_determinant
 from utils.metrics import fusion_metrics, registration_metrics
-from utils.pairs import sample_pairs
+from utils.pairs import is_blank, sample_pairs
 from utils.publish import publish
 from utils.results import COLUMNS, ResultFolder
 from utils.scoring import read_grey
@@ -232,6 +232,21 @@ def test_true_flows_give_the_endpoint_error(checkpoint, tmp_path):
     assert "EPE" in (tmp_path / "out/CT/report.html").read_text()
 
 
+def test_endpoint_errors_are_those_in_and_near_tissue():
+    label, truth = np.zeros((64, 96), np.float32), np.zeros((2, 64, 96), np.float32)
+    label[:, :32] = 0.5
+    truth[0, :, :40], truth[0, :, 40:] = 3, 50  # tissue and 8 px more, and the rest
+    scores = endpoint_scores(truth + np.where(truth[:1] == 3, 4, 50).astype(np.float32), truth, label)
+    assert scores == pytest.approx({"epe": np.hypot(4, 4), "epe_before": 3}, rel=1e-6)
+
+
+@pytest.mark.parametrize(("levels", "blank"), [(0, True), (3, True), (5, False)])
+def test_an_image_within_four_grey_levels_shows_nothing(levels, blank):
+    image = np.full(SHAPE, 0.5, np.float32)
+    image[10, 10] += levels / 255
+    assert is_blank(image) == blank
+
+
 def test_the_endpoint_error_of_a_label_without_tissue_is_that_of_the_whole_image(checkpoint, tmp_path):
     options = folders(tmp_path, pairs=1, label=True)
     write_image(tmp_path / "label/001.png", np.zeros(SHAPE, np.float32))
@@ -294,6 +309,30 @@ def test_dark_images_of_8_bits_are_not_taken_for_16(checkpoint, tmp_path, capsys
     assert "CT, moving images: expected" in line and "0.05" in line and "bits" not in line
 
 
+def test_a_slice_with_little_in_it_and_a_black_one_are_not_called_dark(tmp_path, capsys):
+    paths = [tmp_path / f"{number}.png" for number in range(2)]
+    for path in paths:
+        write_image(path, picture(0))
+    for levels in ((0.05, 0.9), (0.0, 0.9), (0.0, 0.0)):
+        script.say_what_is_dark("CT", "moving", dict(zip(paths, levels, strict=True)))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("sides", "longest"), [
+    ([20, 26, 32, 26, 20], 0.5), ([20, 26, 32, 60, 20], 0.8), ([20, 26, 32, 26], None),
+])  # fmt: skip
+def test_five_images_of_one_size_are_shown_by_their_longest_head(tmp_path, sides, longest):
+    pairs = []
+    for number, side in enumerate(sides):
+        image = np.zeros((64, 64), np.float32)
+        image[2 : 2 + side, 20:40] = 0.7
+        path = tmp_path / f"{number}.png"
+        write_image(path, image)
+        pairs.append({"name": f"{number}", "fixed": path, "moving": path, "label": None, "flow": None})
+    checked, unreadable = script.check_pairs(pairs, "CT", keep_going=False)
+    assert [pair["longest"] for pair in checked] == [longest] * len(sides) and unreadable == []
+
+
 def test_grey_labels_of_colour_images_are_named(checkpoint, tmp_path, capsys):
     options = ["--modality", "PET", *folders(tmp_path, pairs=3, channels=3, label=True)]
     for name in ("001", "003"):
@@ -315,8 +354,9 @@ def test_moving_images_that_seem_mirrored_are_named(tmp_path, capsys, flipped):
     write_image(tmp_path / "moving.png", moving[:, ::-1] if flipped else moving)
     options = ["--modality", "PET", "--fixed", str(pair["fixed"]), "--moving", str(tmp_path / "moving.png")]
     assert run(DEFAULT_CHECKPOINT, tmp_path / "out", *options) == 0
-    said = "PET: the moving images fit better mirrored left to right in 1 of 1 pairs" in capsys.readouterr().err
-    assert said == flipped
+    said = [line for line in capsys.readouterr().err.splitlines() if "mirrored" in line]
+    assert len(said) == flipped
+    assert not flipped or "PET: the moving images fit better mirrored left to right in 1 of 1 pairs" in said[0]
 
 
 def test_images_of_an_earlier_run_are_named(checkpoint, tmp_path, capsys):
@@ -656,6 +696,31 @@ class TestVolumes:
         aligned = nib.load(tmp_path / "out/CT/aligned.nii.gz")
         assert aligned.shape == (80, 64, 3) and np.allclose(aligned.affine, self.AFFINE)
 
+    def test_resample_takes_the_label_along(self, tmp_path, options):
+        values, affine = nib.load(options[5]).get_fdata(), self.AFFINE.copy()
+        affine[0, 3] += 3 * 1.5  # columns run to the left, where x falls
+        label = str(tmp_path / "label.nii.gz")
+        for path in (options[5], label):
+            nib.save(nib.Nifti1Image(values.astype(np.float32), affine), path)
+        volumes = read_volumes("CT", options[3], options[5], label, resample=True).volumes
+        for role in ("moving", "label"):
+            found = volumes[role].slices[..., :-3]
+            np.testing.assert_allclose(found, values.transpose(2, 1, 0)[..., 3:], atol=1e-2)
+
+    def test_slices_know_the_shape_of_their_pixels(self, tmp_path, options):
+        for path in (options[3], options[5]):  # rows twice as far apart as columns
+            nib.save(nib.Nifti1Image(nib.load(path).get_fdata(), self.AFFINE @ np.diag([1, 2, 1, 1])), path)
+        pairs = read_volumes("CT", options[3], options[5]).write_slices(tmp_path / "slices")
+        assert [pair["aspect"] for pair in pairs] == pytest.approx([2.0] * 3)
+
+    @pytest.mark.parametrize(("distance", "named"), [(0.4, False), (0.6, True)])
+    def test_half_a_millimetre_is_off_the_grid(self, options, distance, named):
+        affine = self.AFFINE.copy()
+        affine[1, 3] += distance
+        nib.save(nib.Nifti1Image(nib.load(options[5]).get_fdata(), affine), options[5])
+        off = read_volumes("CT", options[3], options[5]).off_grid()
+        assert off == ({"moving": pytest.approx(distance, abs=1e-3)} if named else {})
+
     def test_a_coarse_moving_volume_is_resampled(self, checkpoint, tmp_path, options, capsys):
         coarse = np.repeat(nib.load(options[5]).get_fdata()[::2, ::2], 2, axis=2)
         assert coarse.shape[:2] == (40, 32)
@@ -673,6 +738,8 @@ class TestVolumes:
         assert run(checkpoint, tmp_path / "out", *options) == 0
         (line,) = (line for line in capsys.readouterr().err.splitlines() if "mm off" in line)
         assert options[5] in line and "4.0 mm off" in line and "--resample" in line
+        for kind in ("aligned", "fused"):
+            assert np.allclose(nib.load(tmp_path / f"out/CT/{kind}.nii.gz").affine, self.AFFINE)
 
     @pytest.mark.parametrize(
         "case", ["grids differ", "damaged", "apart", "small", "window without volumes", "resample without volumes"]
@@ -754,7 +821,8 @@ class TestBadInput:
 
     @pytest.mark.parametrize("case", [
         "missing folder", "missing file", "unpaired", "sizes", "damaged", "label unpaired", "unknown modality",
-        "no modality", "moving missing", "no table", "split without table", "device", "engine", "name of the last row",
+        "no modality", "moving missing", "label alone", "no table", "split without table", "device",
+        "engine", "name of the last row",
     ])  # fmt: skip
     def test_input(self, checkpoint, tmp_path, output, capsys, case):
         options = ["--modality", "CT", *folders(tmp_path, label=True)]
@@ -787,6 +855,9 @@ class TestBadInput:
         elif case == "moving missing":
             options = ["--modality", "CT", "--fixed", str(fixed.parent)]
             words = ["--moving"]
+        elif case == "label alone":
+            options = ["--modality", "CT", "--label", str(label.parent)]
+            words = ["--label", "--fixed", "--moving"]
         elif case == "no table":
             options = ["--csv", str(tmp_path / "none.csv")]
             words = [str(tmp_path / "none.csv")]
@@ -1028,6 +1099,13 @@ def test_rows_without_known_inputs_are_made_again(checkpoint, tmp_path):
     assert list(json.loads((tmp_path / "out/CT/inputs.json").read_text())) == ["001"]
 
 
+def test_a_pair_called_NA_is_found_again(tmp_path):
+    folder = ResultFolder(tmp_path, "CT")
+    folder.write_rows([{"name": "NA", "seconds": 1.5, "inputs": "0123"}])
+    row = folder.read_rows()["NA"]
+    assert (row["name"], row["seconds"], row["inputs"]) == ("NA", 1.5, "0123")
+
+
 def test_parts_of_several_processes_are_resumed(checkpoint, tmp_path):
     folder = ResultFolder(tmp_path, "CT")
     rows = {name: dict.fromkeys(COLUMNS, 0.5) | {"name": name, "reference": "label"} for name in ("001", "002", "003")}
@@ -1097,9 +1175,10 @@ def test_two_processes_share_the_pairs(checkpoint, tmp_path):
 def test_slices_without_anything_are_named_and_left_as_they_are(checkpoint, tmp_path, capsys):
     options = folders(tmp_path, pairs=2)
     write_image(tmp_path / "moving/001.png", np.zeros(SHAPE))
-    assert run(checkpoint, tmp_path / "out", "--modality", "CT", *options) == 0
+    assert run(checkpoint, tmp_path / "out", "--modality", "CT", "--average", "--save-flow", *options) == 0
     assert "CT: 1 pair with a blank image: not aligned, but counted in the means" in capsys.readouterr().err
     fused = read_image(tmp_path / "out/CT/fused/001.png")
     assert np.array_equal(fused, read_image(tmp_path / "fixed/001.png"))
     rows = read_table(tmp_path / "out/CT/metrics.csv").set_index("name")
-    assert "disagreement" not in rows or np.isnan(rows.loc["001", "disagreement"])
+    assert np.isnan(rows.loc["001", "disagreement"]) and rows.loc["002", "disagreement"] > 0
+    assert not np.load(tmp_path / "out/CT/flow/001.npy").any() and np.load(tmp_path / "out/CT/flow/002.npy").any()

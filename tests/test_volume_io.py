@@ -24,6 +24,7 @@ from utils.volume_io import (
     window,
     write_volume,
 )
+from utils.volume_pair import BRAIN_WINDOW, read_volumes
 
 X, Y, Z = 72, 66, 68
 """Sizes of the test volumes along left-right, front-back and foot-head: all differ, all are large enough to be seen
@@ -185,6 +186,11 @@ def test_single_slice_stays_in_its_plane(tmp_path: Path, axes: str, first_row: s
         assert (top // 100 % 100 == Y - 1).all() and (bottom // 100 % 100 == 0).all()
     else:
         assert (top // 10000 == Z - 1).all() and (bottom // 10000 == 0).all()
+    first, last = volume.slices[0, :, 0].astype(int), volume.slices[0, :, -1].astype(int)
+    if axes == "ASR":  # columns from front to back
+        assert (first // 100 % 100 == Y - 1).all() and (last // 100 % 100 == 0).all()
+    else:  # from right to left
+        assert (first % 100 == X - 1).all() and (last % 100 == 0).all()
     write_volume(tmp_path / "back.nii", volume.slices, volume)
     after = nib.load(tmp_path / "back.nii")
     np.testing.assert_array_equal(after.get_fdata(), array)
@@ -249,6 +255,12 @@ def test_distance_between_volumes_goes_by_the_place_in_space(tmp_path: Path, ord
     assert distance_between(ramp(tmp_path / "moving.nii", stored, shape), like) == pytest.approx(5, abs=1e-4)
     stored[:3, :3] *= 1.1
     assert distance_between(ramp(tmp_path / "moving.nii", stored, shape), like) > 7
+
+
+def test_distance_between_volumes_is_the_largest_of_the_corners(tmp_path: Path) -> None:
+    # Slices that lie 0.1 mm further apart are 4 * 0.1 mm off in the end; none of the other axes is.
+    volumes = [ramp(tmp_path / f"{z}.nii", np.diag([1.0, 1.0, z, 1.0]), (70, 80, 5)) for z in (2.0, 2.1)]
+    assert distance_between(*volumes) == pytest.approx(0.4, abs=1e-4)
 
 
 def test_resampling_fills_with_the_lowest_value_and_keeps_what_is_on_the_grid(tmp_path: Path) -> None:
@@ -355,6 +367,9 @@ def test_single_file_takes_its_thickness_and_keeps_monochrome1_values(tmp_path: 
     volume = read_volume(path)
     np.testing.assert_array_equal(volume.slices[0], values)
     np.testing.assert_allclose(volume.affine[:3, 2], [0, 0, 5])
+    # The distance to the next slice goes before the thickness, and its sign is for the order of frames.
+    path = dicom(tmp_path / "two.dcm", values, SliceThickness=5, SpacingBetweenSlices=-4)
+    np.testing.assert_allclose(read_volume(path).affine[:3, 2], [0, 0, 4])
 
 
 def item(**tags: object) -> Dataset:
@@ -412,6 +427,15 @@ def test_nuclear_medicine_frames_follow_the_first_ones_position(tmp_path: Path) 
     message_of(dicom(tmp_path / "d.dcm", values, **tags | {"NumberOfSlices": 1}), "3 frames")
 
 
+def test_dicom_in_hounsfield_units_is_shown_in_the_brain_window(tmp_path: Path) -> None:
+    # Without air, so that the values alone would not tell.
+    places = [(0, 0, 3.0 * k) for k in range(3)]
+    moving = series(tmp_path / "ct", np.full((3, 64, 66), 60), places)
+    fixed = series(tmp_path / "mr", noise(3, 64, 66), places, Modality="MR")
+    pair = read_volumes("CT", fixed, moving)
+    assert pair.window == BRAIN_WINDOW == (40, 80) and np.allclose(pair.levels["moving"], 60 / 80)
+
+
 # --- bad input ----------------------------------------------------------------------------------------------
 
 
@@ -465,6 +489,14 @@ def test_header_that_promises_too_much_is_refused_unread(tmp_path: Path) -> None
     header["magic"], header["vox_offset"] = b"n+1", 352
     (tmp_path / "bomb.nii.gz").write_bytes(gzip.compress(header.binaryblock + bytes(1000)))
     message_of(tmp_path / "bomb.nii.gz", "at most", "4096 x 4096 x 4096")
+    path = dicom(tmp_path / "bomb.dcm", noise(64, 64), NumberOfFrames=4096, Rows=4096, Columns=4096)
+    message_of(path, "at most", "4096 x 4096 x 4096")
+
+
+def test_a_series_that_is_too_large_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = series(tmp_path / "series", noise(3, 64, 64), [(0, 0, 3.0 * k) for k in range(3)])
+    monkeypatch.setattr("utils.image_io.MAX_VOXELS", 2 * 64 * 64)
+    message_of(folder, "at most", "3 x 64 x 64")
 
 
 def test_truncated_dicom(tmp_path: Path) -> None:
@@ -504,7 +536,7 @@ def test_slices_of_differing_size(tmp_path: Path) -> None:
     message_of(tmp_path, "2.dcm", "64 64", "66 64")
 
 
-@pytest.mark.parametrize("heights", [(0, 3, 9), (0, 3, 3), (1, 1)])
+@pytest.mark.parametrize("heights", [(0, 3, 9), (0, 3, 6.8), (0, 3, 3), (1, 1)])
 def test_missing_and_doubled_slices(tmp_path: Path, heights: tuple[int, ...]) -> None:
     for number, z in enumerate(heights):
         dicom(tmp_path / f"{number}.dcm", noise(64, 64), ImagePositionPatient=[0, 0, z])
