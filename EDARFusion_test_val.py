@@ -254,9 +254,12 @@ def run(options: argparse.Namespace) -> int:
     elif options.modality == "CT" and volumes.window != BRAIN_WINDOW:
         say(f"{options.moving}: expected Hounsfield units with air in them, found other values; shown with a window of "
             f"{volumes.window_text()} (--window CENTER WIDTH)")
+    for role in volumes.unplaced():
+        say(f"{getattr(options, role)}: expected a header that says how the volume lies, found neither sform nor qform "
+            "(both codes 0); its axes are taken to run to the patient's left, front and head: check left and right")
     for role, distance in volumes.off_grid().items():
         say(f"{getattr(options, role)}: expected the place in space of {options.fixed}, found one up to {distance:.1f} "
-            "mm off; taken voxel by voxel as it lies (--resample goes by the place)")
+            "mm off; both are turned to one view and taken slice by slice (--resample goes by the place)")
     for role, found in volumes.of_other_kind(options.modality).items():
         say(f"{getattr(options, role)}: expected the {role} volume, found a DICOM series of modality {found}; are "
             "--fixed (MRI) and --moving the right way round?")

@@ -741,6 +741,20 @@ class TestVolumes:
         for kind in ("aligned", "fused"):
             assert np.allclose(nib.load(tmp_path / f"out/CT/{kind}.nii.gz").affine, self.AFFINE)
 
+    @pytest.mark.parametrize("role", ["fixed", "moving"])
+    def test_volumes_without_orientation_are_named_and_not_resampled(
+        self, checkpoint, tmp_path, options, capsys, monkeypatch, role
+    ):
+        path = options[3 if role == "fixed" else 5]
+        nib.save(nib.Nifti1Image(nib.load(path).get_fdata(), None), path)
+        assert run(checkpoint, tmp_path / "out", *options, "--resample") == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{path}: expected a header that says how the volume lies" in line and "found neither" in line
+        monkeypatch.setattr(script, "fuse_and_score", lambda *_: 0)
+        assert run(checkpoint, tmp_path / "out", *options) == 0
+        (line,) = capsys.readouterr().err.splitlines()  # how far apart they lie is not known
+        assert f"{path}: expected" in line and "left, front and head: check left and right" in line
+
     @pytest.mark.parametrize(
         "case", ["grids differ", "damaged", "apart", "small", "window without volumes", "resample without volumes"]
     )

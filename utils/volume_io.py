@@ -12,7 +12,7 @@ and are not inverted.
 
 import gzip
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ import numpy as np
 from nibabel.affines import apply_affine
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from nibabel.processing import resample_from_to
+from nibabel.spatialimages import HeaderDataError
 
 from utils.dicom import dicom_files, is_dicom, read_dicom
 from utils.files import entries, write_bytes
@@ -41,12 +42,19 @@ class Volume(NamedTuple):
             slices.
         modality: DICOM tag such as "CT", "MR", "PT", "NM"; "" where the file does not say.
         units: of the values: "HU", DICOM's such as "BQML", or "" where the file does not say.
+        forms: of NIfTI sform and qform, each with its code; the matrix is None where the code is 0.
     """
 
     slices: np.ndarray
     affine: np.ndarray
     modality: str
     units: str
+    forms: tuple[tuple[np.ndarray | None, int], ...] = ()
+
+    @property
+    def placed(self) -> bool:
+        """Whether the file says how it lies; else its axes are taken to run to the left, the front and the head."""
+        return not self.forms or any(code for _, code in self.forms)
 
     @property
     def aspect(self) -> float:
@@ -98,7 +106,7 @@ def read_volume(path: str | os.PathLike) -> Volume:
         found = "a folder without DICOM files" if path.is_dir() else repr(path.name)
         raise ImageError.at(path, "a .nii, .nii.gz or DICOM file or a folder of DICOM files", found)
     nifti = path.name.lower().endswith(NIFTI_SUFFIXES) and path.is_file()
-    array, affine, modality, units = _read_nifti(path) if nifti else read_dicom(path)
+    array, affine, modality, units, forms = _read_nifti(path) if nifti else (*read_dicom(path), ())
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise ImageError.at(path, "an affine that can be inverted", f"{np.array2string(affine, precision=3)}")
     if not np.isfinite(array).all():
@@ -109,7 +117,7 @@ def read_volume(path: str | os.PathLike) -> Volume:
     if min(height, width) == 1 or count == 1 < array.shape[2]:
         expected = "axial slices of several rows and columns, or one slice along the third axis"
         raise ImageError.at(path, expected, f"{count} of {width} x {height}")
-    return Volume(slices, affine, modality, units)
+    return Volume(slices, affine, modality, units, forms)
 
 
 def write_volume(path: str | os.PathLike, slices: np.ndarray, like: Volume) -> None:
@@ -174,7 +182,7 @@ def resample_volume(volume: Volume, like: Volume) -> Volume:
     if not inside.any():
         raise ValueError("expected volumes that overlap in space, found one beside the other")
     array[~inside] = volume.slices.min()
-    return Volume(_to_slices(array, like.affine), like.affine, volume.modality, volume.units)
+    return like._replace(slices=_to_slices(array, like.affine), modality=volume.modality, units=volume.units)
 
 
 def window(slices: np.ndarray, center: float, width: float) -> np.ndarray:
@@ -264,8 +272,8 @@ def _slices_affine(volume: Volume) -> np.ndarray:
     return volume.affine @ inv_ornt_aff(turn, shape)
 
 
-def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, str, str]:
-    """float32 array (X, Y, Z), affine, and no modality or units, which NIfTI does not name."""
+def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, str, str, tuple[tuple[np.ndarray | None, int], ...]]:
+    """float32 array (X, Y, Z), affine, no modality or units, which NIfTI does not name, and `Volume.forms`."""
     if not path.stat().st_size:
         raise ImageError.at(path, "a NIfTI file", "an empty file (0 bytes)")
     try:
@@ -292,4 +300,15 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, str, str]:
     except Exception as error:
         raise ImageError.at(path, "a complete NIfTI file", f"a damaged or truncated file ({error})") from error
     # PET is often written with a fourth axis of one time.
-    return array.reshape(*array.shape[:3], *(1,) * (3 - array.ndim)), image.affine, "", ""
+    array = array.reshape(*array.shape[:3], *(1,) * (3 - array.ndim))
+    return array, image.affine, "", "", (_form(image.get_sform), _form(image.get_qform))
+
+
+def _form(get: Callable[..., tuple[np.ndarray | None, int]]) -> tuple[np.ndarray | None, int]:
+    """What `get` finds in a header, matrix and code; as if it were not there where it is none."""
+    try:
+        matrix, code = get(coded=True)
+    except (ValueError, HeaderDataError):
+        # A quaternion of no length 1; it is the other one that places the volume.
+        return None, 0
+    return (matrix, code) if matrix is None or np.isfinite(matrix).all() else (None, 0)

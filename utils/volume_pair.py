@@ -53,10 +53,17 @@ class VolumePair(NamedTuple):
         """The window in words."""
         return "center {:.4g}, width {:.4g}".format(*self.window)
 
+    def unplaced(self) -> list[str]:
+        """Roles of the volumes whose files do not say how they lie."""
+        return [role for role, volume in self.volumes.items() if not volume.placed]
+
     def off_grid(self) -> dict[str, float]:
-        """How far, in mm, moving and label lie from the fixed volume by their affines, where it is over `NEAR`."""
-        fixed, *others = self.volumes
-        apart = {role: distance_between(self.volumes[role], self.volumes[fixed]) for role in others}
+        """How far, in mm, moving and label lie from the fixed volume by their affines, where it is over `NEAR`.
+
+        Nothing is known of volumes that do not say how they lie.
+        """
+        placed = {role: volume for role, volume in self.volumes.items() if volume.placed}
+        apart = {role: distance_between(x, placed["fixed"]) for role, x in placed.items() if "fixed" in placed}
         return {role: distance for role, distance in apart.items() if distance > NEAR}
 
     def of_other_kind(self, modality: str) -> dict[str, str]:
@@ -121,7 +128,8 @@ def read_volumes(
         resample: bring moving and label onto the grid of the fixed volume first, by their affines.
 
     Raises:
-        FileError: a file cannot be used, or the grids differ, or with `resample` the volumes do not overlap.
+        FileError: a file cannot be used, or the grids differ, or with `resample` the volumes do not overlap or one does
+            not say how it lies.
     """
     paths = {"fixed": fixed, "moving": moving} | ({} if label is None else {"label": label})
     volumes = {role: read_volume(path) for role, path in paths.items()}
@@ -129,6 +137,10 @@ def read_volumes(
         moved = volumes["moving"]
         in_hu = moved.units == "HU" or (modality == "CT" and not moved.units and looks_like_hu(moved.slices))
         center_width = BRAIN_WINDOW if in_hu else robust_window(moved.slices)
+    for role, volume in volumes.items() if resample else ():
+        if not volume.placed:
+            expected = "a header that says how the volume lies, which --resample goes by"
+            raise FileError.at(paths[role], expected, "neither sform nor qform (both codes 0)")
     for role in ("moving", "label")[: len(paths) - 1] if resample else ():
         try:
             volumes[role] = resample_volume(volumes[role], volumes["fixed"])
