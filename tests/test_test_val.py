@@ -589,12 +589,18 @@ class TestVolumes:
         return ["--modality", "CT", "--fixed", fixed, "--moving", moving]
 
     def test_slices_become_volumes_on_the_fixed_grid(self, checkpoint, tmp_path, options):
+        fixed = nib.Nifti1Image(nib.load(options[3]).get_fdata(), self.AFFINE)
+        fixed.set_sform(self.AFFINE, 1)
+        fixed.set_qform(self.AFFINE, 1)
+        nib.save(fixed, options[3])
         assert run(checkpoint, tmp_path / "out", *options, "--window", "0", "2000") == 0
         folder = tmp_path / "out/CT"
         assert len(read_table(folder / "metrics.csv")) == 4 and (folder / "report.html").is_file()
         aligned, fused = (nib.load(folder / f"{kind}.nii.gz") for kind in ("aligned", "fused"))
         for image in (aligned, fused):
             assert image.shape == (80, 64, 3) and np.allclose(image.affine, self.AFFINE)
+            for form in (image.get_sform(coded=True), image.get_qform(coded=True)):
+                assert form[1] == 1 and np.allclose(form[0], self.AFFINE)
         moving = nib.load(options[-1]).get_fdata().transpose(2, 1, 0)
         for number in range(3):
             flow = np.load(folder / f"flow/head_{number:03}.npy")

@@ -197,6 +197,42 @@ def test_single_slice_stays_in_its_plane(tmp_path: Path, axes: str, first_row: s
     np.testing.assert_array_equal(after.affine, turned.affine)
 
 
+@pytest.mark.parametrize("codes", [(4, 1), (2, 0), (0, 1), (0, 0)])
+def test_sform_and_qform_come_back_with_their_codes(tmp_path: Path, codes: tuple[int, int]) -> None:
+    sform, qform = np.diag([-0.9, 0.8, 1.5, 1.0]), np.eye(4)
+    qform[:3] = [[-0.9, 0, 0, 5], [0, 0, 1.5, -8], [0, 0.8, 0, 3]]
+    image = nib.Nifti1Image(patient(), None)
+    image.header.set_zooms((0.9, 0.8, 1.5))
+    image.set_sform(sform if codes[0] else None, codes[0])
+    image.set_qform(qform if codes[1] else None, codes[1])
+    nib.save(image, tmp_path / "volume.nii")
+    before = nib.load(tmp_path / "volume.nii")
+    volume = read_volume(tmp_path / "volume.nii")
+    for slices in (volume.slices, np.repeat(volume.slices[..., None] > 0, 3, axis=3).astype(np.uint8)):
+        write_volume(tmp_path / "back.nii", slices, volume)
+        after = nib.load(tmp_path / "back.nii")
+        np.testing.assert_allclose(after.affine, before.affine, atol=1e-5)
+        np.testing.assert_allclose(after.header.get_zooms(), before.header.get_zooms())
+        for form, code in zip(("sform", "qform"), codes, strict=True):
+            (found, its_code), (expected, _) = (getattr(x, f"get_{form}")(coded=True) for x in (after, before))
+            assert its_code == code and (found is None) == (code == 0)
+            assert code == 0 or np.allclose(found, expected, atol=1e-5)
+
+
+def test_a_qform_that_is_none_is_left_out(tmp_path: Path) -> None:
+    path = nifti(tmp_path / "volume.nii", patient())
+    quaternion, qform_code = 256, 252
+    path = patch(path, quaternion, 0.9, 0.9, 0.9)
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<h", data, qform_code, 1)
+    path.write_bytes(data)
+    volume = read_volume(path)
+    write_volume(tmp_path / "back.nii", volume.slices, volume)
+    after = nib.load(tmp_path / "back.nii")
+    np.testing.assert_array_equal(after.affine, nib.load(path).affine)
+    assert after.get_qform(coded=True) == (None, 0)
+
+
 def test_flat_nifti_is_a_stack_of_one(tmp_path: Path) -> None:
     array = patient()[:, :, 0]
     volume = read_volume(nifti(tmp_path / "slice.nii", array))

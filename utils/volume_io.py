@@ -123,8 +123,8 @@ def read_volume(path: str | os.PathLike) -> Volume:
 def write_volume(path: str | os.PathLike, slices: np.ndarray, like: Volume) -> None:
     """Write a NIfTI file whose array has the axes and the affine of `like`, so that viewers overlay the two.
 
-    What `read_volume` returned is written back as the same array and affine; a 2D array comes back as (X, Y, 1). The
-    file appears whole or not at all.
+    What `read_volume` returned is written back as the same array and affine, of NIfTI with sform, qform and their
+    codes; a 2D array comes back as (X, Y, 1). The file appears whole or not at all.
 
     Args:
         path: file to write; its name ends in ``.nii`` or ``.nii.gz``.
@@ -148,6 +148,11 @@ def write_volume(path: str | os.PathLike, slices: np.ndarray, like: Volume) -> N
     else:
         slices = slices.astype(np.float32)
     image = _to_nifti(slices, like.affine)
+    if like.forms:
+        # Some viewers go by sform, others by qform: both are those of the file, or it would not be overlaid everywhere.
+        sform, qform = like.forms
+        image.set_sform(*sform)
+        image.set_qform(*qform)
     image.header.set_xyzt_units("mm")
     data = image.to_bytes()
     write_bytes(path, gzip.compress(data, mtime=0) if path.name.lower().endswith(".gz") else data)
