@@ -397,6 +397,21 @@ def test_every_pet_slice_has_its_own_slope(tmp_path: Path) -> None:
     assert (volume.modality, volume.units) == ("PT", "BQML")
 
 
+@pytest.mark.parametrize(
+    ("tags", "units"),
+    [
+        ({}, "HU"),
+        ({"RescaleType": "HU"}, "HU"),
+        ({"RescaleType": "MGML"}, "MGML"),
+        ({"RescaleType": "US"}, ""),
+        ({"RescaleSlope": None, "RescaleIntercept": None}, ""),
+        ({"RescaleSlope": None, "RescaleIntercept": None, "RescaleType": "HU"}, ""),
+    ],
+)
+def test_only_ct_that_is_rescaled_is_in_hounsfield_units(tmp_path: Path, tags: dict, units: str) -> None:
+    assert read_volume(dicom(tmp_path / "ct.dcm", noise(64, 64), **tags)).units == units
+
+
 def test_single_file_takes_its_thickness_and_keeps_monochrome1_values(tmp_path: Path) -> None:
     values = noise(70, 80)
     path = dicom(tmp_path / "one.dcm", values, SliceThickness=5, PhotometricInterpretation="MONOCHROME1")

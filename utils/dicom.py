@@ -138,19 +138,22 @@ def _frame(path: Path, dataset: Dataset, number: int, values: np.ndarray) -> _Fr
             raise ImageError.at(path, f"one volume of {dataset.NumberOfSlices} slices", f"{count} frames")
         position = position + number * numbers("SpacingBetweenSlices", 1) * np.cross(*directions)
     modality = str(dataset.get("Modality") or "")
+    rescale = groups if "RescaleSlope" in groups else dataset
+    rescaled = "RescaleSlope" in rescale and "RescaleIntercept" in rescale
     units = dataset.get("Units") or groups.get("RescaleType") or dataset.get("RescaleType")
-    if units in (None, "US"):  # unspecified
-        units = "HU" if modality == "CT" else ""
+    units = str(units or ("HU" if modality == "CT" else ""))
+    if units == "US" or units == "HU" and not rescaled:
+        units = ""  # unspecified, or what is stored before it is rescaled
     return _Frame(
         file=path,
-        values=apply_modality_lut(values, groups if "RescaleSlope" in groups else dataset).astype(np.float32),
+        values=apply_modality_lut(values, rescale).astype(np.float32),
         position=position,
         directions=directions,
         spacing=numbers("PixelSpacing", 2),
         thickness=abs(numbers(thickness, 1)[0]) if thickness else 1.0,
         series=str(dataset.get("SeriesInstanceUID") or ""),
         modality=modality,
-        units=str(units),
+        units=units,
     )
 
 
