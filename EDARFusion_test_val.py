@@ -214,6 +214,13 @@ def say(what: str) -> None:
         print(f"{PROGRAM}: {what}", file=sys.stderr)
 
 
+def say_what_is_older(folder: ResultFolder, pairs: list[dict], volumes: bool) -> None:
+    """Name what lies beside the results of these pairs; `volumes`: where they are slices of volumes."""
+    if strangers := folder.strangers(pairs, volumes=volumes):
+        what = counted(len(strangers), "result")
+        say(f"{folder.path}: holds {what} of an earlier run as well: {listed(strangers)}")
+
+
 def print_summary(tables: dict[str, pd.DataFrame], folders: dict[str, ResultFolder]) -> None:
     """Means by modality, before → after where both are known, and where the pictures are."""
     means = {modality: table.mean(numeric_only=True) for modality, table in tables.items()}
@@ -362,6 +369,9 @@ def fuse_and_score(
         earlier = folder.read_rows() if options.resume else {}
         done = [pair["name"] for pair in chosen[modality] if folder.is_finished(pair, earlier)]
         rows[modality] = {name: earlier[name] for name in done}
+        if not done or len(done) < len(earlier):
+            # They are of other pairs, and would lie beside the new rows if the run were interrupted.
+            folder.outdated = [folder.report_path, *(folder.volume_paths if volumes else ())]
     if WORLD > 1:
         # The processes wait for each other after the last pair, however long that takes.
         dist.init_process_group("gloo", timeout=timedelta(days=7))
@@ -409,6 +419,8 @@ def fuse_and_score(
                     folder.write_rows(sorted(known.values(), key=lambda row: order[row["name"]]), PART)
                     progress.update()
             if not all(pair["name"] in known for pair in todo):
+                if WORLD == 1:
+                    say_what_is_older(folder, [pair for pair in pairs if pair["name"] in known], volumes is not None)
                 message = f"interrupted at {modality} after {len(known)} of {len(pairs)} pairs"
                 print(f"{PROGRAM}: {message}; the same command with --resume goes on", file=sys.stderr)
                 return INTERRUPTED
@@ -430,9 +442,7 @@ def fuse_and_score(
             if (check := mirror_checks[modality]).seems_mirrored():
                 found = f"{sum(check.found)} of {len(check.found)} pairs looked at"
                 say(f"{modality}: the moving images fit better mirrored left to right in {found}; is one side flipped?")
-            if strangers := folder.strangers(chosen[modality], volumes=volumes is not None):
-                what = counted(len(strangers), "result")
-                say(f"{folder.path}: holds {what} of an earlier run as well: {listed(strangers)}")
+            say_what_is_older(folder, chosen[modality], volumes is not None)
         for reason in left_out:
             say(f"left out: {reason}")
     if WORLD > 1:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import nibabel as nib
@@ -23,7 +24,8 @@ from models.edarfusion import EDARFusion
 from utils import image_io
 from utils.arguments import DEFAULT_CHECKPOINT
 from utils.checkpoint import save_checkpoint
-from utils.files import write_bytes
+from utils.evaluation import evaluate
+from utils.files import FileError, write_bytes
 from utils.image_io import read_image, write_image
 from utils.inference import PairFuser, endpoint_scores
 from utils.maps import jacobian_determinant
@@ -747,6 +749,24 @@ class TestVolumes:
         for kind in ("aligned", "fused"):
             assert np.allclose(nib.load(tmp_path / f"out/CT/{kind}.nii.gz").affine, self.AFFINE)
 
+    def test_an_interrupted_run_leaves_no_volumes_and_report_of_others(
+        self, checkpoint, tmp_path, options, capsys, monkeypatch
+    ):
+        assert run(checkpoint, tmp_path / "out", *options) == 0
+        files = [tmp_path / "out/CT" / name for name in ("aligned.nii.gz", "fused.nii.gz", "report.html")]
+        options[5] = self.save(tmp_path / "other.nii", 2000 * np.stack([picture(seed) for seed in (7, 8, 9)]) - 1000)
+        with monkeypatch.context() as patch:
+            patch.setattr(script, "evaluate", lambda *x: ())
+            assert run(checkpoint, tmp_path / "out", *options) == script.INTERRUPTED
+            assert all(path.exists() for path in files)  # so is their table
+            capsys.readouterr()
+            patch.setattr(script, "evaluate", lambda *x: islice(evaluate(*x), 2))
+            assert run(checkpoint, tmp_path / "out", *options) == script.INTERRUPTED
+        assert not any(path.exists() for path in files)
+        assert "1 result of an earlier run as well: head_002\n" in capsys.readouterr().err
+        assert run(checkpoint, tmp_path / "out", *options, "--resume") == 0
+        assert all(path.exists() for path in files)
+
     @pytest.mark.parametrize("role", ["fixed", "moving"])
     def test_volumes_without_orientation_are_named_and_not_resampled(
         self, checkpoint, tmp_path, options, capsys, monkeypatch, role
@@ -1050,6 +1070,23 @@ def test_resume_computes_what_is_missing_only(checkpoint, tmp_path):
     # A wanted file that the earlier run did not save makes a pair unfinished.
     assert run(checkpoint, tmp_path / "out", *options, "--resume", "--save-flow") == 0
     assert len(list((folder / "flow").iterdir())) == 3
+
+
+def test_resume_leaves_the_report_of_what_is_finished(checkpoint, tmp_path, monkeypatch):
+    options = ["--modality", "CT", *folders(tmp_path, pairs=1)]
+    assert run(checkpoint, tmp_path / "out", *options) == 0
+    folders(tmp_path, pairs=2)
+    monkeypatch.setattr(script, "evaluate", lambda *x: ())
+    assert run(checkpoint, tmp_path / "out", *options, "--resume") == script.INTERRUPTED
+    assert (tmp_path / "out/CT/report.html").exists()
+
+
+def test_what_is_outdated_and_cannot_be_removed_is_named(tmp_path):
+    folder = ResultFolder(tmp_path, "CT")
+    folder.report_path.mkdir()
+    folder.outdated = [folder.report_path]
+    with pytest.raises(FileError, match=r"report\.html: expected a file that can be replaced"):
+        folder.write_rows([])
 
 
 @pytest.mark.parametrize("changed", ["checkpoint", "passes", "unreadable"])

@@ -1,4 +1,4 @@
-"""The project's one way to write a file and to list a folder, and the error that names what cannot be used."""
+"""The project's one way to write and remove a file and to list a folder, and the error that names what is no use."""
 
 import os
 import re
@@ -48,6 +48,18 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
             raise
     except OSError as error:
         raise FileError.at(path, "a place to write to", error.strerror or str(error)) from error
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there.
+
+    Raises:
+        FileError: the system refused (no permission, a folder of that name).
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise FileError.at(path, "a file that can be replaced", error.strerror or str(error)) from error
 
 
 def remove_unfinished(folder: str | os.PathLike) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from utils.files import FileError, remove_unfinished, write_bytes
+from utils.files import FileError, remove, remove_unfinished, write_bytes
 from utils.flow_io import save_flow
 from utils.image_io import read_image, write_image
 from utils.pairs import fingerprint, read_pair
@@ -72,6 +72,8 @@ class ResultFolder:
         self.table_path, self.report_path = self.path / "metrics.csv", self.path / "report.html"
         self.settings_path, self.inputs_path = self.path / "settings.json", self.path / "inputs.json"
         self.volume_paths = [self.path / f"{kind}.nii.gz" for kind in ("aligned", "fused")]
+        self.outdated: list[Path] = []
+        """Of other pairs than the new rows; removed before the first of them is written."""
         self._settings_written = False
         self.flow, self.maps, self.figures = flow, maps, figures
 
@@ -204,7 +206,7 @@ class ResultFolder:
                 `read_rows` finds, until one of them writes the whole and removes the parts.
 
         Raises:
-            FileError: the file cannot be written.
+            FileError: the file cannot be written, or what is outdated not be removed.
         """
         rows = list(rows)
         further = (column for column in FURTHER_COLUMNS if any(column in row for row in rows))
@@ -212,6 +214,8 @@ class ResultFolder:
         path = self.table_path if part is None else self.path / f".metrics-{part}.csv"
         inputs_path = self.inputs_path if part is None else self.path / f".inputs-{part}.json"
         if not self._settings_written:
+            for old in self.outdated:
+                remove(old)
             write_bytes(self.settings_path, json.dumps(self.settings, indent=2).encode())
             self._settings_written = True
         write_bytes(path, table.to_csv(index=False, lineterminator="\n", float_format="%.10g").encode())
