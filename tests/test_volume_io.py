@@ -8,9 +8,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 from nibabel.orientations import aff2axcodes
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.pixels.decoders.base import Decoder
 from pydicom.sequence import Sequence
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import MPEG2MPML, UID, CTImageStorage, ExplicitVRLittleEndian, JPEGLosslessSV1
 
 from utils.image_io import ImageError
 from utils.volume_io import (
@@ -412,6 +415,14 @@ def test_only_ct_that_is_rescaled_is_in_hounsfield_units(tmp_path: Path, tags: d
     assert read_volume(dicom(tmp_path / "ct.dcm", noise(64, 64), **tags)).units == units
 
 
+def test_empty_rescale_tags_count_as_absent(tmp_path: Path) -> None:
+    path = dicom(tmp_path / "a.dcm", noise(64, 64), Modality="MR")
+    dataset = dcmread(path)
+    dataset.RescaleSlope = dataset.RescaleIntercept = None
+    dataset.save_as(path)
+    np.testing.assert_array_equal(read_volume(path).slices[0], noise(64, 64))
+
+
 def test_single_file_takes_its_thickness_and_keeps_monochrome1_values(tmp_path: Path) -> None:
     values = noise(70, 80)
     path = dicom(tmp_path / "one.dcm", values, SliceThickness=5, PhotometricInterpretation="MONOCHROME1")
@@ -561,6 +572,23 @@ def test_truncated_dicom(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tag", ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"])
 def test_dicom_without_position(tmp_path: Path, tag: str) -> None:
     message_of(dicom(tmp_path / "a.dcm", noise(64, 64), **{tag: None}), tag, "none")
+
+
+@pytest.mark.parametrize(
+    ("syntax", "words"),
+    [(JPEGLosslessSV1, ("JPEG Lossless", "pylibjpeg-libjpeg")), (MPEG2MPML, ("MPEG2 Main Profile",))],
+)
+def test_dicom_that_nothing_decodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, syntax: UID, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(Decoder, "is_available", False)  # whatever is installed here
+    path = dicom(tmp_path / "a.dcm", noise(64, 64))
+    dataset = dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.PixelData = encapsulate([b"jpeg"])
+    dataset["PixelData"].VR = "OB"
+    dataset.save_as(path)
+    message_of(path, "transfer syntax", *words)
 
 
 def test_colour_dicom(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.pixels import apply_modality_lut
+from pydicom.pixels import apply_modality_lut, get_decoder
 
 from utils.files import entries
 from utils.image_io import IMAGE_SUFFIXES, ImageError, check_voxels
@@ -107,6 +107,7 @@ def _read_frames(path: Path) -> list[_Frame]:
             photometric = dataset.get("PhotometricInterpretation", "MONOCHROME2")
             if not photometric.startswith("MONOCHROME"):
                 raise ImageError.at(path, "one value a pixel (MONOCHROME1 or MONOCHROME2)", photometric)
+            _check_syntax(path, dataset)
             pixels = dataset.pixel_array.reshape(shape)
             return [_frame(path, dataset, number, values) for number, values in enumerate(pixels)]
     except ImageError:
@@ -116,6 +117,23 @@ def _read_frames(path: Path) -> list[_Frame]:
     except Exception as error:
         # pydicom and its decoders let many kinds escape: AttributeError, EOFError, ValueError, RuntimeError ...
         raise ImageError.at(path, "a complete DICOM image", f"a damaged or truncated file ({error})") from error
+
+
+def _check_syntax(path: Path, dataset: Dataset) -> None:
+    """Check that something is installed that decodes the pixels.
+
+    Raises:
+        ImageError: nothing is; the message names what to install, where there is anything.
+    """
+    syntax = dataset.file_meta.TransferSyntaxUID
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError as error:
+        raise ImageError.at(path, "a transfer syntax of images", syntax.name) from error
+    if not decoder.is_available:
+        # Such as "pylibjpeg - requires pylibjpeg>=2.0 and pylibjpeg-libjpeg>=2.1", one for each package that would do.
+        needed = decoder.missing_dependencies[-1].rpartition(" requires ")[2]
+        raise ImageError.at(path, f"a transfer syntax that can be decoded ({needed} would do)", syntax.name)
 
 
 def _frame(path: Path, dataset: Dataset, number: int, values: np.ndarray) -> _Frame:
@@ -138,6 +156,10 @@ def _frame(path: Path, dataset: Dataset, number: int, values: np.ndarray) -> _Fr
             raise ImageError.at(path, f"one volume of {dataset.NumberOfSlices} slices", f"{count} frames")
         position = position + number * numbers("SpacingBetweenSlices", 1) * np.cross(*directions)
     modality = str(dataset.get("Modality") or "")
+    for tags in (groups, dataset):
+        for name in ("RescaleSlope", "RescaleIntercept"):
+            if name in tags and tags[name].is_empty:
+                del tags[name]
     rescale = groups if "RescaleSlope" in groups else dataset
     rescaled = "RescaleSlope" in rescale and "RescaleIntercept" in rescale
     units = dataset.get("Units") or groups.get("RescaleType") or dataset.get("RescaleType")

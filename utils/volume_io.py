@@ -97,7 +97,8 @@ def read_volume(path: str | os.PathLike) -> Volume:
     Raises:
         ImageError: nothing there, damaged or truncated, another format, 4D, colour, NaN or infinity, slices of one
             row or column, more than `MAX_VOXELS` voxels, an affine that cannot be inverted; and for DICOM: no
-            position tags, or slices of more than one series, size, spacing or direction, or unevenly spaced.
+            position tags, nothing installed that decodes the pixels, or slices of more than one series, size, spacing
+            or direction, or unevenly spaced.
     """
     path = Path(path)
     if not os.path.exists(path):
