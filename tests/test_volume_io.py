@@ -13,7 +13,15 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import Decoder
 from pydicom.sequence import Sequence
-from pydicom.uid import MPEG2MPML, UID, CTImageStorage, ExplicitVRLittleEndian, JPEGLosslessSV1
+from pydicom.uid import (
+    MPEG2MPML,
+    UID,
+    BasicTextSRStorage,
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    JPEGLosslessSV1,
+    MediaStorageDirectoryStorage,
+)
 
 from utils.image_io import ImageError
 from utils.volume_io import (
@@ -122,6 +130,24 @@ def test_dicom_files_are_known_without_their_suffix(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").write_text("from the archive")
     (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
     assert is_volume(tmp_path) and is_volume(next(tmp_path.glob("IM*")))
+    np.testing.assert_array_equal(read_volume(tmp_path).slices, slices)
+
+
+def test_dicom_objects_without_pixels_are_named_and_left_out_of_a_series(tmp_path: Path) -> None:
+    report, contents = tmp_path / "000.dcm", tmp_path / "DICOMDIR"
+    dataset = dcmread(dicom(report, noise(64, 64), SeriesInstanceUID="9.9"))
+    del dataset.PixelData
+    dataset.SOPClassUID = BasicTextSRStorage
+    dataset.save_as(report)
+    message_of(report, "an image", "a DICOM object without pixels (Basic Text SR Storage)")
+    with pytest.raises(ImageError, match="without pixels"):
+        read_volume(tmp_path)
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage
+    dataset.save_as(contents)
+    message_of(contents, "the folder of one series", "a DICOMDIR")
+    slices = noise(2, 64, 66)
+    for number, values in enumerate(slices):
+        dicom(tmp_path / f"{number + 1}.dcm", values, ImagePositionPatient=[0, 0, 4.0 * number])
     np.testing.assert_array_equal(read_volume(tmp_path).slices, slices)
 
 

@@ -10,6 +10,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_modality_lut, get_decoder
+from pydicom.uid import MediaStorageDirectoryStorage
 
 from utils.files import entries
 from utils.image_io import IMAGE_SUFFIXES, ImageError, check_voxels
@@ -31,6 +32,8 @@ _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 def read_dicom(path: Path) -> tuple[np.ndarray, np.ndarray, str, str]:
     """Read a DICOM file, or all those of a folder, which are put in order along the slices' normal.
 
+    What a folder holds beside images, such as a report, is left out.
+
     Returns:
         float32 array (columns, rows, slices) in the file's own units; affine (4, 4), from its indices to RAS mm;
         DICOM's modality; units, "" where they are unknown.
@@ -39,7 +42,14 @@ def read_dicom(path: Path) -> tuple[np.ndarray, np.ndarray, str, str]:
         ImageError: as `utils.volume_io.read_volume`.
     """
     files = dicom_files(path) if path.is_dir() else [path]
-    frames = [frame for file in files for frame in _read_frames(file)]
+    frames, no_images = [], []
+    for file in files:
+        try:
+            frames += _read_frames(file)
+        except _NoImage as error:
+            no_images.append(error)
+    if not frames:
+        raise no_images[0]
     first, *others = frames
     for frame in others:
         for what, here, there in (
@@ -81,6 +91,10 @@ def is_dicom(path: Path) -> bool:
         return False  # whoever reads it says why it cannot be read
 
 
+class _NoImage(ImageError):
+    """A DICOM object that has no pixels by its kind."""
+
+
 class _Frame(NamedTuple):
     """One frame and where it lies, in DICOM's LPS mm."""
 
@@ -102,6 +116,7 @@ def _read_frames(path: Path) -> list[_Frame]:
             # pydicom warns of odd values, and of truncated files, which are errors below.
             warnings.simplefilter("ignore")
             dataset = pydicom.dcmread(path)
+            _check_kind(path, dataset)
             shape = tuple(int(dataset.get(name) or 1) for name in ("NumberOfFrames", "Rows", "Columns"))
             check_voxels(path, shape)
             photometric = dataset.get("PhotometricInterpretation", "MONOCHROME2")
@@ -117,6 +132,21 @@ def _read_frames(path: Path) -> list[_Frame]:
     except Exception as error:
         # pydicom and its decoders let many kinds escape: AttributeError, EOFError, ValueError, RuntimeError ...
         raise ImageError.at(path, "a complete DICOM image", f"a damaged or truncated file ({error})") from error
+
+
+def _check_kind(path: Path, dataset: Dataset) -> None:
+    """Check that a file without pixels is at least of a kind that has some, as a truncated one is.
+
+    Raises:
+        _NoImage: it is not.
+    """
+    if any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        return
+    kind = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
+    if kind == MediaStorageDirectoryStorage:
+        raise _NoImage.at(path, "the folder of one series", "a DICOMDIR")
+    if kind and "Image" not in kind.name:
+        raise _NoImage.at(path, "an image", f"a DICOM object without pixels ({kind.name})")
 
 
 def _check_syntax(path: Path, dataset: Dataset) -> None:
