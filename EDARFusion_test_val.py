@@ -49,7 +49,7 @@ from utils.pairs import (
 )
 from utils.report.columns import DOUBTFUL, METRICS
 from utils.results import ResultFolder
-from utils.volume_io import check_no_volumes, is_volume
+from utils.volume_io import check_no_volumes, holds_images, is_volume
 from utils.volume_pair import BRAIN_WINDOW, VolumePair, read_volumes
 from utils.wording import OTHER_RENDERING, counted, listed
 
@@ -124,7 +124,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if options.engine != "torch" and options.device not in ("auto", "cpu"):
         parser.error(f"--engine: expected torch on {options.device}, found {options.engine}")
     for name in ("window", "resample"):
-        if getattr(options, name) and not (options.fixed and is_volume(options.fixed)):
+        if getattr(options, name) and not has_volumes(options):
             parser.error(f"--{name}: expected volumes as --fixed and --moving, found images")
     if options.window and not (np.isfinite(options.window).all() and options.window[1] > 0):
         found = " ".join(f"{number:g}" for number in options.window)
@@ -132,6 +132,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if (options.root or options.split) and not options.csv:
         parser.error("--root, --split: expected --csv with them, found none")
     return options
+
+
+def has_volumes(options: argparse.Namespace) -> bool:
+    """Whether fixed and moving are to be read as volumes: what no image and no volume is goes with the other side."""
+    if not options.fixed:
+        return False
+    return is_volume(options.fixed) or (is_volume(options.moving) and not holds_images(options.fixed))
 
 
 def find_pairs(options: argparse.Namespace, left_out: list[str]) -> dict[str, list[dict]]:
@@ -247,9 +254,10 @@ def print_summary(tables: dict[str, pd.DataFrame], folders: dict[str, ResultFold
 def run(options: argparse.Namespace) -> int:
     """Align, fuse and score what the options name; returns the exit status."""
     left_out: list[str] = []
-    if not (options.fixed and is_volume(options.fixed)):
+    if not has_volumes(options):
         return fuse_and_score(options, find_pairs(options, left_out), left_out)
     paths = options.fixed, options.moving, options.label
+    check_no_volumes(path for path in paths if path and not is_volume(path))  # such as a folder of several
     volumes = read_volumes(options.modality, *paths, options.window, resample=options.resample)
     # The others are on its grid by now: a moving volume that was coarser has been resampled.
     height, width = volumes.volumes["fixed"].slices.shape[1:]

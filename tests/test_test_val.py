@@ -807,6 +807,14 @@ class TestVolumes:
         (line,) = capsys.readouterr().err.splitlines()
         assert code == 2 and "expected" in line and "found" in line and not (tmp_path / "out").exists()
 
+    @pytest.mark.parametrize("role", ["fixed", "moving"])
+    def test_of_a_volume_and_something_unknown_the_latter_is_named(self, checkpoint, tmp_path, options, capsys, role):
+        path = tmp_path / "brain.mgz"
+        path.write_bytes(b"of FreeSurfer")
+        options[3 if role == "fixed" else 5] = str(path)
+        assert run(checkpoint, tmp_path / "out", *options, "--resample") == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{path}: expected a .nii" in line and "found 'brain.mgz'" in line
 
     @pytest.mark.parametrize("case", ["folders", "series", "moving only", "table"])
     def test_several_volumes_at_once_are_told_how_they_are_given(self, checkpoint, tmp_path, options, capsys, case):

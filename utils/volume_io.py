@@ -70,6 +70,16 @@ def is_volume(path: str | os.PathLike) -> bool:
     return Path(path).name.lower().endswith(NIFTI_SUFFIXES) or is_dicom(Path(path))
 
 
+def holds_images(path: str | os.PathLike) -> bool:
+    """True for an image by its name, and for a folder that holds images.
+
+    Raises:
+        FileError: the folder cannot be read.
+    """
+    inside = entries(Path(path)) if os.path.isdir(path) else [Path(path)]
+    return any(p.suffix.lower() in IMAGE_SUFFIXES for p in inside)
+
+
 def check_no_volumes(paths: Iterable[str | os.PathLike]) -> None:
     """Say how volumes are given where one stands, or a folder of them and of no images, in the place of images.
 
@@ -78,11 +88,11 @@ def check_no_volumes(paths: Iterable[str | os.PathLike]) -> None:
     """
     expected = "images, or volumes one pair at a time (--fixed, --moving: a file or the folder of a DICOM series each)"
     for path in paths:
-        inside = entries(Path(path)) if os.path.isdir(path) else []
-        if any(p.suffix.lower() in IMAGE_SUFFIXES for p in inside):
+        if holds_images(path):
             continue
         if is_volume(path):
             raise ImageError.at(path, expected, "a volume")
+        inside = entries(Path(path)) if os.path.isdir(path) else []
         if volumes := sorted(p.name for p in inside if is_volume(p)):
             raise ImageError.at(path, expected, f"a folder with {len(volumes)} of them, such as {volumes[0]}")
 
