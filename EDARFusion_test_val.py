@@ -56,6 +56,7 @@ from utils.wording import OTHER_RENDERING, counted, listed
 PROGRAM = "EDARFusion_test_val"
 SUMMARY = ("rmse", "ssim", "ncc", "epe", "disagreement", "qabf", "qvif", "qcv", "folding", "seconds")
 DARK = 4096 / 65535  # of the range: 12 bits in a file of 16 reach no further
+COVERED = 0.8  # of the fixed volume: less is worth a word
 SEVERAL = 5  # images of one size, from which on they are taken to be of one origin
 INTERRUPTED = 130  # what shells report for Ctrl-C
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -275,6 +276,13 @@ def run(options: argparse.Namespace) -> int:
     for role, distance in volumes.off_grid().items():
         say(f"{getattr(options, role)}: expected the place in space of {options.fixed}, found one up to {distance:.1f} "
             "mm off; both are turned to one view and taken slice by slice (--resample goes by the place)")
+    for role in volumes.of_other_space() if options.resample else ():
+        say(f"{getattr(options, role)}: expected the DICOM frame of reference of {options.fixed}, found another; "
+            "--resample takes both for one place: do they lie over each other?")
+    for role, share in volumes.covered.items():
+        if share < COVERED:
+            say(f"{getattr(options, role)}: expected a volume that covers {options.fixed}, found one that covers "
+                f"{100 * share:.0f} % of the fixed volume; the rest has its lowest value")
     for role, found in volumes.of_other_kind(options.modality).items():
         say(f"{getattr(options, role)}: expected the {role} volume, found a DICOM series of modality {found}; are "
             "--fixed (MRI) and --moving the right way round?")

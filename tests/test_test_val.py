@@ -729,6 +729,29 @@ class TestVolumes:
         off = read_volumes("CT", options[3], options[5]).off_grid()
         assert off == ({"moving": pytest.approx(distance, abs=1e-3)} if named else {})
 
+    def test_resampled_volumes_of_another_space_and_of_little_overlap_are_named(
+        self, checkpoint, tmp_path, options, capsys, monkeypatch
+    ):
+        monkeypatch.setattr(script, "fuse_and_score", lambda *_: 0)
+        affine = self.AFFINE.copy()
+        affine[2, 3] += 4
+        nib.save(nib.Nifti1Image(nib.load(options[5]).get_fdata(), affine), options[5])
+        assert run(checkpoint, tmp_path / "out", *options, "--resample") == 0
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{options[5]}: expected" in line and "covers 67 % of the fixed volume" in line
+        volumes = read_volumes("CT", options[3], options[3], resample=True)
+        assert volumes.covered == {"moving": 1} and volumes.of_other_space() == []
+        spaces = {"fixed": "1.2", "moving": "1.3"}
+        volumes = volumes._replace(
+            volumes={role: x._replace(space=spaces[role]) for role, x in volumes.volumes.items()},
+            window=script.BRAIN_WINDOW,
+        )
+        assert volumes.of_other_space() == ["moving"]
+        monkeypatch.setattr(script, "read_volumes", lambda *_, **__: volumes)
+        assert run(checkpoint, tmp_path / "out", *options, "--resample") == 0
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{options[5]}: expected the DICOM frame of reference of {options[3]}, found another" in line
+
     def test_a_coarse_moving_volume_is_resampled(self, checkpoint, tmp_path, options, capsys):
         coarse = np.repeat(nib.load(options[5]).get_fdata()[::2, ::2], 2, axis=2)
         assert coarse.shape[:2] == (40, 32)

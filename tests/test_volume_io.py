@@ -383,10 +383,10 @@ def test_volumes_apart_are_not_resampled(tmp_path: Path) -> None:
 def test_series_is_sorted_by_position_rescaled_and_placed(tmp_path: Path) -> None:
     slices = noise(5, 70, 80)
     places = [(-20.0, -30.0, 5 + 2.5 * k) for k in range(5)]
-    folder = series(tmp_path / "series", slices, places, RescaleSlope=2, RescaleIntercept=-1024)
-    volume = read_volume(folder)
+    tags = {"RescaleSlope": 2, "RescaleIntercept": -1024, "FrameOfReferenceUID": "1.2.5"}
+    volume = read_volume(series(tmp_path / "series", slices, places, **tags))
     np.testing.assert_array_equal(volume.slices, slices * 2 - 1024)
-    assert (volume.modality, volume.units) == ("CT", "HU")
+    assert (volume.modality, volume.units, volume.space) == ("CT", "HU", "1.2.5")
     # Column 3, row 4, slice 2 lies at LPS -20 + 3 * 0.9, -30 + 4 * 0.8, 5 + 2 * 2.5; RAS turns the first two over.
     np.testing.assert_allclose(volume.affine @ [3, 4, 2, 1], [17.3, 26.8, 10.0, 1.0])
     write_volume(tmp_path / "back.nii", volume.slices, volume)

@@ -29,14 +29,14 @@ _MACROS = (
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-def read_dicom(path: Path) -> tuple[np.ndarray, np.ndarray, str, str]:
+def read_dicom(path: Path) -> tuple[np.ndarray, np.ndarray, str, str, str]:
     """Read a DICOM file, or all those of a folder, which are put in order along the slices' normal.
 
     What a folder holds beside images, such as a report, is left out.
 
     Returns:
         float32 array (columns, rows, slices) in the file's own units; affine (4, 4), from its indices to RAS mm;
-        DICOM's modality; units, "" where they are unknown.
+        DICOM's modality; units, "" where they are unknown; UID of the frame of reference, "" where there is none.
 
     Raises:
         ImageError: as `utils.volume_io.read_volume`.
@@ -68,7 +68,7 @@ def read_dicom(path: Path) -> tuple[np.ndarray, np.ndarray, str, str]:
     lps = np.eye(4)
     lps[:3] = np.column_stack((*(first.directions * first.spacing[::-1, None]), step, frames[0].position))
     array = np.stack([frame.values for frame in frames]).transpose(2, 1, 0)
-    return array, _LPS_TO_RAS @ lps, first.modality, first.units
+    return array, _LPS_TO_RAS @ lps, first.modality, first.units, first.space
 
 
 def dicom_files(folder: Path) -> list[Path]:
@@ -107,6 +107,7 @@ class _Frame(NamedTuple):
     series: str
     modality: str
     units: str
+    space: str  # UID of the frame of reference
 
 
 def _read_frames(path: Path) -> list[_Frame]:
@@ -206,6 +207,7 @@ def _frame(path: Path, dataset: Dataset, number: int, values: np.ndarray) -> _Fr
         series=str(dataset.get("SeriesInstanceUID") or ""),
         modality=modality,
         units=units,
+        space=str(dataset.get("FrameOfReferenceUID") or ""),
     )
 
 

@@ -42,6 +42,7 @@ class Volume(NamedTuple):
             slices.
         modality: DICOM tag such as "CT", "MR", "PT", "NM"; "" where the file does not say.
         units: of the values: "HU", DICOM's such as "BQML", or "" where the file does not say.
+        space: UID of DICOM's frame of reference, in which the file's positions are; "" where there is none.
         forms: of NIfTI sform and qform, each with its code; the matrix is None where the code is 0.
     """
 
@@ -49,6 +50,7 @@ class Volume(NamedTuple):
     affine: np.ndarray
     modality: str
     units: str
+    space: str = ""
     forms: tuple[tuple[np.ndarray | None, int], ...] = ()
 
     @property
@@ -117,7 +119,7 @@ def read_volume(path: str | os.PathLike) -> Volume:
         found = "a folder without DICOM files" if path.is_dir() else repr(path.name)
         raise ImageError.at(path, "a .nii, .nii.gz or DICOM file or a folder of DICOM files", found)
     nifti = path.name.lower().endswith(NIFTI_SUFFIXES) and path.is_file()
-    array, affine, modality, units, forms = _read_nifti(path) if nifti else (*read_dicom(path), ())
+    array, affine, *about = _read_nifti(path) if nifti else read_dicom(path)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise ImageError.at(path, "an affine that can be inverted", f"{np.array2string(affine, precision=3)}")
     if not np.isfinite(array).all():
@@ -128,7 +130,7 @@ def read_volume(path: str | os.PathLike) -> Volume:
     if min(height, width) == 1 or count == 1 < array.shape[2]:
         expected = "axial slices of several rows and columns, or one slice along the third axis"
         raise ImageError.at(path, expected, f"{count} of {width} x {height}")
-    return Volume(slices, affine, modality, units, forms)
+    return Volume(slices, affine, *about)
 
 
 def write_volume(path: str | os.PathLike, slices: np.ndarray, like: Volume) -> None:
@@ -185,9 +187,9 @@ def resample_volume(volume: Volume, like: Volume) -> Volume:
         like: on whose grid.
 
     Returns:
-        Slices of the shape of `like` and its affine, in the volume's own units; its lowest value where it does not
-        reach. It reaches to the outer faces of its voxels, so that a single slice has the thickness that its affine
-        gives it.
+        Slices of the shape of `like` and its affine and forms, in the volume's own units; its lowest value where it
+        does not reach. It reaches to the outer faces of its voxels, so that a single slice has the thickness that its
+        affine gives it.
 
     Raises:
         ValueError: the volumes do not overlap.
@@ -198,7 +200,13 @@ def resample_volume(volume: Volume, like: Volume) -> Volume:
     if not inside.any():
         raise ValueError("expected volumes that overlap in space, found one beside the other")
     array[~inside] = volume.slices.min()
-    return like._replace(slices=_to_slices(array, like.affine), modality=volume.modality, units=volume.units)
+    return volume._replace(slices=_to_slices(array, like.affine), affine=like.affine, forms=like.forms)
+
+
+def coverage(volume: Volume, like: Volume) -> float:
+    """Share of the voxels of `like`, 0 to 1, whose centre lies in a voxel of `volume`, by both affines."""
+    source, target = (_to_nifti(x.slices, x.affine) for x in (volume, like))
+    return float(_covered(target, source).mean())
 
 
 def window(slices: np.ndarray, center: float, width: float) -> np.ndarray:
@@ -288,8 +296,8 @@ def _slices_affine(volume: Volume) -> np.ndarray:
     return volume.affine @ inv_ornt_aff(turn, shape)
 
 
-def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, str, str, tuple[tuple[np.ndarray | None, int], ...]]:
-    """float32 array (X, Y, Z), affine, no modality or units, which NIfTI does not name, and `Volume.forms`."""
+def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, str, str, str, tuple[tuple[np.ndarray | None, int], ...]]:
+    """float32 array (X, Y, Z), affine, modality, units and space, which NIfTI does not name, and `Volume.forms`."""
     if not path.stat().st_size:
         raise ImageError.at(path, "a NIfTI file", "an empty file (0 bytes)")
     try:
@@ -317,7 +325,7 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, str, str, tuple[tup
         raise ImageError.at(path, "a complete NIfTI file", f"a damaged or truncated file ({error})") from error
     # PET is often written with a fourth axis of one time.
     array = array.reshape(*array.shape[:3], *(1,) * (3 - array.ndim))
-    return array, image.affine, "", "", (_form(image.get_sform), _form(image.get_qform))
+    return array, image.affine, "", "", "", (_form(image.get_sform), _form(image.get_qform))
 
 
 def _form(get: Callable[..., tuple[np.ndarray | None, int]]) -> tuple[np.ndarray | None, int]:

@@ -14,6 +14,7 @@ from utils.results import ResultFolder
 from utils.volume_io import (
     NIFTI_SUFFIXES,
     Volume,
+    coverage,
     distance_between,
     looks_like_hu,
     read_volume,
@@ -42,12 +43,14 @@ class VolumePair(NamedTuple):
         volumes: fixed, moving and, if there is one, label, in their own units.
         levels: the same roles, (S, H, W) in [0, 1].
         window: center and width, in the moving volume's units, of moving and label.
+        covered: of moving and label that have been resampled, which share of the fixed volume they reach, 0 to 1.
     """
 
     name: str
     volumes: dict[str, Volume]
     levels: dict[str, np.ndarray]
     window: tuple[float, float]
+    covered: dict[str, float]
 
     def window_text(self) -> str:
         """The window in words."""
@@ -65,6 +68,11 @@ class VolumePair(NamedTuple):
         placed = {role: volume for role, volume in self.volumes.items() if volume.placed}
         apart = {role: distance_between(x, placed["fixed"]) for role, x in placed.items() if "fixed" in placed}
         return {role: distance for role, distance in apart.items() if distance > NEAR}
+
+    def of_other_space(self) -> list[str]:
+        """Roles of volumes whose DICOM frame of reference is not that of the fixed volume, where both are known."""
+        spaces = {role: volume.space for role, volume in self.volumes.items() if volume.space}
+        return [role for role, space in spaces.items() if space != spaces.get("fixed", space)]
 
     def of_other_kind(self, modality: str) -> dict[str, str]:
         """Role -> DICOM modality of volumes that say to be something else than an MRI and `modality`."""
@@ -141,7 +149,9 @@ def read_volumes(
         if not volume.placed:
             expected = "a header that says how the volume lies, which --resample goes by"
             raise FileError.at(paths[role], expected, "neither sform nor qform (both codes 0)")
+    covered = {}
     for role in ("moving", "label")[: len(paths) - 1] if resample else ():
+        covered[role] = coverage(volumes[role], volumes["fixed"])
         try:
             volumes[role] = resample_volume(volumes[role], volumes["fixed"])
         except ValueError as error:
@@ -158,7 +168,7 @@ def read_volumes(
     name = Path(fixed).name
     for suffix in (*NIFTI_SUFFIXES, DICOM_SUFFIX):
         name = name[: -len(suffix)] if name.lower().endswith(suffix) else name
-    return VolumePair(name, volumes, levels, center_width)
+    return VolumePair(name, volumes, levels, center_width, covered)
 
 
 def _text(shape: tuple[int, ...]) -> str:
