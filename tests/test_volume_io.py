@@ -641,11 +641,25 @@ def test_slices_of_differing_size(tmp_path: Path) -> None:
     message_of(tmp_path, "2.dcm", "64 64", "66 64")
 
 
-@pytest.mark.parametrize("heights", [(0, 3, 9), (0, 3, 6.8), (0, 3, 3), (1, 1)])
-def test_missing_and_doubled_slices(tmp_path: Path, heights: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("heights", "words"),
+    [
+        ((0, 3, 9), ("evenly spaced", ".dcm")),
+        ((0, 3, 6.8), ("evenly spaced", ".dcm")),
+        ((0, 3, 3), ("one slice a place", "1 place with several, such as 1.dcm and 2.dcm")),
+        ((1, 1), ("one slice a place", "1 place with several, such as 0.dcm and 1.dcm")),
+        ((0, 3, 6, 0, 3.01, 6, 0), ("one slice a place", "3 places with several, such as 0.dcm and 3.dcm")),
+    ],
+)
+def test_missing_and_doubled_slices(tmp_path: Path, heights: tuple[float, ...], words: tuple[str, ...]) -> None:
     for number, z in enumerate(heights):
         dicom(tmp_path / f"{number}.dcm", noise(64, 64), ImagePositionPatient=[0, 0, z])
-    message_of(tmp_path, "evenly spaced", ".dcm")
+    message_of(tmp_path, *words)
+
+
+def test_frames_of_several_times_in_one_file(tmp_path: Path) -> None:
+    path = dicom(tmp_path / "a.dcm", noise(2, 64, 64), PerFrameFunctionalGroupsSequence=Sequence([item(), item()]))
+    message_of(path, "one slice a place", "1 place with several, such as a.dcm")
 
 
 # --- writing ------------------------------------------------------------------------------------------------

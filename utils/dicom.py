@@ -14,10 +14,13 @@ from pydicom.uid import MediaStorageDirectoryStorage
 
 from utils.files import entries
 from utils.image_io import IMAGE_SUFFIXES, ImageError, check_voxels
+from utils.wording import counted
 
 DICOM_SUFFIX = ".dcm"
 UNEVEN = 0.1
 """Largest deviation of the step from one DICOM slice to the next, as a share of the mean step."""
+NO_STEP = 0.01
+"""Step, as a share of the largest one, up to which two DICOM slices lie in one place."""
 
 _MACROS = (
     "PixelMeasuresSequence",
@@ -226,12 +229,20 @@ def _functional_groups(dataset: Dataset, number: int) -> Dataset:
 
 
 def _even_step(path: Path, frames: list[_Frame]) -> np.ndarray:
-    """Mean step (3,) in mm from one frame to the next; an error if any step differs."""
+    """Mean step (3,) in mm from one frame to the next; an error if any step differs or is none."""
     steps = np.diff([frame.position for frame in frames], axis=0)
+    lengths = np.linalg.norm(steps, axis=1)
+    none = lengths <= NO_STEP * lengths.max()
+    if none.any():
+        # Where a run of such steps begins.
+        first = np.flatnonzero(none & ~np.insert(none[:-1], 0, False))
+        names = dict.fromkeys(frame.file.name for frame in frames[first[0] : first[0] + 2])
+        found = f"{counted(len(first), 'place')} with several, such as {' and '.join(names)}"
+        raise ImageError.at(path, "one slice a place (one time, one acquisition)", found)
     mean = steps.mean(axis=0)
     deviation = np.linalg.norm(steps - mean, axis=1)
     worst = int(deviation.argmax())
-    if deviation[worst] > UNEVEN * np.linalg.norm(mean) or not mean.any():
+    if deviation[worst] > UNEVEN * np.linalg.norm(mean):
         distance, names = np.linalg.norm(steps[worst]), [frame.file.name for frame in frames[worst : worst + 2]]
         expected = f"evenly spaced slices, {np.linalg.norm(mean):.3f} mm apart on average"
         raise ImageError.at(path, expected, f"{distance:.3f} mm from {names[0]} to {names[1]}")

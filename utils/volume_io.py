@@ -110,7 +110,7 @@ def read_volume(path: str | os.PathLike) -> Volume:
         ImageError: nothing there, damaged or truncated, another format, 4D, colour, NaN or infinity, slices of one
             row or column, more than `MAX_VOXELS` voxels, an affine that cannot be inverted; and for DICOM: no
             position tags, nothing installed that decodes the pixels, or slices of more than one series, size, spacing
-            or direction, or unevenly spaced.
+            or direction, unevenly spaced, or several in one place.
     """
     path = Path(path)
     if not os.path.exists(path):
