@@ -284,6 +284,23 @@ def test_scale_factors_of_the_file_are_applied(tmp_path: Path) -> None:
     assert (read_volume(patch(path, slope_and_intercept, 2, -1024)).slices == 7 * 2 - 1024).all()
 
 
+@pytest.mark.parametrize(("unit", "size"), [("meter", 1e-3), ("micron", 1e3), ("unknown", 1)])
+def test_lengths_are_in_millimetres_whatever_the_unit_of_the_file(tmp_path: Path, unit: str, size: float) -> None:
+    affine = np.diag([0.5, 0.6, 1.0, 1.0])
+    affine[:3, 3] = 10, 20, 30
+    image = nib.Nifti1Image(patient(), np.diag([size, size, size, 1]) @ affine)
+    image.set_qform(image.affine, 1)
+    image.header.set_xyzt_units(unit, "sec")
+    nib.save(image, tmp_path / "volume.nii")
+    volume = read_volume(tmp_path / "volume.nii")
+    np.testing.assert_allclose(volume.affine, affine, rtol=1e-5)
+    write_volume(tmp_path / "back.nii", volume.slices, volume)
+    after = nib.load(tmp_path / "back.nii")
+    assert after.header.get_xyzt_units()[0] == "mm"
+    for found in (after.get_sform(), after.get_qform()):
+        np.testing.assert_allclose(found, affine, rtol=1e-5, atol=1e-6)
+
+
 # --- resampling ---------------------------------------------------------------------------------------------
 
 

@@ -29,6 +29,9 @@ from utils.image_io import IMAGE_SUFFIXES, ImageError, check_voxels
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
+_MILLIMETRES = {1: 1000.0, 3: 0.001}
+"""NIfTI's codes of metres and micrometres; without a unit, lengths are taken to be mm."""
+
 _VIEWS = {0: "PIR", 1: "LIP", 2: "LPS"}
 """Normal of a slice (0 left-right, 1 front-back, 2 foot-head) -> where columns, rows and slices run to."""
 
@@ -325,14 +328,17 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, str, str, str, tupl
         raise ImageError.at(path, "a complete NIfTI file", f"a damaged or truncated file ({error})") from error
     # PET is often written with a fourth axis of one time.
     array = array.reshape(*array.shape[:3], *(1,) * (3 - array.ndim))
-    return array, image.affine, "", "", "", (_form(image.get_sform), _form(image.get_qform))
+    to_mm = np.ones((4, 1))
+    to_mm[:3] = _MILLIMETRES.get(int(image.header["xyzt_units"]) & 7, 1)  # the other bits are those of time
+    forms = (_form(get, to_mm) for get in (image.get_sform, image.get_qform))
+    return array, to_mm * image.affine, "", "", "", tuple(forms)
 
 
-def _form(get: Callable[..., tuple[np.ndarray | None, int]]) -> tuple[np.ndarray | None, int]:
-    """What `get` finds in a header, matrix and code; as if it were not there where it is none."""
+def _form(get: Callable[..., tuple[np.ndarray | None, int]], to_mm: np.ndarray) -> tuple[np.ndarray | None, int]:
+    """What `get` finds in a header, matrix times `to_mm` and code; as if it were not there where it is none."""
     try:
         matrix, code = get(coded=True)
     except (ValueError, HeaderDataError):
         # A quaternion of no length 1; it is the other one that places the volume.
         return None, 0
-    return (matrix, code) if matrix is None or np.isfinite(matrix).all() else (None, 0)
+    return (to_mm * matrix, code) if matrix is not None and np.isfinite(matrix).all() else (None, 0)
