@@ -386,6 +386,22 @@ def test_resampling_reaches_to_the_faces_of_the_voxels(tmp_path: Path, count: in
         assert lowest == [True, False, False, False, False]
 
 
+@pytest.mark.parametrize(("count", "order"), [(6, "RAS"), (5, "LPS"), (6, "SPL")])
+def test_thick_slices_are_the_mean_of_the_thin_ones_within(tmp_path: Path, count: int, order: str) -> None:
+    affine, thick = np.eye(4), np.diag([1.0, 1.0, count, 1.0])
+    thick[2, 3] = (count - 1) / 2
+    like = read_volume(nifti(tmp_path / "fixed.nii", np.zeros((X, Y, Z // count), np.float32), thick))
+    values = np.random.default_rng(0).normal(size=(X, Y, Z)).astype(np.float32)
+    means = values[..., : Z // count * count].reshape(X, Y, -1, count).mean(axis=-1)
+    for array, expected in ((values, means), (np.full_like(values, 7), np.full_like(means, 7))):
+        own = nib.orientations.io_orientation(affine)
+        turn = nib.orientations.ornt_transform(own, nib.orientations.axcodes2ornt(order))
+        nib.save(nib.Nifti1Image(array, affine).as_reoriented(turn), tmp_path / "moving.nii")
+        found = resample_volume(read_volume(tmp_path / "moving.nii"), like)
+        np.testing.assert_allclose(found.slices, expected[::-1, ::-1].transpose(2, 1, 0), atol=1e-4)
+    assert means.std() == pytest.approx(count**-0.5, rel=0.05)
+
+
 def test_volumes_apart_are_not_resampled(tmp_path: Path) -> None:
     affine = np.eye(4)
     like = read_volume(nifti(tmp_path / "fixed.nii", patient(), affine.copy()))

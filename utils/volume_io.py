@@ -22,6 +22,7 @@ from nibabel.affines import apply_affine
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from nibabel.processing import resample_from_to
 from nibabel.spatialimages import HeaderDataError
+from scipy.ndimage import uniform_filter1d
 
 from utils.dicom import dicom_files, is_dicom, read_dicom
 from utils.files import entries, write_bytes
@@ -183,7 +184,7 @@ def distance_between(volume: Volume, like: Volume) -> float:
 
 
 def resample_volume(volume: Volume, like: Volume) -> Volume:
-    """Bring a volume onto the grid of another one by both affines, linearly.
+    """Bring a volume onto the grid of another one by both affines, linearly; finer voxels are averaged first.
 
     Args:
         volume: whose values are wanted.
@@ -198,7 +199,7 @@ def resample_volume(volume: Volume, like: Volume) -> Volume:
         ValueError: the volumes do not overlap.
     """
     source, target = (_to_nifti(x.slices, x.affine) for x in (volume, like))
-    array = resample_from_to(source, target, order=1, mode="nearest").get_fdata(dtype=np.float32)
+    array = resample_from_to(_averaged(source, target), target, order=1, mode="nearest").get_fdata(dtype=np.float32)
     inside = _covered(target, source)
     if not inside.any():
         raise ValueError("expected volumes that overlap in space, found one beside the other")
@@ -278,6 +279,22 @@ def _to_nifti(slices: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
     """The way back from `_to_slices`."""
     own, view = _orientations(affine, single=len(slices) == 1)
     return nib.Nifti1Image(apply_orientation(slices.transpose(2, 1, 0), ornt_transform(view, own)), affine)
+
+
+def _averaged(source: nib.Nifti1Image, target: nib.Nifti1Image) -> nib.Nifti1Image:
+    """`source`, each voxel the mean of as many as a step of `target` spans along each axis, at the mean's place.
+
+    Points of a fine, noisy volume would say less of a thick slice than what lies within it.
+    """
+    array, affine = source.get_fdata(dtype=np.float32), source.affine.copy()
+    steps = np.linalg.norm((np.linalg.inv(source.affine) @ target.affine)[:3, :3], axis=1)
+    for axis, step in enumerate(steps):
+        count = min(round(step), array.shape[axis])
+        if count > 1:
+            array = uniform_filter1d(array, count, axis, mode="nearest")
+            # Of an even number, one more lies before the voxel than behind it.
+            affine[:3, 3] -= affine[:3, axis] * (0.5 if count % 2 == 0 else 0)
+    return nib.Nifti1Image(array, affine)
 
 
 def _covered(target: nib.Nifti1Image, source: nib.Nifti1Image) -> np.ndarray:
