@@ -444,6 +444,10 @@ def fuse_and_score(
                 dist.barrier()
                 known = folder.read_rows() if RANK == 0 and pairs else {}
             if known and RANK == 0:
+                if missing := [name for name in order if name not in known]:
+                    expected = "a folder that all processes see, with the rows of all pairs (then --resume goes on)"
+                    found = f"none of {counted(len(missing), 'pair')}, such as {missing[0]}"
+                    raise FileError.at(folder.path, expected, found)
                 ordered = sorted(known.values(), key=lambda row: order[row["name"]])
                 folder.write_rows(ordered)
                 folder.remove_parts()

@@ -1260,6 +1260,24 @@ def test_two_processes_share_the_pairs(checkpoint, tmp_path):
     assert files == sorted(p.relative_to(tmp_path / "two") for p in (tmp_path / "two").rglob("*"))
 
 
+def test_pairs_of_a_process_whose_folder_is_another_are_missed(checkpoint, tmp_path, monkeypatch, capsys):
+    options = ["--modality", "CT", *folders(tmp_path, pairs=3)]
+    with monkeypatch.context() as first_of_two:
+        for name, value in {"RANK": 0, "WORLD": 2, "PART": 0}.items():
+            first_of_two.setattr(script, name, value)
+        for name in ("init_process_group", "barrier"):
+            first_of_two.setattr(torch.distributed, name, lambda *_, **__: None)
+        assert run(checkpoint, tmp_path / "out", *options) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"{tmp_path / 'out/CT'}: expected a folder that all processes see" in line
+    assert "found none of 1 pair, such as 002" in line
+    # What it made itself is not lost.
+    kept = (tmp_path / "out/CT/fused/001.png").stat()
+    assert run(checkpoint, tmp_path / "out", *options, "--resume") == 0
+    assert list(read_table(tmp_path / "out/CT/metrics.csv")["name"]) == ["001", "002", "003", "mean"]
+    assert (tmp_path / "out/CT/fused/001.png").stat() == kept
+
+
 def test_slices_without_anything_are_named_and_left_as_they_are(checkpoint, tmp_path, capsys):
     options = folders(tmp_path, pairs=2)
     write_image(tmp_path / "moving/001.png", np.zeros(SHAPE))
