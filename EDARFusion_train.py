@@ -129,7 +129,9 @@ def load_table(options: argparse.Namespace) -> tuple[pd.DataFrame, str]:
     tables, digest = [], hashlib.sha256()
     for root in options.root:
         table = find_table(root, options.modality, csv=options.csv, group_pattern=options.group_pattern)
-        digest.update(table[["fixed", "moving", "modality", "split"]].to_csv(index=False).encode())
+        # The same under every system: a run may go on under another.
+        told = table[["fixed", "moving", "modality", "split"]].to_csv(index=False, lineterminator="\n")
+        digest.update(told.replace(os.sep, "/").encode())
         # One number in two folders is not one patient.
         for column in ("fixed", "moving", *({"group"} & set(table))):
             table[column] = [str(Path(root, value)) for value in table[column]]

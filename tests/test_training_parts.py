@@ -109,6 +109,20 @@ def test_a_split_that_is_drawn_hangs_on_neither_seed_nor_modality(root):
     assert set.union(*alone) == drawn[0]
 
 
+def test_pairs_are_the_same_ones_under_windows(root, monkeypatch):
+    def under_windows(*arguments, **options) -> pd.DataFrame:
+        table = find_table(*arguments, **options)
+        return table.assign(**{column: table[column].str.replace("/", "\\") for column in ("fixed", "moving")})
+
+    find_table = script.find_table
+    options = script.parse_arguments(["--root", str(root), "--epochs", "1"])
+    assert script.load_table(options)[1] == "10 pairs (5a3119fc)"
+    monkeypatch.setattr(script, "find_table", under_windows)
+    monkeypatch.setattr("os.linesep", "\r\n")
+    monkeypatch.setattr("os.sep", "\\")
+    assert script.load_table(options)[1] == "10 pairs (5a3119fc)"
+
+
 @pytest.mark.parametrize("letter", ["t", "v"])
 def test_pairs_of_one_split_alone_are_refused(tmp_path, letter):
     aligned_pairs(tmp_path, CT=3 * letter, PET=letter, SPECT=letter)
