@@ -227,6 +227,12 @@ def check(model: EDARFusion, pairs: PairDataset, device: torch.device, stage: st
     return metrics | {"score": score(metrics, stage)}
 
 
+def broke_off_validating(record: dict, val_every: int) -> bool:
+    """Whether a run was last saved at the end of an epoch that was still to be validated."""
+    latest = record["history"][-1] if record["history"] else {"step": None}
+    return latest["step"] == record["step"] and latest["epoch"] % val_every == 0 and "score" not in latest
+
+
 def describe(row: dict[str, float | str]) -> str:
     """One line for the log."""
     shown = {name: value for name, value in row.items() if not name.startswith(("step", "rmse_before", "better"))}
@@ -475,6 +481,11 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
             record["best"] = row["score"]
             save("best")
 
+    def log(row: dict[str, float | str], optimizer: torch.optim.Optimizer) -> None:
+        tqdm.write(describe(row))
+        save("last", pack_state(model, optimizer))
+        write_history(folder, record["history"])
+
     for stage, (begin, end) in plan.items():
         if STAGES.index(stage) < STAGES.index(record["stage"]):
             continue
@@ -487,6 +498,9 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
         module, optimizer = begin_stage(stage, model, options)
         if resumed:
             unpack_state(resumed.state, model, optimizer)
+            if main and broke_off_validating(record, options.val_every):
+                validate_into(record["history"][-1])
+                log(record["history"][-1], optimizer)
         step_loss = DistributedDataParallel(module) if world > 1 else module
         bar = tqdm(desc=stage, unit="pair", disable=None if main else True, dynamic_ncols=True)
         clock.skip()
@@ -551,11 +565,11 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
                 for name, value in {"lr": rate, **losses}.items():
                     board.add_scalar(f"train/{name}", value, epoch)
                 if epoch % options.val_every == 0:
+                    # That may take longer than a signal's sender waits; a resumed run makes up for it.
+                    save("last", pack_state(model, optimizer))
                     validate_into(row)
-                tqdm.write(describe(row))
-                save("last", pack_state(model, optimizer))
+                log(row, optimizer)
                 saved = time.monotonic()
-                write_history(folder, record["history"])
             if world > 1:
                 dist.barrier()
             if options.stop_after and epoch >= options.stop_after:
@@ -567,6 +581,7 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
             latest = record["history"][-1] if record["history"] else {}
             validated = latest.get("step") == record["step"] and "score" in latest
             if record["step"] > record["stage_step"] and not stopping and not validated:
+                save("last", pack_state(model, optimizer))
                 row = {"epoch": math.ceil(record["step"] / epoch_steps), "stage": stage, "step": record["step"]}
                 row["minutes"] = record["seconds"] / 60
                 record["history"].append(row)

@@ -514,6 +514,37 @@ def test_a_resumed_run_breaks_off_at_the_next_epoch_where_that_is_overdue(train_
     assert load_checkpoint(tmp_path / "run" / "last.safetensors").training["step"] == 3
 
 
+def test_a_run_that_is_killed_while_it_validates_makes_up_for_that(train_here, monkeypatch, tmp_path):
+    kept = []
+
+    def killed_every_other_time(*arguments) -> dict[str, float]:
+        kept.append(load_checkpoint(tmp_path / "run" / "last.safetensors").training["step"])
+        if len(kept) % 2:
+            raise KeyboardInterrupt
+        return check(*arguments)
+
+    check = script.check
+    monkeypatch.setattr(script, "learning_curve_figure", lambda _: Figure(figsize=(1, 1)))
+    # Two steps an epoch: validates at the end of the second one, of the registration and of the run.
+    options = ("--overfit", "2", "--epochs", "3", "--val-every", "2", "--fusion-share", "0.3")
+    with monkeypatch.context() as killed:
+        killed.setattr(script, "check", killed_every_other_time)
+        with pytest.raises(KeyboardInterrupt):
+            train_here(*options)
+        resumed = script.parse_arguments(["--resume", str(tmp_path / "run")])
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                script.train(copy.copy(resumed), threading.Event())
+        script.train(resumed, threading.Event())
+    assert kept == [4, 4, 5, 5, 6, 6]
+    found = train_here(*options, "--output", tmp_path / "whole")
+    expected = load_checkpoint(tmp_path / "whole" / "last.safetensors")
+    for name, value in expected.model.state_dict().items():
+        assert torch.equal(found.model.state_dict()[name], value), name
+    histories = [pd.DataFrame(run.training["history"]).drop(columns="minutes") for run in (expected, found)]
+    pd.testing.assert_frame_equal(*histories, check_exact=True)
+
+
 def test_what_validation_cannot_tell_is_said(tmp_path, capsys, validated, train_here):
     validated({"epe": 1.0})
     rows = pd.read_csv(tmp_path / "pairs.csv")
