@@ -457,12 +457,20 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
     board = SummaryWriter(str(folder / "tensorboard"), purge_step=record["step"] // epoch_steps + 1) if main else None
     clock, saved = Clock(record["seconds"]), time.monotonic()
 
-    def save(name: str, state: dict[str, Tensor] | None = None) -> None:
+    def save(name: str, state: dict[str, Tensor] | None = None, *, needed: bool = False) -> bool:
+        """Whether it was written: unless it is needed, an earlier file that cannot be replaced now does for a while."""
         metrics = next((row for row in reversed(record["history"]) if "score" in row), {})
-        save_checkpoint(
-            folder / f"{name}.safetensors", averaged.module, modality=options.modality, training=record,
-            metrics=metrics, state=state,
-        )  # fmt: skip
+        path = folder / f"{name}.safetensors"
+        try:
+            save_checkpoint(
+                path, averaged.module, modality=options.modality, training=record, metrics=metrics, state=state
+            )
+        except FileError as error:
+            if needed or not path.exists():
+                raise
+            tqdm.write(str(error))
+            return False
+        return True
 
     def validate_into(row: dict[str, float | str]) -> None:
         metrics = check(averaged.module, val_pairs, device, record["stage"])
@@ -478,8 +486,9 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
             tqdm.write(f"step {row['step']}: the score is not a number, so this is not kept as best.safetensors")
         # A best that is not a number, of a run by an older version, must not stay.
         elif record["best"] is None or math.isnan(record["best"]) or row["score"] < record["best"]:
-            record["best"] = row["score"]
-            save("best")
+            before, record["best"] = record["best"], row["score"]
+            if not save("best"):
+                record["best"] = before
 
     def log(row: dict[str, float | str], optimizer: torch.optim.Optimizer) -> None:
         tqdm.write(describe(row))
@@ -587,7 +596,7 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
                 record["history"].append(row)
                 validate_into(row)
                 tqdm.write(describe(row))
-            save("last", pack_state(model, optimizer))
+            save("last", pack_state(model, optimizer), needed=stopping or stage == list(plan)[-1])
             if record["history"]:
                 write_history(folder, record["history"])
         if stopping:

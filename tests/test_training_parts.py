@@ -1,6 +1,7 @@
 """EDARFusion_train.py in this process: what it trains on, what each stage and option does, and what it keeps."""
 
 import copy
+import itertools
 import math
 import shutil
 import threading
@@ -25,6 +26,7 @@ from models.edarfusion import EDARFusion
 from tests.kill_training import command, sample_table
 from utils.arguments import DEFAULT_CHECKPOINT
 from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from utils.files import FileError
 from utils.image_io import write_image
 from utils.training_state import pack_state, unpack_state
 
@@ -352,6 +354,45 @@ def test_a_score_that_is_no_number_is_never_the_best(train_here, validated, tmp_
     assert best.metrics["score"] == 1 and best.training["step"] == 4
     told = [line for line in capsys.readouterr().out.splitlines() if "the score is not a number" in line]
     assert [line.split(":")[0] for line in told] == ["step 1", "step 3"]
+
+
+@pytest.fixture
+def refused_saves(monkeypatch) -> set[int]:
+    """Numbers of the saves, from 1, that the system is to refuse."""
+    numbers, refused, save = itertools.count(1), set(), script.save_checkpoint
+
+    def refusing(path: Path, *arguments, **options) -> None:
+        if next(numbers) in refused:
+            raise FileError.at(path, "a place to write to", "No space left on device")
+        save(path, *arguments, **options)
+
+    monkeypatch.setattr(script, "save_checkpoint", refusing)
+    return refused
+
+
+REFUSED = ("--overfit", "1", "--epochs", "4", "--val-every", "2", "--stage", "registration")
+"""Saves last; last, best, last; last; last, best, last; last at the end."""
+
+
+def test_a_file_that_cannot_be_replaced_for_a_while_does_not_end_the_run(
+    train_here, validated, refused_saves, tmp_path, capsys
+):
+    refused_saves |= {2, 4, 7}
+    validated({"epe": 2.0}, {"epe": 1.0})
+    last = train_here(*REFUSED)
+    told = [line.split(": ")[0] for line in capsys.readouterr().out.splitlines() if "No space left" in line]
+    assert told == [str(tmp_path / "run" / f"{name}.safetensors") for name in ("last", "last", "best")]
+    assert last.training["step"] == 4 and last.metrics["score"] == 1
+    # What was not kept is not what others are to surpass.
+    assert last.training["best"] == 2 == load_checkpoint(tmp_path / "run" / "best.safetensors").metrics["score"]
+
+
+@pytest.mark.parametrize("number", [1, 9])
+def test_the_first_and_the_last_save_of_a_run_are_needed(train_here, validated, refused_saves, number):
+    refused_saves.add(number)
+    validated({"epe": 2.0}, {"epe": 1.0})
+    with pytest.raises(FileError, match=r"last\.safetensors: expected a place to write to"):
+        train_here(*REFUSED)
 
 
 def test_a_stage_without_a_step_is_named(train_here, validated, tmp_path, capsys):
