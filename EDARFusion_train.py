@@ -359,6 +359,11 @@ def own_device(name: str, world: int) -> torch.device:
     device = choose_device(name, int(os.environ.get("LOCAL_RANK", 0)))
     if world > 1 and device.type == "mps":
         raise ValueError("device: expected cpu or cuda for several processes, found mps (--device cpu)")
+    together = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    # A process that sees a single GPU may have been given one of its own.
+    if device.type == "cuda" and dist.is_nccl_available() and together > torch.cuda.device_count() > 1:
+        expected = f"at most {torch.cuda.device_count()} processes here, one for each GPU (torchrun --nproc_per_node)"
+        raise ValueError(f"device: expected {expected}, found {together}")
     return device
 
 

@@ -127,6 +127,20 @@ def test_losses_of_a_stage_that_begins_within_an_epoch_are_means_of_its_steps(tm
     assert row["total"] == pytest.approx(sum(seen) / 3, rel=1e-5)
 
 
+@pytest.mark.parametrize(("processes", "gpus", "fine"), [(2, 2, True), (4, 2, False), (4, 1, True)])
+def test_no_two_processes_share_one_of_several_gpus(monkeypatch, processes, gpus, fine):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(script.dist, "is_nccl_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    if fine:
+        assert script.own_device("cuda", processes) == torch.device("cuda", 1 % gpus)
+    else:
+        with pytest.raises(ValueError, match="device: expected at most 2 processes here, .* found 4"):
+            script.own_device("cuda", processes)
+
+
 def test_several_processes_agree_as_exactly_as_one_counts(monkeypatch):
     monkeypatch.setattr(script.dist, "all_reduce", lambda *_: None)
     assert script.agree(0.7, False, torch.device("cpu"), 2) == (0.7, False)
