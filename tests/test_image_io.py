@@ -364,6 +364,12 @@ class TestFolders:
         with pytest.raises(ImageError, match="both: expected one image a name, found .* in two forms of Unicode"):
             pair_files(fixed=tmp_path / "mri", moving=tmp_path / "both")
 
+    @pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="one file there")
+    def test_names_must_not_differ_in_capitals_only(self, tmp_path):
+        self.make(tmp_path, mri=["P1.png", "2.png", "p1.png"])
+        with pytest.raises(ImageError, match="mri: expected one image a name, found .* and .*, alike but for"):
+            pair_files(fixed=tmp_path / "mri", moving=tmp_path / "mri")
+
     def test_unpaired_either_way(self, tmp_path):
         self.make(tmp_path, mri=["1.png", "2.png"], ct=["1.png"])
         for fixed, moving in (("mri", "ct"), ("ct", "mri")):
