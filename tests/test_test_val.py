@@ -30,7 +30,7 @@ from utils.image_io import read_image, write_image
 from utils.inference import PairFuser, endpoint_scores
 from utils.maps import jacobian_determinant
 from utils.metrics import fusion_metrics, registration_metrics
-from utils.pairs import is_blank, sample_pairs
+from utils.pairs import check_inputs_stay, is_blank, sample_pairs
 from utils.publish import publish
 from utils.results import COLUMNS, ResultFolder
 from utils.scoring import read_grey
@@ -1007,6 +1007,16 @@ class TestInputsStay:
         options[-1] = str(tmp_path / "linked" if kind == "linked" else output / "CT" / kind)
         self.check(capsys, checkpoint, output, f"{options[-1]}/001.png", *options)
         assert run(checkpoint, tmp_path / "other", *options) == 0
+
+    def test_other_capitals(self, tmp_path):
+        # Two paths of one file without a link between them, as on a file system without capitals.
+        (tmp_path / "a.png").touch()
+        (tmp_path / "b.png").touch()
+        if not (tmp_path / "A.PNG").exists():
+            os.link(tmp_path / "a.png", tmp_path / "A.PNG")
+        with pytest.raises(FileError, match="a.png: expected an input that no result is written over"):
+            check_inputs_stay([tmp_path / "b.png", tmp_path / "a.png"], [tmp_path / "A.PNG", tmp_path / "none.png"])
+        check_inputs_stay([tmp_path / "b.png", tmp_path / "none.jpg"], [tmp_path / "A.PNG", tmp_path / "none.png"])
 
     def test_true_flows(self, checkpoint, tmp_path, capsys):
         folders(tmp_path / "data/CT", label=True)

@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -138,10 +139,22 @@ def check_inputs_stay(inputs: Iterable[str | os.PathLike], outputs: Iterable[str
     Raises:
         FileError: one would, by whatever link or spelling of the path.
     """
-    written = {os.path.realpath(path) for path in outputs}
+    written = {mark for path in outputs for mark in _marks(path)}
     for path in inputs:
-        if os.path.realpath(path) in written:
+        if not written.isdisjoint(_marks(path)):
             raise FileError.at(path, "an input that no result is written over (--output DIR)", "the place of a result")
+
+
+def _marks(path: str | os.PathLike) -> Iterator[str | tuple[int, int]]:
+    """What tells a file from others: its path without links and, where it is there, its number on its device.
+
+    Where capitals make no difference, one file has several such paths.
+    """
+    yield os.path.realpath(path)
+    with suppress(OSError):
+        status = os.stat(path)
+        if status.st_ino:  # some network drives know no numbers
+            yield status.st_dev, status.st_ino
 
 
 def fingerprint(pair: Mapping) -> str:
