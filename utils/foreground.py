@@ -37,7 +37,11 @@ def foreground(image: Tensor, size: tuple[int, int]) -> Tensor:
         (B, 1, *size) in [0, 1].
     """
     tissue = (F.avg_pool2d(image, 4) > TISSUE).float()
-    return F.adaptive_avg_pool2d(F.max_pool2d(tissue, 5, stride=1, padding=2), size)
+    near = F.max_pool2d(tissue, 5, stride=1, padding=2)
+    if near.device.type == "mps" and any(max(a, b) % min(a, b) for a, b in zip(near.shape[2:], size, strict=True)):
+        # MPS averages cells of one size only.
+        return F.adaptive_avg_pool2d(near.cpu(), size).to(near.device)
+    return F.adaptive_avg_pool2d(near, size)
 
 
 def as_weight(mask: Tensor) -> Tensor:
