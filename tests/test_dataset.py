@@ -179,6 +179,34 @@ def test_augmentation_moves_both_images_of_the_pair_alike(two_sided):
     assert min(original) < 0.9, "the pose must vary"
 
 
+def test_few_training_pairs_are_upside_down_and_half_are_mirrored(tmp_path, two_sided):
+    # The brightest quarter is that at the top left, the darkest one that at the bottom right.
+    image = np.kron(np.array([[0.9, 0.5], [0.2, 0.1]], np.float32), np.ones((32, 32), np.float32))
+    for role in ("fixed", "moving"):
+        write_image(tmp_path / f"{role}.png", image)
+    table = pd.DataFrame([{"fixed": "fixed.png", "moving": "moving.png", "modality": "CT"}])
+    pairs = PairDataset(table, tmp_path, augment=True, size=64)
+    drawn = torch.stack([pairs[draw].moving_aligned[0] for draw in range(80)])
+    upside_down = drawn[:, 32:].mean(dim=(1, 2)) > drawn[:, :32].mean(dim=(1, 2))
+    mirrored = drawn[..., 32:].mean(dim=(1, 2)) > drawn[..., :32].mean(dim=(1, 2))
+    assert 0 < upside_down.float().mean() < 0.25 and 0.35 < mirrored.float().mean() < 0.65
+
+
+@pytest.mark.parametrize("change", ["add_one_sided", "add_noise"])
+def test_some_images_of_either_side_differ_from_their_partner_by_more_than_contrast(monkeypatch, change):
+    changed: list[Tensor] = []
+    monkeypatch.setattr(f"data.dataset.{change}", lambda image, generator: changed.append(image) or image)
+    for name in ("vary_shading", "vary_contrast"):
+        monkeypatch.setattr(f"data.dataset.{name}", lambda images, generator: images)
+    # Black on one side, white on the other, however they move.
+    monkeypatch.setattr(PairDataset, "images", lambda *_: torch.stack((torch.zeros(64, 64), torch.ones(64, 64)))[None])
+    pairs = sample(augment=True, size=64)
+    for draw in range(50):
+        pairs[draw]
+    fixed, moving = (sum(int(image.mean() > 0.2) == side for image in changed) for side in (0, 1))
+    assert 5 < fixed < 30 and 5 < moving < 30
+
+
 def test_augmentation_gives_both_images_of_a_kind_one_contrast():
     # Aligned and moving image come from one scanner: their brightest parts stay alike.
     for draw in range(6):
@@ -217,6 +245,16 @@ def test_one_sided_structures_are_local_and_in_the_tissue():
     assert empty.isfinite().all() and empty.min() >= 0 and empty.max() <= 1
 
 
+def test_one_sided_structures_grow_with_the_image():
+    def share(side: int) -> float:
+        head = torch.zeros(1, 1, side, side)
+        head[..., side // 8 : -side // 8, side // 8 : -side // 8] = 0.6
+        changes = [(add_one_sided(head, seeded(0, n)) - head).abs() > 0.2 for n in range(60)]
+        return torch.cat(changes).float().mean().item()
+
+    assert share(64) == pytest.approx(share(192), rel=0.4)
+
+
 def test_noise_is_bounded_and_not_in_the_truth(monkeypatch, two_sided):
     plain = sample(augment=True)[7]
     monkeypatch.setattr("data.dataset.NOISY", 1.0)
@@ -251,6 +289,15 @@ def test_vary_contrast_keeps_order_and_range():
         else:
             noisy += 1
     assert 4 <= noisy <= 16
+
+
+def test_vary_contrast_draws_a_gamma():
+    # Grey levels whose ratio is 2 come out with one of 2^gamma, whatever the gain: 1.62 to 2.64.
+    generator = torch.Generator().manual_seed(0)
+    image = torch.tensor([0.2, 0.4]).view(1, 1, 2, 1).repeat(1, 1, 1, 4000)
+    varied = [vary_contrast([image], generator)[0].mean(dim=3).flatten() for _ in range(40)]
+    ratios = torch.stack([high / low for low, high in varied])
+    assert 1.6 < ratios.min() < 1.75 and 2.4 < ratios.max() < 2.67
 
 
 def test_vary_shading_is_smooth_and_of_each_image_its_own():
@@ -340,6 +387,14 @@ def test_images_without_tissue_are_told_before_a_run_begins(tmp_path):
     PairDataset(pd.DataFrame(rows[:2]), tmp_path, size=64).check()
     with pytest.raises(DataError, match=r"PET/1.png: expected PET images with tissue brighter than 0.08 .* found none"):
         PairDataset(pd.DataFrame(rows), tmp_path, size=64).check()
+
+
+def test_tissue_is_looked_for_in_the_moving_images(tmp_path):
+    for role, level in (("MRI", 0.5), ("CT", 0.05)):
+        write_image(tmp_path / role / "a001.png", np.full((64, 64), level, np.float32))
+    table = pd.DataFrame([{"fixed": "MRI/a001.png", "moving": "CT/a001.png", "modality": "CT"}])
+    with pytest.raises(DataError, match="CT/a001.png: expected CT images with tissue"):
+        PairDataset(table, tmp_path, size=64).check()
 
 
 def test_sampler_shows_each_row_once_an_epoch():

@@ -91,6 +91,17 @@ def test_lengths_scale_with_the_image():
     assert big.abs().max() <= 20
 
 
+def test_each_axis_is_shifted_either_way_by_itself():
+    shifts = draws(DeformationRange(amplitude=(0, 0), sigma=(16, 16), translation=10), 40)[..., 0, 0]
+    assert {(x > 0, y > 0) for x, y in shifts.tolist()} == {(a, b) for a in (True, False) for b in (True, False)}
+
+
+def test_lengths_scale_with_the_mean_side():
+    # Of 128 x 384 px that is 256 px.
+    assert draws(FIELD, 60, (128, 384)).std().item() == pytest.approx(2.606, rel=0.06)
+    assert draws(FIELD, 60, (384, 128)).std().item() == pytest.approx(2.606, rel=0.06)
+
+
 def test_smoothness_scales_with_the_image():
     field = draws(FIELD, 60, (512, 512))
     # 32 px at 512 x 512 is 16 px at 256 x 256.
@@ -103,6 +114,10 @@ def test_rotation_and_scale_stay_within_their_ranges():
     flows = draws(turn, 50) / GRID_STRIDE
     area = jacobian_determinant(flows)
     assert area.min() >= 0.92**2 - 1e-4 and area.max() <= 1.08**2 + 1e-4 and area.std() > 0.02
+    # Larger and smaller, and turned either way: the sine of the angle is how fast y moves along x.
+    assert area.min() < 0.95**2 and area.max() > 1.05**2
+    sine = flows[:, 1].diff(dim=2).mean(dim=(1, 2))
+    assert sine.min() < -0.15 and sine.max() > 0.15
     # Nothing moves at the centre, between the four middle points.
     assert flows[..., 31:33, 31:33].mean(dim=(2, 3)).abs().max() < 1e-4
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from data.make_csv import find_table, main, make_table
+from data.make_csv import find_table, main, make_table, shared_patients
 from data.table import DataError, read_table
 from utils.files import FileError
 
@@ -97,6 +97,28 @@ class TestMakeTable:
             message = message_of(lambda place=place: make_table(place, "all"), "CT-MRI, PET-MRI, SPECT-MRI")
             assert re.match(f"{re.escape(str(place))}: expected .* found {words}", message), message
 
+    def test_the_draw_is_the_same_everywhere(self, root):
+        # Another one would train new runs on what the published weights were validated on.
+        tables = [make_table(root, "CT", seed=seed) for seed in range(4)]
+        drawn = [set(table.loc[table["split"] == "val", "group"]) for table in tables]
+        assert drawn == [{"20"}, {"31"}, {"20"}, {"31"}]
+
+    def test_a_patient_too_large_for_the_share_is_trained_on(self, tmp_path):
+        # A fifth of ten slices is two: three are nearer to it than none, four are not.
+        add_pairs(tmp_path, "CT", [name for case, count in ((1, 3), (2, 3), (3, 4)) for name in slices(case, count)])
+        for seed in range(8):
+            table = make_table(tmp_path, "CT", ratio=0.8, seed=seed)
+            assert (table["split"] == "val").sum() == 3
+
+    @pytest.mark.parametrize(("splits", "side"), [("vvvt", "val"), ("vttt", "train")])
+    def test_a_patient_given_to_both_sides_goes_where_most_slices_are(self, root, splits, side):
+        given = {"t": "train", "v": "val"}
+        lines = [f"{given[letter]},{case}{number:03d}" for case in (2, 3, 16, 20, 31)
+                 for number, letter in enumerate(splits, 1)]
+        (root / "CT-MRI/split.csv").write_text("\n".join(["split,name", *lines]))
+        table = find_table(root, "PET")
+        assert set(table.loc[table["group"] == "2", "split"]) == {side}
+
     def test_seed_decides(self, root):
         tables = [make_table(root, "CT", seed=seed) for seed in (0, 0, *range(1, 9))]
         assert tables[0].equals(tables[1])
@@ -111,6 +133,11 @@ class TestMakeTable:
         assert set(make_table(root, "CT", group_pattern=r"(.).*")["group"]) == {"2", "3", "1"}
         assert make_table(root, "CT", group_pattern=r".*")["group"].nunique() == 20
 
+    def test_the_group_pattern_is_that_of_the_whole_name(self, root):
+        for role in ("MRI", "CT"):
+            (root / f"CT-MRI/{role}/16005_b.png").touch()
+        message_of(lambda: make_table(root, "CT"), "group pattern", "'16005_b'")
+
     def test_one_modality_without_the_outer_folder(self, root):
         inner = make_table(root / "CT-MRI", "CT")
         assert inner["moving"].iloc[0] == "CT/2001.png"
@@ -123,6 +150,21 @@ class TestMakeTable:
         wanted = ["train", "val"] * 10
         assert make_table(root, "CT", split_csv="split.csv")["split"].tolist() == wanted
         assert make_table(root, "CT", split_csv=root / "CT-MRI/split.csv")["split"].tolist() == wanted
+
+    def test_a_given_split_goes_by_name_in_whatever_order(self, root):
+        lines = [f"{'val' if case == 16 else 'train'},{case}{number:03d}.png" for case in (16, 31, 2, 20, 3, 99)
+                 for number in (3, 1, 4, 2)]
+        (root / "CT-MRI/split.csv").write_text("\n".join(["split,name", *lines]))
+        table = make_table(root, "CT", split_csv="split.csv")
+        assert table.loc[table["split"] == "val", "fixed"].tolist() == [f"CT-MRI/MRI/1600{n}.png" for n in (1, 2, 3, 4)]
+
+    def test_patients_that_are_placed_already_count_to_the_share(self, root):
+        # Patient 2 has a third of PET's slices: more than a fifth, so that the others are trained on.
+        (root / "CT-MRI/split.csv").write_text(
+            "\n".join(["split,name", *(f"val,{name}" for case in (2, 3, 16, 20, 31) for name in slices(case, 4))])
+        )
+        table = find_table(root, "PET")
+        assert set(table.loc[table["split"] == "val", "group"]) == {"2"}
 
     def test_a_given_split_in_another_form_of_unicode(self, tmp_path):
         add_pairs(tmp_path, "CT", ["cafe\u0301001"])
@@ -197,6 +239,11 @@ class TestMakeTable:
         message_of(lambda: make_table(root, "CT", split_csv=path), "columns split, name")
 
 
+def test_shared_patients_are_those_both_trained_and_validated_on():
+    rows = [("a", "train"), ("a", "val"), ("a", "val"), ("b", "train"), ("b", "test"), ("c", "val"), ("d", "train")]
+    assert shared_patients(pd.DataFrame(rows, columns=["group", "split"])) == 1
+
+
 class TestReadTable:
     def test_reads_what_make_table_made(self, root, tmp_path):
         made = make_table(root, "all", ratio=0.6)
@@ -230,6 +277,12 @@ class TestReadTable:
         assert len(read_table(path, root, modality="all")) == 3
         message_of(lambda: read_table(path, root, modality="PET", split="val"), "split val", "train")
         message_of(lambda: read_table(path, root, split="test"), "split test")
+
+    def test_rows_left_out_are_named_and_not_among_the_others(self, root, table_file):
+        left_out: list[str] = []
+        path = table_file(row("2001"), row("2099"), row("2002").replace(",CT,", ",MR,"), row("2003"))
+        assert read_table(path, root, left_out=left_out)["name"].tolist() == ["2001", "2003"]
+        assert len(left_out) == 2 and "line 4" in left_out[0] and "line 3" in left_out[1]
 
     def test_only_the_needed_columns(self, root, table_file):
         path = table_file("CT-MRI/MRI/2001.png,CT-MRI/CT/2001.png", header="fixed,moving")

@@ -90,6 +90,20 @@ def test_a_seed_decides_and_other_modalities_do_not(root, bench, tmp_path):
     assert all((other[name] == same[name]) == ("/flow/" not in name and "/moving/" not in name) for name in same)
 
 
+def test_pairs_are_called_as_the_table_says(tmp_path):
+    # Files of two patients with one name.
+    rows = []
+    for name, level in (("one", 0.4), ("two", 0.6)):
+        for role in ("MRI", "CT"):
+            write_image(tmp_path / name / role / "a001.png", np.full((64, 64), level, np.float32))
+        paths = {"fixed": f"{name}/MRI/a001.png", "moving": f"{name}/CT/a001.png"}
+        rows.append(paths | {"modality": "CT", "name": name})
+    written = misalign(pd.DataFrame(rows), tmp_path, tmp_path / "out")
+    assert written["label"].to_list() == ["CT/label/one.png", "CT/label/two.png"]
+    levels = [read_image(tmp_path / "out" / path).mean() for path in written["label"]]
+    assert levels == pytest.approx([0.4, 0.6], abs=1e-3)
+
+
 def test_turn_by_hand():
     def turn(size: tuple[int, int], degrees: float) -> torch.Tensor:
         only = DeformationRange(amplitude=(0, 0), sigma=(16, 16), rotation=(degrees, degrees))

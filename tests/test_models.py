@@ -684,6 +684,24 @@ def test_refinement_reads_the_images_at_its_stride(preset, stride):
     assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
 
 
+def test_prereg_sees_the_edges_of_the_moving_image():
+    model, seen = build(), []
+    model.frg_prereg.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
+    fixed, moving = images(1, 64, 96)
+    with torch.inference_mode():
+        model.register(fixed, moving)
+    assert torch.equal(seen[0], edges(moving)) and not torch.allclose(seen[0], edges(fixed), atol=0.01)
+
+
+def test_the_refined_flow_teaches_the_refinement_alone():
+    model = build()
+    refined = model.register(*images(1, 64, 64), both=True).refined.square().sum()
+    names, weights = zip(*model.named_parameters(), strict=True)
+    gradients = zip(names, torch.autograd.grad(refined, weights, allow_unused=True), strict=True)
+    taught = {name.split(".")[0] for name, gradient in gradients if gradient is not None and gradient.any()}
+    assert taught == {"refinement"}
+
+
 def test_average_of_a_mirrored_pair_is_the_mirrored_average(tiny):
     fixed, moving = images(1, 192, 256)
     with torch.inference_mode():

@@ -30,6 +30,14 @@ def test_first_step_of_a_kernel_by_hand():
     assert torch.allclose(kernel.detach().flatten(), expected.flatten(), atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(2, 7), (7, 2)])
+def test_the_longer_side_of_a_kernel_decides_on_the_size_of_its_step(shape):
+    kernel, gradient = nn.Parameter(torch.zeros(shape)), noise(*shape) - 0.5
+    kernel.grad = gradient.clone()
+    Muon(nn.ParameterList([kernel]), lr=0.1).step()
+    assert torch.allclose(kernel, -0.1 * 0.2 * 7**0.5 * orthogonalise(gradient), atol=1e-5)
+
+
 def test_momentum_goes_on_and_no_gradient_means_no_step():
     kernel = nn.Parameter(noise(4, 3, 3, 3))
     optimizer = Muon(nn.ParameterList([kernel]), lr=0.1)

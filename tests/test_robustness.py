@@ -11,7 +11,7 @@ from data.dataset import VAL_SEED, PairDataset, seeded
 from data.make_csv import find_table
 from models.edarfusion import EDARFusion
 from tests.kill_training import SAMPLE, sample_table
-from utils.robustness import CONDITIONS, NOISE, DisturbedPairs, main, robustness
+from utils.robustness import CONDITIONS, NOISE, DisturbedPairs, main, robustness, to_markdown
 
 
 @pytest.fixture
@@ -55,6 +55,34 @@ def test_disturbed_pairs_repeat_and_differ(pairs):
     once, again = (DisturbedPairs(pairs, CONDITIONS["noise in both"]) for _ in range(2))
     assert len(once) == len(pairs) and torch.equal(once[0].fixed, again[0].fixed)
     assert not torch.equal(once[0].fixed - pairs[0].fixed, once[1].fixed - pairs[1].fixed)
+
+
+def test_each_pair_is_disturbed_in_its_own_way(pairs):
+    grey = pairs[0]._replace(fixed=torch.full((1, 8, 8), 0.5), moving=torch.full((1, 8, 8), 0.5))
+    one, other = (DisturbedPairs([grey, grey], CONDITIONS["noise in both"])[row] for row in range(2))
+    assert not torch.equal(one.fixed, other.fixed) and not torch.equal(one.moving, other.moving)
+
+
+def test_each_modality_stands_in_its_column():
+    rows = [("still", "CT", 1.0, 2.0, 0.5), ("still", "PET", 3.0, 4.0, 1.0), ("noisy", "CT", 5.0, 2.0, 0.0),
+            ("noisy", "PET", 6.0, 4.0, 0.25)]  # fmt: skip
+    lines = to_markdown(pd.DataFrame(rows, columns=["condition", "modality", "epe", "zero", "better"])).splitlines()
+    assert lines[0].endswith("| CT | PET |")
+    assert lines[2:] == ["| still | 1.00 of 2.00 (50%) | 3.00 of 4.00 (100%) |",
+                         "| noisy | 5.00 of 2.00 (0%) | 6.00 of 4.00 (25%) |"]  # fmt: skip
+
+
+def test_pairs_that_were_trained_on_are_left_out(table, monkeypatch):
+    seen = []
+
+    def look(model: EDARFusion, pairs: PairDataset, device: torch.device) -> pd.DataFrame:
+        seen.extend(path.relative_to(SAMPLE).as_posix() for path in pairs.fixed)
+        return pd.DataFrame(columns=["condition", "modality", "epe", "zero", "better"])
+
+    monkeypatch.setattr("utils.robustness.robustness", look)
+    assert main(["--root", str(SAMPLE), "--csv", str(table), "--device", "cpu"]) == 0
+    rows = pd.read_csv(table)
+    assert seen == rows.loc[rows["split"] == "val", "fixed"].to_list()
 
 
 def test_table_by_hand(pairs):

@@ -32,7 +32,7 @@ from utils.maps import jacobian_determinant
 from utils.metrics import fusion_metrics, registration_metrics
 from utils.pairs import check_inputs_stay, is_blank, sample_pairs
 from utils.publish import publish
-from utils.results import COLUMNS, ResultFolder
+from utils.results import COLUMNS, FusedPair, ResultFolder
 from utils.scoring import read_grey
 from utils.visualize import MAPS
 from utils.volume_io import looks_like_hu, robust_window
@@ -133,7 +133,9 @@ def test_engine_changes_nothing_but_the_time(checkpoint, tmp_path):
 
 @pytest.mark.parametrize("modality", ["CT", "PET", "SPECT"])
 def test_saved_flow_makes_the_saved_aligned_image(sample_run, modality):
-    for path in (sample_run / modality / "flow").iterdir():
+    paths = list((sample_run / modality / "flow").iterdir())
+    assert len(paths) == 3
+    for path in paths:
         flow = np.load(path, allow_pickle=False)
         assert flow.dtype == np.float32 and flow.shape == (2, 256, 256) and np.abs(flow).max() > 0.5
         color = modality != "CT"
@@ -333,6 +335,33 @@ def test_five_images_of_one_size_are_shown_by_their_longest_head(tmp_path, sides
         pairs.append({"name": f"{number}", "fixed": path, "moving": path, "label": None, "flow": None})
     checked, unreadable = script.check_pairs(pairs, "CT", keep_going=False)
     assert [pair["longest"] for pair in checked] == [longest] * len(sides) and unreadable == []
+
+
+def test_heads_are_measured_in_the_shape_of_their_pixels(tmp_path):
+    image = np.zeros((64, 64), np.float32)
+    image[2:34, 20:36] = 0.7
+    write_image(tmp_path / "head.png", image)
+    pair = {"fixed": tmp_path / "head.png", "moving": tmp_path / "head.png", "label": None, "flow": None}
+    # Half of the frame's height; of a frame twice as high as wide that is 1 of a mean side of (2 + 1) / 2.
+    for aspect, longest in ((1.0, 1 / 2), (2.0, 2 / 3)):
+        pairs = [pair | {"name": f"{number}", "aspect": aspect} for number in range(5)]
+        checked, _ = script.check_pairs(pairs, "CT", keep_going=False)
+        assert [pair["longest"] for pair in checked] == pytest.approx([longest] * 5)
+
+
+def test_pairs_looked_at_for_exchanged_sides_are_spread_without_the_ends(checkpoint, tmp_path, monkeypatch):
+    def fuse(self, fixed, moving, **_) -> FusedPair:
+        return FusedPair(fixed, moving, np.zeros((2, *SHAPE), np.float32), {}, 0.1, 1.0)
+
+    options = ["--modality", "CT", *folders(tmp_path, pairs=9), "--average"]
+    looked_at = []
+    monkeypatch.setattr(PairFuser, "__call__", fuse)
+    monkeypatch.setattr("utils.evaluation.score_pair", lambda _: {})
+    monkeypatch.setattr("utils.mirrored.MirrorCheck.look", lambda self, fixed, *_, **__: looked_at.append(fixed))
+    assert run(checkpoint, tmp_path / "out", *options) == 0
+    # 1/6 ... 5/6 of the way from the first, 0, to the last, 8.
+    expected = [read_image(tmp_path / f"fixed/{place + 1:03}.png") for place in (1, 3, 4, 5, 7)]
+    assert len(looked_at) == 5 and all(np.array_equal(*both) for both in zip(looked_at, expected, strict=True))
 
 
 def test_grey_labels_of_colour_images_are_named(checkpoint, tmp_path, capsys):
@@ -1286,6 +1315,39 @@ def test_pairs_of_a_process_whose_folder_is_another_are_missed(checkpoint, tmp_p
     assert run(checkpoint, tmp_path / "out", *options, "--resume") == 0
     assert list(read_table(tmp_path / "out/CT/metrics.csv")["name"]) == ["001", "002", "003", "mean"]
     assert (tmp_path / "out/CT/fused/001.png").stat() == kept
+
+
+def test_each_pair_is_one_process_s_and_its_row_is_in_the_table_before_the_parts_go(checkpoint, tmp_path, monkeypatch):
+    """Two processes, the second run where the first one waits for it after its last pair."""
+    options = ["--modality", "CT", *folders(tmp_path, pairs=5)]
+    waits, found = [], []
+
+    def become(rank: int) -> None:
+        monkeypatch.setattr(script, "RANK", rank)
+        monkeypatch.setattr(script, "PART", rank)
+
+    def barrier() -> None:
+        waits.append(script.RANK)
+        if script.RANK == 0 and waits.count(0) == 3:
+            become(1)
+            assert run(checkpoint, tmp_path / "out", *options) == 0
+            become(0)
+
+    def look_and_remove(folder: ResultFolder) -> None:
+        tables = folder.path.glob("*metrics*.csv")
+        found.append({path.name: list(read_table(path)["name"])[:-1] for path in tables})
+        remove(folder)
+
+    remove = ResultFolder.remove_parts
+    monkeypatch.setattr(ResultFolder, "remove_parts", look_and_remove)
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr("torch.distributed.barrier", barrier)
+    monkeypatch.setattr(script, "WORLD", 2)
+    become(0)
+    assert run(checkpoint, tmp_path / "out", *options) == 0
+    parts = {".metrics-0.csv": ["001", "003", "005"], ".metrics-1.csv": ["002", "004"]}
+    assert found[-1] == parts | {"metrics.csv": ["001", "002", "003", "004", "005"]}
+    assert [path.name for path in (tmp_path / "out/CT").glob("*metrics*")] == ["metrics.csv"]
 
 
 def test_slices_without_anything_are_named_and_left_as_they_are(checkpoint, tmp_path, capsys):

@@ -7,7 +7,9 @@ import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,17 +20,21 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 import EDARFusion_train as script
-from data.dataset import VAL_SEED, Pair, PairDataset, seeded
+from data.dataset import VAL_SEED, EndlessSampler, Pair, PairDataset, seeded
 from data.table import DataError
+from models.eda_flowreg import CELL
 from models.edarfusion import EDARFusion
-from tests.kill_training import command, sample_table
+from tests.kill_training import SAMPLE, command, sample_table
 from utils.arguments import DEFAULT_CHECKPOINT
 from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from utils.files import FileError
+from utils.filters import halved
 from utils.image_io import write_image
 from utils.training_state import pack_state, unpack_state
+from utils.warp import resize_flow
 
 
 @pytest.fixture(autouse=True)
@@ -131,6 +137,24 @@ def test_pairs_of_one_split_alone_are_refused(tmp_path, letter):
     counts = "5 train, 0 val, 0 test" if letter == "t" else "0 train, 5 val, 0 test"
     with pytest.raises(DataError, match=f"expected pairs of the splits train and val, found {counts}"):
         datasets(tmp_path)
+
+
+def test_pairs_are_others_where_their_split_is(root, tmp_path):
+    def found(folder: Path) -> str:
+        return script.load_table(script.parse_arguments(["--root", str(folder), "--epochs", "1"]))[1]
+
+    before = found(root)
+    assert found(root.rename(tmp_path / "moved")) == before
+    # As many of each, but exchanged: a run that went on would train on what it was validated on.
+    split = tmp_path / "moved/SPECT-MRI/split.csv"
+    split.write_text(split.read_text().replace("train,SPECT0", "val,SPECT0").replace("val,SPECT1", "train,SPECT1"))
+    assert found(tmp_path / "moved") != before
+
+
+def test_one_number_in_two_folders_is_two_patients(tmp_path):
+    roots = [aligned_pairs(tmp_path / name, CT=letters, PET="tv") for name, letters in (("one", "tv"), ("two", "vt"))]
+    options = script.parse_arguments(["--root", *map(str, roots), "--epochs", "1"])
+    assert script.shared_patients(script.load_table(options)[0]) == 0
 
 
 def test_overfitting_trains_and_validates_on_the_same_unvaried_pairs(root):
@@ -300,6 +324,57 @@ def test_score_by_hand():
     assert script.score(kept | {"epe_PET": 9, "qabf_PET": 0.8}, "fusion") == pytest.approx(0.3)
 
 
+def test_processes_agree_on_the_furthest_and_stop_together(monkeypatch):
+    others = torch.tensor([0.5, 1.0], dtype=torch.float64)
+
+    def all_reduce(flags: Tensor, kind: torch.distributed.ReduceOp) -> None:
+        both = torch.stack((flags, others))
+        flags.copy_({script.dist.ReduceOp.MAX: both.amax, script.dist.ReduceOp.MIN: both.amin}[kind](0))
+
+    monkeypatch.setattr(script.dist, "all_reduce", all_reduce)
+    assert script.agree(0.7, False, torch.device("cpu"), 2) == (0.7, True)
+    assert script.agree(0.3, False, torch.device("cpu"), 2) == (0.5, True)
+
+
+# --- stages -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sample_pair(tmp_path) -> Pair:
+    """A batch of one pair of the embedded sample, 128 px."""
+    table = pd.read_csv(sample_table(tmp_path / "pairs.csv"))
+    return next(iter(DataLoader(PairDataset(table, SAMPLE, seed=VAL_SEED, size=128), 1)))
+
+
+@pytest.mark.parametrize("stage", ["registration", "fusion"])
+def test_a_stage_trains_its_part_of_the_network_and_all_of_it(stage):
+    model = EDARFusion("tiny")
+    _, optimizer = script.begin_stage(stage, model, script.parse_arguments(["--root", "nowhere", "--epochs", "1"]))
+    trained = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+    for name, weight in model.named_parameters():
+        assert (id(weight) in trained) == (name.startswith("fusion.") == (stage == "fusion")), name
+
+
+def test_what_the_registration_finds_is_compared_with_the_truth(sample_pair):
+    model = EDARFusion("tiny")
+    found = model.register(sample_pair.fixed, sample_pair.moving, both=True)
+    both = torch.cat((sample_pair.flow, sample_pair.inverse_flow))
+    truth = CELL * resize_flow(both, tuple(found.refined.shape[2:]))
+    steps = [step._replace(flow=truth) for step in found.steps]
+    model.register = lambda *_, both: found._replace(steps=steps, refined=truth[:1])
+    loss = script.RegistrationStep(model)(sample_pair, nullcontext())
+    assert loss.flow.item() == loss.refined_flow.item() == 0
+    # What is left is blur.
+    before = (halved(sample_pair.moving) - halved(sample_pair.moving_aligned)).abs().mean()
+    assert loss.similarity < 0.5 * before
+
+
+def test_what_is_asked_of_the_fusion_hangs_on_the_modality(sample_pair):
+    step = script.FusionStep(EDARFusion("tiny"), consistency=True)
+    pairs = [sample_pair._replace(modality=torch.tensor([kind])) for kind in range(3)]
+    assert len({step(pair, nullcontext()).total.item() for pair in pairs}) == 3
+
+
 # --- runs ---------------------------------------------------------------------------------------------------
 
 
@@ -459,7 +534,95 @@ def test_second_passes_and_dropout_are_of_the_registration_alone(train_here, mon
     assert [events[:place].count("registration_loss") for place in seconds] == [2, 4]
 
 
-def test_a_run_of_some_minutes_ends_by_itself_and_is_validated_then(train_here, monkeypatch, capsys):
+def test_second_passes_start_from_the_flow_that_was_found_and_each_step_is_as_long_as_logged(
+    train_here, validated, monkeypatch
+):
+    validated({"epe": 1.0})
+    found, taken, rates = [], [], []
+    register, aligned_by, step = EDARFusion.register, Pair.aligned_by, script.Muon.step
+
+    def watched_register(*arguments, **options):
+        found.append(register(*arguments, **options))
+        return found[-1]
+
+    def watched_aligned_by(pair: Pair, flow: Tensor, inverse_flow: Tensor) -> Pair:
+        taken.append(flow is found[-1].flow and inverse_flow is found[-1].inverse_flow)
+        return aligned_by(pair, flow, inverse_flow)
+
+    def watched_step(optimizer: script.Muon) -> None:
+        rates.append({group["lr"] for group in optimizer.param_groups})
+        step(optimizer)
+
+    monkeypatch.setattr(EDARFusion, "register", watched_register)
+    monkeypatch.setattr(Pair, "aligned_by", watched_aligned_by)
+    monkeypatch.setattr(script.Muon, "step", watched_step)
+    options = ("--overfit", "1", "--epochs", "2", "--val-every", "9", "--stage", "registration")
+    last = train_here(*options, "--second-pass", "1")
+    assert taken == [True, True]
+    assert rates == [{row["lr"]} for row in last.training["history"] if "lr" in row] and rates[0] != rates[1]
+
+
+@pytest.mark.parametrize("new", [False, True])
+def test_dropout_is_of_the_training_alone_whatever_the_run_begins_with(train_here, monkeypatch, tmp_path, new):
+    save_checkpoint(tmp_path / "start.safetensors", EDARFusion("tiny"), modality="all", training={}, metrics={})
+    modes, validated_in, loss = set(), [], script.RegistrationStep.forward
+
+    def watched(step: script.RegistrationStep, *arguments):
+        modes.update(module.training for module in step.modules())
+        return loss(step, *arguments)
+
+    def validate(model: EDARFusion, *_, fusion: bool) -> pd.DataFrame:
+        validated_in.append({module.training for module in model.modules()})
+        return pd.DataFrame([{"modality": "CT", "zero": 1.0, "epe": 1.0}])
+
+    monkeypatch.setattr(script.RegistrationStep, "forward", watched)
+    monkeypatch.setattr(script, "validate", validate)
+    options = ("--overfit", "1", "--epochs", "1", "--val-every", "1", "--stage", "registration")
+    train_here(*(() if new else ("--init", tmp_path / "start.safetensors")), *options)
+    assert modes == {True} and validated_in == [{False}]
+
+
+def test_each_step_leaves_out_other_channels(train_here, validated, monkeypatch):
+    validated({"epe": 1.0})
+    left_out, dropout = [], F.dropout2d
+
+    def watched(*arguments, **options) -> Tensor:
+        kept = dropout(*arguments, **options)
+        left_out.append((kept == 0).all(dim=3).all(dim=2))
+        return kept
+
+    monkeypatch.setattr(F, "dropout2d", watched)
+    train_here("--overfit", "1", "--epochs", "2", "--val-every", "9", "--stage", "registration", "--dropout", "0.5")
+    half = len(left_out) // 2
+    first, second = (torch.cat([x.flatten() for x in part]) for part in (left_out[:half], left_out[half:]))
+    assert 0.3 < first.float().mean() < 0.7 and not torch.equal(first, second)
+
+
+def test_without_averaging_the_weights_of_the_last_step_are_kept(train_here, validated):
+    validated({"epe": 1.0})
+    options = ("--overfit", "1", "--epochs", "3", "--val-every", "9", "--stage", "registration")
+    last = train_here(*options, "--averaging", "0")
+    assert all(torch.equal(value, last.state[f"raw.{name}"]) for name, value in last.model.state_dict().items())
+
+
+def test_the_seed_decides_on_the_first_weights_and_the_order(train_here, validated, monkeypatch):
+    validated({"epe": 1.0})
+    drawn, first, item, network = [], [], PairDataset.__getitem__, script.initial_network
+
+    def watched_network(options) -> EDARFusion:
+        first.append(copy.deepcopy(network(options)))
+        return first[0]
+
+    monkeypatch.setattr(PairDataset, "__getitem__", lambda pairs, draw: drawn.append(draw) or item(pairs, draw))
+    monkeypatch.setattr(script, "initial_network", watched_network)
+    train_here("--overfit", "4", "--epochs", "1", "--val-every", "1", "--stage", "registration", "--seed", "5")
+    assert drawn[:4] == list(islice(EndlessSampler(4, 1, seed=5), 4)) != list(islice(EndlessSampler(4, 1), 4))
+    torch.manual_seed(5)
+    expected = EDARFusion("tiny").state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in first[0].state_dict().items())
+
+
+def test_a_run_of_some_minutes_ends_by_itself_and_is_validated_then(train_here, monkeypatch, capsys, tmp_path):
     def ten_seconds_later(clock: script.Clock) -> float:
         clock.seconds += 10
         return clock.seconds
@@ -471,6 +634,7 @@ def test_a_run_of_some_minutes_ends_by_itself_and_is_validated_then(train_here, 
     assert (epoch["epoch"], epoch["step"]) == (1, 3) and "score" not in epoch
     assert (rest["epoch"], rest["step"], rest["minutes"]) == (2, 4, 1) and math.isfinite(rest["score"])
     assert last.metrics["score"] == rest["score"]
+    assert pd.read_csv(tmp_path / "run/history.csv")["step"].to_list() == [3, 4]
     assert "finished" in capsys.readouterr().out
 
 
@@ -488,11 +652,18 @@ def test_steps_count_as_training_time_and_saving_does_not(train_here, monkeypatc
     clock = SimpleNamespace(perf_counter=lambda: now, monotonic=lambda: now)
     monkeypatch.setattr(script, "time", clock)
     monkeypatch.setattr(script, "registration_loss", taking(10, script.registration_loss))
-    monkeypatch.setattr(script, "save_checkpoint", taking(1000, script.save_checkpoint))
+    save, saved = script.save_checkpoint, []
+
+    def watched(path: Path, *arguments, training: dict, **options) -> None:
+        saved.append((path.stem, training["step"], training["seconds"]))
+        save(path, *arguments, training=training, **options)
+
+    monkeypatch.setattr(script, "save_checkpoint", taking(1000, watched))
     monkeypatch.setattr(script, "check", taking(500, script.check))
     # After each of the first two steps it saves within the epoch.
     last = train_here("--overfit", "3", "--epochs", "1", "--save-minutes", "0.1", "--stage", "registration")
     assert last.training["seconds"] == 30
+    assert saved[:3] == [("last", 1, 10), ("last", 2, 20), ("last", 3, 30)]
 
 
 def test_bfloat16_serves_the_registration_alone(train_here, monkeypatch):
@@ -541,6 +712,10 @@ def test_a_run_goes_on_with_the_pairs_that_it_began_with(train_here, validated, 
     with pytest.raises(DataError, match=expected):
         script.train(script.parse_arguments([*line, str(tmp_path / "fewer.csv")]), threading.Event())
     assert before == {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    # The number of processes is in the checkpoint.
+    with monkeypatch.context() as elsewhere, pytest.raises(CheckpointError, match="expected 1 processes .* found 2"):
+        elsewhere.setenv("WORLD_SIZE", "2")
+        script.open_run(script.parse_arguments(line[:2]))
     # The same pairs may lie elsewhere.
     (tmp_path / "pairs.csv").rename(tmp_path / "moved.csv")
     script.train(script.parse_arguments([*line, str(tmp_path / "moved.csv")]), threading.Event())

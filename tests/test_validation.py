@@ -64,6 +64,15 @@ def test_endpoint_errors_are_those_of_the_tissue_in_pixels():
     assert "qabf" not in scores
 
 
+def test_only_the_tissue_of_the_truly_aligned_image_counts():
+    # All other images, and what the model finds, are bright where the true displacement is ten times as long.
+    bright = torch.full((1, SIDE, SIDE), 0.5)
+    true = pair(2.0, 0, 0)._replace(fixed=bright, moving=bright)
+    found = SimpleNamespace(flow=torch.zeros(1, 2, SIDE, SIDE), aligned=bright[None])
+    scores = validate(lambda *_: found, [true], CPU)
+    assert scores["zero"].item() == pytest.approx(2, rel=1e-5) and scores["epe"].item() == pytest.approx(2, rel=1e-5)
+
+
 def test_grey_errors_are_those_of_the_metrics_over_the_whole_image():
     scores = validate(answering(), PAIRS, CPU)
     for row, aligned, true in zip(scores.itertuples(), ANSWERS["aligned"], PAIRS, strict=True):
