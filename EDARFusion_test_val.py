@@ -397,8 +397,10 @@ def fuse_and_score(
             if not chosen[modality]:
                 continue
             folder.prepare()
-            folder.remove_parts()
             if rows[modality]:
+                folder.write_rows(rows[modality].values())  # what was finished may lie in the parts alone
+            folder.remove_parts()
+            if rows[modality] and WORLD > 1:
                 folder.write_rows(rows[modality].values(), PART)
     if WORLD > 1:
         dist.barrier()

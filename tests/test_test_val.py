@@ -1299,6 +1299,24 @@ def test_two_processes_share_the_pairs(checkpoint, tmp_path):
     assert files == sorted(p.relative_to(tmp_path / "two") for p in (tmp_path / "two").rglob("*"))
 
 
+def test_what_several_processes_finished_outlives_a_run_that_is_killed_as_it_begins(checkpoint, tmp_path, monkeypatch):
+    options, folder = ["--modality", "CT", *folders(tmp_path, pairs=1)], tmp_path / "out/CT"
+    assert run(checkpoint, tmp_path / "out", *options) == 0
+    for name, part in {"metrics.csv": ".metrics-1.csv", "inputs.json": ".inputs-1.json"}.items():
+        (folder / name).rename(folder / part)
+    made, remove = (folder / "fused/001.png").stat(), ResultFolder.remove_parts
+
+    def remove_and_die(folder: ResultFolder) -> None:
+        remove(folder)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(ResultFolder, "remove_parts", remove_and_die)
+        assert run(checkpoint, tmp_path / "out", *options, "--resume") == script.INTERRUPTED
+    assert run(checkpoint, tmp_path / "out", *options, "--resume") == 0
+    assert (folder / "fused/001.png").stat() == made
+
+
 def test_pairs_of_a_process_whose_folder_is_another_are_missed(checkpoint, tmp_path, monkeypatch, capsys):
     options = ["--modality", "CT", *folders(tmp_path, pairs=3)]
     with monkeypatch.context() as first_of_two:
