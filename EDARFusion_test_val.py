@@ -165,13 +165,16 @@ def check_pairs(pairs: list[dict], modality: str, keep_going: bool) -> tuple[lis
     None for a few.
     """
     good, bad, brightest = [], [], {"fixed": {}, "moving": {}, "label": {}}
-    frames, lengths = [], {}
+    frames, lengths, names = [], {}, {}
     blank = grey_labels = 0
     # Quick enough to leave no trace in a log: None shows the bar on a terminal only.
     for pair in tqdm(pairs, desc=f"checking {modality}", unit="pair", leave=False, disable=RANK > 0 or None):
         try:
             if pair["name"] == "mean":
                 raise DataError.at(pair["fixed"], "another name of a pair, as metrics.csv ends with a row mean", "mean")
+            if (other := names.setdefault(pair["name"].casefold(), pair["name"])) != pair["name"]:
+                expected = f"a name that differs from {other} in more than capitals, to some systems one file"
+                raise DataError.at(pair["fixed"], expected, pair["name"])
             images = read_pair(pair, modality)
             if pair["flow"]:
                 load_flow(pair["flow"], images.fixed.shape)
@@ -385,8 +388,8 @@ def fuse_and_score(
         earlier = folder.read_rows() if options.resume else {}
         done = [pair["name"] for pair in chosen[modality] if folder.is_finished(pair, earlier)]
         rows[modality] = {name: earlier[name] for name in done}
-        if not done or len(done) < len(earlier):
-            # They are of other pairs, and would lie beside the new rows if the run were interrupted.
+        if folder.may_hold_others(chosen[modality], earlier):
+            # They would lie beside the new rows if the run were interrupted.
             folder.outdated = [folder.report_path, *(folder.volume_paths if volumes else ())]
     if WORLD > 1:
         # The processes wait for each other after the last pair, however long that takes.

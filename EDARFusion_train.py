@@ -56,6 +56,7 @@ from utils.warp import warp
 from utils.wording import counted
 
 STAGES = ("registration", "fusion")
+REFUSALS = 3  # of a checkpoint, one after the other, that end a run
 WHERE = {"csv", "device", "workers", "root", "save_minutes", "stop_after"}
 """Options that --resume may be given anew: they change where and how long a run computes, but not what."""
 ABLATIONS = ("entropy", "prereg", "reliability", "aggregation", "gate", "refinement", "consistency")
@@ -460,22 +461,26 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
     # The processes that make the pairs take seconds to start, which are no training time.
     batches = itertools.chain([next(batches)], batches)
     board = SummaryWriter(str(folder / "tensorboard"), purge_step=record["step"] // epoch_steps + 1) if main else None
-    clock, saved = Clock(record["seconds"]), time.monotonic()
+    clock, saved, refused = Clock(record["seconds"]), time.monotonic(), 0
 
-    def save(name: str, state: dict[str, Tensor] | None = None, *, needed: bool = False) -> bool:
-        """Whether it was written: unless it is needed, an earlier file that cannot be replaced now does for a while."""
+    def save(name: str, state: dict[str, Tensor] | None = None) -> None:
         metrics = next((row for row in reversed(record["history"]) if "score" in row), {})
-        path = folder / f"{name}.safetensors"
+        save_checkpoint(
+            folder / f"{name}.safetensors", averaged.module, modality=options.modality, training=record,
+            metrics=metrics, state=state,
+        )  # fmt: skip
+
+    def save_last(optimizer: torch.optim.Optimizer, *, needed: bool = False) -> None:
+        """If it cannot be written now, the earlier one is kept; an error where there is none, or the third in a row."""
+        nonlocal refused
         try:
-            save_checkpoint(
-                path, averaged.module, modality=options.modality, training=record, metrics=metrics, state=state
-            )
+            save("last", pack_state(model, optimizer))
+            refused = 0
         except FileError as error:
-            if needed or not path.exists():
+            refused += 1
+            if needed or refused == REFUSALS or not (folder / "last.safetensors").exists():
                 raise
             tqdm.write(str(error))
-            return False
-        return True
 
     def validate_into(row: dict[str, float | str]) -> None:
         metrics = check(averaged.module, val_pairs, device, record["stage"])
@@ -491,13 +496,12 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
             tqdm.write(f"step {row['step']}: the score is not a number, so this is not kept as best.safetensors")
         # A best that is not a number, of a run by an older version, must not stay.
         elif record["best"] is None or math.isnan(record["best"]) or row["score"] < record["best"]:
-            before, record["best"] = record["best"], row["score"]
-            if not save("best"):
-                record["best"] = before
+            record["best"] = row["score"]
+            save("best")
 
     def log(row: dict[str, float | str], optimizer: torch.optim.Optimizer) -> None:
         tqdm.write(describe(row))
-        save("last", pack_state(model, optimizer))
+        save_last(optimizer)
         write_history(folder, record["history"])
 
     for stage, (begin, end) in plan.items():
@@ -562,7 +566,7 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
             if rest:
                 if main and time.monotonic() - saved > 60 * options.save_minutes:
                     record["seconds"] = clock.read()
-                    save("last", pack_state(model, optimizer))
+                    save_last(optimizer)
                     saved = time.monotonic()
                     clock.skip()
                 continue
@@ -580,7 +584,7 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
                     board.add_scalar(f"train/{name}", value, epoch)
                 if epoch % options.val_every == 0:
                     # That may take longer than a signal's sender waits; a resumed run makes up for it.
-                    save("last", pack_state(model, optimizer))
+                    save_last(optimizer)
                     validate_into(row)
                 log(row, optimizer)
                 saved = time.monotonic()
@@ -595,13 +599,13 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
             latest = record["history"][-1] if record["history"] else {}
             validated = latest.get("step") == record["step"] and "score" in latest
             if record["step"] > record["stage_step"] and not stopping and not validated:
-                save("last", pack_state(model, optimizer))
+                save_last(optimizer)
                 row = {"epoch": math.ceil(record["step"] / epoch_steps), "stage": stage, "step": record["step"]}
                 row["minutes"] = record["seconds"] / 60
                 record["history"].append(row)
                 validate_into(row)
                 tqdm.write(describe(row))
-            save("last", pack_state(model, optimizer), needed=stopping or stage == list(plan)[-1])
+            save_last(optimizer, needed=stopping or stage == list(plan)[-1])
             if record["history"]:
                 write_history(folder, record["history"])
         if stopping:

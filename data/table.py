@@ -79,18 +79,14 @@ def read_table(
             raise DataError.at(csv, f"rows of {column} {wanted}", f"only {found}")
     if "name" not in table:
         table = table.assign(name=[Path(path).stem for path in table["fixed"]])
-    seen: dict[tuple[str, str], tuple[str, int]] = {}
+    seen: dict[tuple[str, str], int] = {}
 
     def check(line: int, row: dict[str, str]) -> None:
         _check_cells(csv, line, {column: row[column] for column in given}, root)
-        # Names that differ in capitals only are one file under macOS and Windows.
-        other, first = seen.setdefault((row.get("modality"), row["name"].casefold()), (row["name"], line))
-        if first != line:
+        if seen.setdefault((row.get("modality"), row["name"]), line) != line:
             expected = "one row a name (a column name gives others than those of the fixed files)"
-            found = repr(row["name"])
-            if other != row["name"]:
-                found = f"{other!r} and {found}, alike but for capitals,"
-            raise DataError.at(csv, expected, f"{found} in lines {first} and {line}")
+            first = seen[row.get("modality"), row["name"]]
+            raise DataError.at(csv, expected, f"{row['name']!r} in lines {first} and {line}")
 
     return _usable(csv, table, check, left_out).reset_index(drop=True)
 

@@ -100,9 +100,10 @@ class GaussianBlur(nn.Module):
         self.sigma = sigma
 
     def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
         # Not a tensor that is kept: one of inference is of no use in training, nor one of an export anywhere else.
-        rows, columns = (torch.from_numpy(gaussian_band(length, self.sigma)).to(x) for length in x.shape[2:])
-        return rows @ x @ columns
+        rows = torch.from_numpy(gaussian_band(height, self.sigma)).to(x)
+        return rows @ x @ (rows if width == height else torch.from_numpy(gaussian_band(width, self.sigma)).to(x))
 
 
 @lru_cache(maxsize=64)

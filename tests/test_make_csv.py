@@ -264,8 +264,6 @@ class TestReadTable:
         path = table_file(f"{first},p1 slice.2", f"{second},p2", header=header)
         assert read_table(path, root)["name"].tolist() == ["p1 slice.2", "p2"]
         message_of(lambda: read_table(table_file(f"{first},a", f"{second},a", header=header), root), "one row a name")
-        path = table_file(f"{first},P1", f"{second},p1", header=header)
-        message_of(lambda: read_table(path, root), "'P1' and 'p1', alike but for capitals, in lines 2 and 3")
         for name in ("../a", "a/b", "a\\b", ".a", "c:d", ""):
             message_of(lambda name=name: read_table(table_file(f"{first},{name}", header=header), root), "line 2")
 

@@ -1155,7 +1155,7 @@ def test_what_is_outdated_and_cannot_be_removed_is_named(tmp_path):
     folder = ResultFolder(tmp_path, "CT")
     folder.report_path.mkdir()
     folder.outdated = [folder.report_path]
-    with pytest.raises(FileError, match=r"report\.html: expected a file that can be replaced"):
+    with pytest.raises(FileError, match=r"report\.html: expected a file that can be removed"):
         folder.write_rows([])
 
 
@@ -1297,6 +1297,19 @@ def test_two_processes_share_the_pairs(checkpoint, tmp_path):
     pd.testing.assert_frame_equal(one, two, rtol=1e-2, atol=1e-2)
     files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*"))
     assert files == sorted(p.relative_to(tmp_path / "two") for p in (tmp_path / "two").rglob("*"))
+
+
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="one file there")
+def test_names_must_differ_in_more_than_capitals(checkpoint, tmp_path, capsys):
+    options = ["--modality", "CT", *folders(tmp_path, pairs=2)]
+    for folder in (options[3], options[5]):
+        shutil.copy(Path(folder, "001.png"), Path(folder, "P1.png"))
+        shutil.copy(Path(folder, "001.png"), Path(folder, "p1.png"))
+    assert run(checkpoint, tmp_path / "out", *options) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "1.png: expected a name that differs from " in line and " in more than capitals" in line
+    assert run(checkpoint, tmp_path / "out", *options, "--keep-going") == 1
+    assert len(list((tmp_path / "out/CT/fused").iterdir())) == 3
 
 
 def test_what_several_processes_finished_outlives_a_run_that_is_killed_as_it_begins(checkpoint, tmp_path, monkeypatch):

@@ -480,6 +480,18 @@ def test_empty_rescale_tags_count_as_absent(tmp_path: Path) -> None:
     dataset.RescaleSlope = dataset.RescaleIntercept = None
     dataset.save_as(path)
     np.testing.assert_array_equal(read_volume(path).slices[0], noise(64, 64))
+    dataset.RescaleSlope = 2
+    dataset.save_as(path)
+    np.testing.assert_array_equal(read_volume(path).slices[0], 2 * noise(64, 64))
+    dataset.RescaleSlope, dataset.RescaleIntercept = None, 5
+    dataset.save_as(path)
+    np.testing.assert_array_equal(read_volume(path).slices[0], 5 + noise(64, 64))
+
+
+def test_ct_of_which_one_slice_is_not_rescaled(tmp_path: Path) -> None:
+    for number, tags in enumerate(({"RescaleIntercept": -1024}, {"RescaleIntercept": None})):
+        dicom(tmp_path / f"{number}.dcm", noise(64, 64), ImagePositionPatient=[0, 0, number], **tags)
+    message_of(tmp_path, "1.dcm", "the units of 0.dcm, HU", "unknown")
 
 
 def test_single_file_takes_its_thickness_and_keeps_monochrome1_values(tmp_path: Path) -> None:
@@ -679,6 +691,7 @@ def test_slices_of_differing_size(tmp_path: Path) -> None:
     [
         ((0, 3, 9), ("evenly spaced", ".dcm")),
         ((0, 3, 6.8), ("evenly spaced", ".dcm")),
+        ((0, 1, 2, 3, 300), ("evenly spaced", "297.000 mm from 3.dcm to 4.dcm")),
         ((0, 3, 3), ("one slice a place", "1 place with several, such as 1.dcm and 2.dcm")),
         ((1, 1), ("one slice a place", "1 place with several, such as 0.dcm and 1.dcm")),
         ((0, 3, 6, 0, 3.01, 6, 0), ("one slice a place", "3 places with several, such as 0.dcm and 3.dcm")),

@@ -20,7 +20,7 @@ DICOM_SUFFIX = ".dcm"
 UNEVEN = 0.1
 """Largest deviation of the step from one DICOM slice to the next, as a share of the mean step."""
 NO_STEP = 0.01
-"""Step, as a share of the largest one, up to which two DICOM slices lie in one place."""
+"""Step, as a share of the usual one, up to which two DICOM slices lie in one place."""
 
 _MACROS = (
     "PixelMeasuresSequence",
@@ -60,6 +60,7 @@ def read_dicom(path: Path) -> tuple[np.ndarray, np.ndarray, str, str, str]:
             ("the rows and columns", first.values.shape, frame.values.shape),
             ("the pixel spacing", first.spacing, frame.spacing),
             ("the direction", first.directions, frame.directions),
+            ("the units", first.units or "unknown", frame.units or "unknown"),
         ):
             same = np.allclose(here, there, atol=1e-3) if isinstance(here, np.ndarray) else here == there
             if not same:
@@ -126,8 +127,7 @@ def _read_frames(path: Path) -> list[_Frame]:
             photometric = dataset.get("PhotometricInterpretation", "MONOCHROME2")
             if not photometric.startswith("MONOCHROME"):
                 raise ImageError.at(path, "one value a pixel (MONOCHROME1 or MONOCHROME2)", photometric)
-            _check_syntax(path, dataset)
-            pixels = dataset.pixel_array.reshape(shape)
+            pixels = _decoded(path, dataset).reshape(shape)
             return [_frame(path, dataset, number, values) for number, values in enumerate(pixels)]
     except ImageError:
         raise
@@ -139,7 +139,7 @@ def _read_frames(path: Path) -> list[_Frame]:
 
 
 def _check_kind(path: Path, dataset: Dataset) -> None:
-    """Check that a file without pixels is at least of a kind that has some, as a truncated one is.
+    """Check that a file without pixels is of a kind that should have some, as a truncated one is.
 
     Raises:
         _NoImage: it is not.
@@ -153,21 +153,29 @@ def _check_kind(path: Path, dataset: Dataset) -> None:
         raise _NoImage.at(path, "an image", f"a DICOM object without pixels ({kind.name})")
 
 
-def _check_syntax(path: Path, dataset: Dataset) -> None:
-    """Check that something is installed that decodes the pixels.
+def _decoded(path: Path, dataset: Dataset) -> np.ndarray:
+    """The stored values of all frames.
 
     Raises:
-        ImageError: nothing is; the message names what to install, where there is anything.
+        ImageError: nothing is installed that decodes them; the message names what to install, where there is anything.
     """
     syntax = dataset.file_meta.TransferSyntaxUID
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError as error:
         raise ImageError.at(path, "a transfer syntax of images", syntax.name) from error
+    # Such as "pylibjpeg - requires pylibjpeg>=2.0 and pylibjpeg-libjpeg>=2.1", one for each package that might do.
+    needed = decoder.missing_dependencies[-1:]
+    expected = f"a transfer syntax that can be decoded ({''.join(needed).rpartition(' requires ')[2]} would do)"
     if not decoder.is_available:
-        # Such as "pylibjpeg - requires pylibjpeg>=2.0 and pylibjpeg-libjpeg>=2.1", one for each package that would do.
-        needed = decoder.missing_dependencies[-1].rpartition(" requires ")[2]
-        raise ImageError.at(path, f"a transfer syntax that can be decoded ({needed} would do)", syntax.name)
+        raise ImageError.at(path, expected, syntax.name)
+    try:
+        return dataset.pixel_array
+    except RuntimeError as error:
+        # Of JPEG with 12 bits, for one, a decoder is there that cannot.
+        if needed and "Unable to decompress" in str(error):
+            raise ImageError.at(path, expected, f"{syntax.name} ({error})") from error
+        raise
 
 
 def _frame(path: Path, dataset: Dataset, number: int, values: np.ndarray) -> _Frame:
@@ -190,15 +198,14 @@ def _frame(path: Path, dataset: Dataset, number: int, values: np.ndarray) -> _Fr
             raise ImageError.at(path, f"one volume of {dataset.NumberOfSlices} slices", f"{count} frames")
         position = position + number * numbers("SpacingBetweenSlices", 1) * np.cross(*directions)
     modality = str(dataset.get("Modality") or "")
-    for tags in (groups, dataset):
-        for name in ("RescaleSlope", "RescaleIntercept"):
-            if name in tags and tags[name].is_empty:
-                del tags[name]
     rescale = groups if "RescaleSlope" in groups else dataset
-    rescaled = "RescaleSlope" in rescale and "RescaleIntercept" in rescale
+    given = [name for name in ("RescaleSlope", "RescaleIntercept") if rescale.get(name) is not None]
+    # pydicom wants both; one may be missing, or there but empty.
+    rescale.RescaleSlope = rescale.get("RescaleSlope") or 1
+    rescale.RescaleIntercept = rescale.get("RescaleIntercept") or 0
     units = dataset.get("Units") or groups.get("RescaleType") or dataset.get("RescaleType")
     units = str(units or ("HU" if modality == "CT" else ""))
-    if units == "US" or units == "HU" and not rescaled:
+    if units == "US" or units == "HU" and len(given) < 2:
         units = ""  # unspecified, or what is stored before it is rescaled
     return _Frame(
         file=path,
@@ -232,7 +239,7 @@ def _even_step(path: Path, frames: list[_Frame]) -> np.ndarray:
     """Mean step (3,) in mm from one frame to the next; an error if any step differs or is none."""
     steps = np.diff([frame.position for frame in frames], axis=0)
     lengths = np.linalg.norm(steps, axis=1)
-    none = lengths <= NO_STEP * lengths.max()
+    none = lengths <= NO_STEP * np.median(lengths[lengths > 1e-6] if lengths.any() else lengths)
     if none.any():
         # Where a run of such steps begins.
         first = np.flatnonzero(none & ~np.insert(none[:-1], 0, False))

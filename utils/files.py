@@ -1,12 +1,13 @@
-"""The project's one way to write and remove a file and to list a folder, and the error that names what is no use."""
+"""The project's one way to write and remove a file and to list a folder, and the error that names the path at fault."""
 
 import os
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ATTEMPTS = 20 if os.name == "nt" else 1
-"""How often a file is tried to be put in its place, 0.1 s apart: Windows refuses while a viewer holds the old one."""
+"""How often a file is tried to be replaced or removed, 0.1 s apart: Windows refuses while a viewer holds it."""
 
 
 class FileError(ValueError):
@@ -42,7 +43,7 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.write_bytes(data)
-            _replace(temporary, path)
+            _patiently(lambda: os.replace(temporary, path))
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -57,9 +58,9 @@ def remove(path: Path) -> None:
         FileError: the system refused (no permission, a folder of that name).
     """
     try:
-        path.unlink(missing_ok=True)
+        _patiently(lambda: path.unlink(missing_ok=True))
     except OSError as error:
-        raise FileError.at(path, "a file that can be replaced", error.strerror or str(error)) from error
+        raise FileError.at(path, "a file that can be removed", error.strerror or str(error)) from error
 
 
 def remove_unfinished(folder: str | os.PathLike) -> None:
@@ -72,10 +73,10 @@ def remove_unfinished(folder: str | os.PathLike) -> None:
             path.unlink(missing_ok=True)
 
 
-def _replace(temporary: Path, path: Path) -> None:
+def _patiently(change: Callable[[], None]) -> None:
     for left in reversed(range(ATTEMPTS)):
         try:
-            os.replace(temporary, path)
+            change()
             return
         except PermissionError:
             if not left:

@@ -157,16 +157,9 @@ def pair_files(*, left_out: list[str] | None = None, **folders: str | os.PathLik
         return [{"name": next(iter(given.values())).stem, **given, **absent}]
     images: dict[str, dict[str, Path]] = {role: {} for role in given}
     for role, folder in given.items():
-        seen: dict[str, Path] = {}
         for path in list_images(folder):
-            stem = plain_stem(path)
-            images[role][stem] = path
-            if (other := seen.setdefault(stem.casefold(), path)) is not path:
-                # One file under macOS and Windows.
-                found = f"{other.name} and {path.name}, alike but for capitals"
-                if plain_stem(other) == stem:
-                    found = f"{path.name} twice, in two forms of Unicode"
-                raise ImageError.at(folder, "one image a name", found)
+            if images[role].setdefault(plain_stem(path), path) is not path:
+                raise ImageError.at(folder, "one image a name", f"{path.name} twice, in two forms of Unicode")
     first, *others = images
     for other in others:
         for here, there in ((first, other), (other, first)):

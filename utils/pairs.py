@@ -145,16 +145,18 @@ def check_inputs_stay(inputs: Iterable[str | os.PathLike], outputs: Iterable[str
             raise FileError.at(path, "an input that no result is written over (--output DIR)", "the place of a result")
 
 
-def _marks(path: str | os.PathLike) -> Iterator[str | tuple[int, int]]:
-    """What tells a file from others: its path without links and, where it is there, its number on its device.
+def _marks(path: str | os.PathLike) -> Iterator[str | tuple]:
+    """What tells a file from others: its path without links and, where it is there, what that is but for capitals.
 
-    Where capitals make no difference, one file has several such paths.
+    Where capitals make no difference, one file has several such paths. A hard link of it is another file: what is
+    written takes the place of one of them only.
     """
-    yield os.path.realpath(path)
+    real = os.path.realpath(path)
+    yield real
     with suppress(OSError):
-        status = os.stat(path)
-        if status.st_ino:  # some network drives know no numbers
-            yield status.st_dev, status.st_ino
+        file, folder = os.stat(real), os.stat(os.path.dirname(real))
+        if file.st_ino:  # some network drives know no numbers
+            yield file.st_dev, file.st_ino, folder.st_ino, os.path.basename(real).casefold()
 
 
 def fingerprint(pair: Mapping) -> str:

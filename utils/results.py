@@ -73,7 +73,7 @@ class ResultFolder:
         self.settings_path, self.inputs_path = self.path / "settings.json", self.path / "inputs.json"
         self.volume_paths = [self.path / f"{kind}.nii.gz" for kind in ("aligned", "fused")]
         self.outdated: list[Path] = []
-        """Of other pairs than the new rows; removed before the first of them is written."""
+        """Of an earlier run, maybe of other pairs; removed before the first new row is written."""
         self._settings_written = False
         self.flow, self.maps, self.figures = flow, maps, figures
 
@@ -195,6 +195,13 @@ class ResultFolder:
         if inputs is None or not all(path.is_file() for path in self.files(pair["name"]).values()):
             return False
         return inputs == fingerprint(pair)
+
+    def may_hold_others(self, pairs: Sequence[Mapping], rows: Mapping[str, Mapping]) -> bool:
+        """Whether results may be of other pairs than these: without rows nobody knows, else by name and inputs."""
+        of_name = {pair["name"]: pair for pair in pairs}
+        if not rows or rows.keys() - of_name.keys():
+            return True
+        return any(row.get("inputs") != fingerprint(of_name[name]) for name, row in rows.items())
 
     def write_rows(self, rows: Iterable[Mapping], part: int | None = None) -> None:
         """Write metrics.csv with a final row `mean`, whole or not at all, and inputs.json.
