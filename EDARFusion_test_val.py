@@ -40,6 +40,7 @@ from utils.image_io import MIN_SIDE, has_color, read_image
 from utils.interruption import stop_on_signal
 from utils.pairs import (
     check_inputs_stay,
+    fingerprint,
     folder_pairs,
     has_16_bits,
     is_blank,
@@ -386,10 +387,12 @@ def fuse_and_score(
     rows = {}
     for modality, folder in folders.items():
         earlier = folder.read_rows() if options.resume else {}
-        done = [pair["name"] for pair in chosen[modality] if folder.is_finished(pair, earlier)]
-        rows[modality] = {name: earlier[name] for name in done}
-        if folder.may_hold_others(chosen[modality], earlier):
-            # They would lie beside the new rows if the run were interrupted.
+        with_row = [pair for pair in chosen[modality] if pair["name"] in earlier]
+        # Those made of the same images, label and true flow.
+        same = [pair["name"] for pair in with_row if earlier[pair["name"]].get("inputs") == fingerprint(pair)]
+        rows[modality] = {name: earlier[name] for name in same if folder.has_files(name)}
+        if not earlier or len(same) < len(earlier):
+            # What may be of other pairs would lie beside the new rows if the run were interrupted.
             folder.outdated = [folder.report_path, *(folder.volume_paths if volumes else ())]
     if WORLD > 1:
         # The processes wait for each other after the last pair, however long that takes.

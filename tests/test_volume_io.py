@@ -488,6 +488,13 @@ def test_empty_rescale_tags_count_as_absent(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_volume(path).slices[0], 5 + noise(64, 64))
 
 
+def test_ct_frames_of_one_file_that_are_not_rescaled(tmp_path: Path) -> None:
+    values, absent = noise(3, 64, 64), {"RescaleSlope": None, "RescaleIntercept": None}
+    volume = read_volume(dicom(tmp_path / "a.dcm", values, SpacingBetweenSlices=2, **absent))
+    assert volume.units == ""
+    np.testing.assert_array_equal(volume.slices, values)
+
+
 def test_ct_of_which_one_slice_is_not_rescaled(tmp_path: Path) -> None:
     for number, tags in enumerate(({"RescaleIntercept": -1024}, {"RescaleIntercept": None})):
         dicom(tmp_path / f"{number}.dcm", noise(64, 64), ImagePositionPatient=[0, 0, number], **tags)

@@ -198,18 +198,18 @@ def _frame(path: Path, dataset: Dataset, number: int, values: np.ndarray) -> _Fr
             raise ImageError.at(path, f"one volume of {dataset.NumberOfSlices} slices", f"{count} frames")
         position = position + number * numbers("SpacingBetweenSlices", 1) * np.cross(*directions)
     modality = str(dataset.get("Modality") or "")
-    rescale = groups if "RescaleSlope" in groups else dataset
-    given = [name for name in ("RescaleSlope", "RescaleIntercept") if rescale.get(name) is not None]
+    tags = Dataset()  # of this frame alone; `dataset` is that of the others as well
+    tags.update(groups if "RescaleSlope" in groups else dataset)
+    given = [name for name in ("RescaleSlope", "RescaleIntercept") if tags.get(name) is not None]
     # pydicom wants both; one may be missing, or there but empty.
-    rescale.RescaleSlope = rescale.get("RescaleSlope") or 1
-    rescale.RescaleIntercept = rescale.get("RescaleIntercept") or 0
+    tags.RescaleSlope, tags.RescaleIntercept = tags.get("RescaleSlope") or 1, tags.get("RescaleIntercept") or 0
     units = dataset.get("Units") or groups.get("RescaleType") or dataset.get("RescaleType")
     units = str(units or ("HU" if modality == "CT" else ""))
     if units == "US" or units == "HU" and len(given) < 2:
         units = ""  # unspecified, or what is stored before it is rescaled
     return _Frame(
         file=path,
-        values=apply_modality_lut(values, rescale).astype(np.float32),
+        values=apply_modality_lut(values, tags).astype(np.float32),
         position=position,
         directions=directions,
         spacing=numbers("PixelSpacing", 2),

@@ -13,7 +13,7 @@ import pandas as pd
 from utils.files import FileError, remove, remove_unfinished, write_bytes
 from utils.flow_io import save_flow
 from utils.image_io import read_image, write_image
-from utils.pairs import fingerprint, read_pair
+from utils.pairs import read_pair
 from utils.report.page import write_report
 from utils.report.pictures import PairImages
 from utils.scoring import with_mean
@@ -189,19 +189,9 @@ class ResultFolder:
             expected, found = (", ".join(f"{n} {x.get(n)}" for n in other) for x in (self.settings, earlier))
             raise FileError.at(self.settings_path, f"results with {expected} to resume", f"some with {found}")
 
-    def is_finished(self, pair: Mapping, rows: Mapping[str, Mapping]) -> bool:
-        """Whether a pair has a row that was made of the same images, label and true flow, and all files wanted."""
-        inputs = rows.get(pair["name"], {}).get("inputs")
-        if inputs is None or not all(path.is_file() for path in self.files(pair["name"]).values()):
-            return False
-        return inputs == fingerprint(pair)
-
-    def may_hold_others(self, pairs: Sequence[Mapping], rows: Mapping[str, Mapping]) -> bool:
-        """Whether results may be of other pairs than these: without rows nobody knows, else by name and inputs."""
-        of_name = {pair["name"]: pair for pair in pairs}
-        if not rows or rows.keys() - of_name.keys():
-            return True
-        return any(row.get("inputs") != fingerprint(of_name[name]) for name, row in rows.items())
+    def has_files(self, name: str) -> bool:
+        """Whether all files wanted of a pair are there."""
+        return all(path.is_file() for path in self.files(name).values())
 
     def write_rows(self, rows: Iterable[Mapping], part: int | None = None) -> None:
         """Write metrics.csv with a final row `mean`, whole or not at all, and inputs.json.
