@@ -18,10 +18,11 @@ import hashlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -53,6 +54,13 @@ from utils.results import ResultFolder
 from utils.volume_io import check_no_volumes, holds_images, is_volume
 from utils.volume_pair import BRAIN_WINDOW, VolumePair, read_volumes
 from utils.wording import OTHER_RENDERING, counted, listed
+
+if TYPE_CHECKING:
+    import torch
+
+    from models.edarfusion import Output
+    from utils.inference import PairFuser
+    from utils.mirrored import MirrorCheck
 
 PROGRAM = "EDARFusion_test_val"
 SUMMARY = ("rmse", "ssim", "ncc", "epe", "disagreement", "qabf", "qvif", "qcv", "folding", "seconds")
@@ -309,35 +317,29 @@ def check_window(volumes: VolumePair, center: float, width: float) -> None:
         raise DataError(f"--window: expected {expected}, found {window}")
 
 
-def fuse_and_score(
-    options: argparse.Namespace, chosen: dict[str, list[dict]], left_out: list[str], volumes: VolumePair | None = None
-) -> int:
-    """Check all input, then align, fuse and score the pairs; returns the exit status.
+class Network(NamedTuple):
+    """The network as the options want it, torch or OpenVINO; `settings` are those of `utils.inference.PairFuser`."""
 
-    Args:
-        chosen: modality -> pairs.
-        left_out: what --keep-going has left out already, and why.
-        volumes: where the pairs are slices of volumes, these.
+    model: Callable[..., "Output"]
+    device: "torch.device"
+    settings: dict[str, int | bool]
+    trained_for: str
+
+
+def load_network(options: argparse.Namespace, kinds: list[str]) -> Network:
+    """Load the checkpoint for pairs of these modalities.
+
+    Raises:
+        FileError: the device or the engine is not there, or the checkpoint cannot be used for these pairs.
     """
-    for modality, pairs in chosen.items():
-        chosen[modality], unreadable = check_pairs(pairs, modality, options.keep_going)
-        left_out = left_out + unreadable
-
-    import torch
-    import torch.distributed as dist
-
     from utils.checkpoint import load_checkpoint
     from utils.device import choose_device
-    from utils.inference import PairFuser, endpoint_scores
-    from utils.mirrored import LOOKED_AT, MirrorCheck
 
     by_openvino = options.engine != "torch"
     try:
         device = choose_device("cpu" if by_openvino else options.device, int(os.environ.get("LOCAL_RANK", 0)))
     except ValueError as error:
         raise DataError(f"--{error}") from error
-    # What the pairs are, whatever was asked for: a table may hold one modality only.
-    kinds = [kind for kind, pairs in chosen.items() if pairs]
     kind = "all" if len(kinds) > 1 else next(iter(kinds), None)
     checkpoint = load_checkpoint(options.checkpoint, modality=kind, device=device)
     model = checkpoint.model
@@ -354,28 +356,32 @@ def fuse_and_score(
             "run broken off before its fusion): the fused images show hardly more than the brighter of both")
     settings = checkpoint.inference(options.passes, options.average)
     settings["multistart"] = settings["average"] and options.multistart
-    fuse = PairFuser(model, device, **settings)
-    mirror_checks = {kind: MirrorCheck(PairFuser(model, device, **settings | {"multistart": False})) for kind in chosen}
-    made_with = {
+    return Network(model, device, settings, checkpoint.modality)
+
+
+def what_results_depend_on(options: argparse.Namespace, network: Network) -> dict:
+    """Beside the pairs: --resume computes anew what was made otherwise."""
+    return {
         "checkpoint": Path(options.checkpoint).name,
         "sha256": hashlib.sha256(Path(options.checkpoint).read_bytes()).hexdigest(),
-        **settings,
+        **network.settings,
         "engine": options.engine,
         "window": options.window,
         "resample": options.resample,
     }
-    extras = {"flow": options.save_flow, "maps": options.save_maps, "figures": options.save_figures}
-    folders = {kind: ResultFolder(options.output / kind, kind, made_with, **extras) for kind in chosen}
-    inputs = [pair[role] for pairs in chosen.values() for pair in pairs for role in FILES]
-    inputs += [options.checkpoint, options.csv, options.fixed, options.moving, options.label]
-    outputs = [path for kind, folder in folders.items() for path in folder.all_files(chosen[kind])]
-    check_inputs_stay(filter(None, inputs), outputs)
+
+
+def report_notes(options: argparse.Namespace, network: Network, volumes: VolumePair | None) -> dict:
+    """What the report says of how its images were made."""
+    import torch
+
+    settings = network.settings
     notes = {
-        "checkpoint": f"{Path(options.checkpoint).name}, trained for {checkpoint.modality}",
+        "checkpoint": f"{Path(options.checkpoint).name}, trained for {network.trained_for}",
         "passes": settings["passes"],
         "estimates averaged": 4 if settings["average"] else 1,
         "multi-start": "where pairs lie far apart" if settings["multistart"] else "no",
-        "device": device,
+        "device": network.device,
         "engine": options.engine,
         "PyTorch": torch.__version__,
     }
@@ -383,62 +389,151 @@ def fuse_and_score(
         notes["window"] = volumes.window_text()
     if not (options.fixed or options.csv):
         notes["pairs"] = "the embedded sample: simulated, says nothing about patients' images"
+    return notes
 
-    rows = {}
-    for modality, folder in folders.items():
-        earlier = folder.read_rows() if options.resume else {}
-        with_row = [pair for pair in chosen[modality] if pair["name"] in earlier]
-        # Those made of the same images, label and true flow.
-        same = [pair["name"] for pair in with_row if earlier[pair["name"]].get("inputs") == fingerprint(pair)]
-        rows[modality] = {name: earlier[name] for name in same if folder.has_files(name)}
-        if not earlier or len(same) < len(earlier):
-            # What may be of other pairs would lie beside the new rows if the run were interrupted.
-            folder.outdated = [folder.report_path, *(folder.volume_paths if volumes else ())]
+
+def finished_rows(folder: ResultFolder, pairs: list[dict], resume: bool, volumes: bool) -> dict[str, dict]:
+    """Rows that an earlier run has made of the same pairs, by name; what it made of others becomes outdated.
+
+    `volumes`: the pairs are slices of volumes.
+    """
+    earlier = folder.read_rows() if resume else {}
+    with_row = [pair for pair in pairs if pair["name"] in earlier]
+    # Those made of the same images, label and true flow.
+    same = [pair["name"] for pair in with_row if earlier[pair["name"]].get("inputs") == fingerprint(pair)]
+    if not earlier or len(same) < len(earlier):
+        # What may be of other pairs would lie beside the new rows if the run were interrupted.
+        folder.outdated = [folder.report_path, *(folder.volume_paths if volumes else ())]
+    return {name: earlier[name] for name in same if folder.has_files(name)}
+
+
+def prepare_folders(folders: dict[str, ResultFolder], rows: dict[str, dict[str, dict]]) -> None:
+    """Make the folders that get results; with several processes the first does it while the others wait.
+
+    Args:
+        rows: modality -> those of `finished_rows`.
+    """
     if WORLD > 1:
+        import torch.distributed as dist
+
         # The processes wait for each other after the last pair, however long that takes.
         dist.init_process_group("gloo", timeout=timedelta(days=7))
-        dist.barrier()
-    if RANK == 0:
-        for modality, folder in folders.items():
-            if not chosen[modality]:
-                continue
-            folder.prepare()
-            if rows[modality]:
-                folder.write_rows(rows[modality].values())  # what was finished may lie in the parts alone
-            folder.remove_parts()
-            if rows[modality] and WORLD > 1:
-                folder.write_rows(rows[modality].values(), PART)
+    wait_for_others()
+    for modality, folder in folders.items() if RANK == 0 else ():
+        finished = rows[modality].values()
+        folder.prepare()
+        if finished:
+            folder.write_rows(finished)  # what was finished may lie in the parts alone
+        folder.remove_parts()
+        if finished and WORLD > 1:
+            folder.write_rows(finished, PART)
+    wait_for_others()
+
+
+def wait_for_others() -> None:
+    """Until all processes are here."""
     if WORLD > 1:
+        import torch.distributed as dist
+
         dist.barrier()
 
-    def align_and_fuse(pairs: list[dict], folder: ResultFolder) -> Iterator[Job]:
-        # Neither first nor last: the ends of a volume show little of a head.
-        looked_at = set(np.linspace(0, len(pairs) - 1, LOOKED_AT + 2)[1:-1].round())
-        for place, pair in enumerate(pairs):
-            if stop.is_set():
-                return
-            images = read_pair(pair, folder.modality)
-            view = {"aspect": pair.get("aspect", 1.0), "longest": pair["longest"]}
-            result = fuse(images.fixed, images.moving, **view)
-            if RANK == 0 and place in looked_at and result.disagreement:
-                mirror_checks[folder.modality].look(images.fixed, images.moving, result.disagreement, **view)
-            scores = {}
-            if pair["flow"]:
-                true_flow = load_flow(pair["flow"], images.fixed.shape)
-                scores = endpoint_scores(result.flow, true_flow, read_image(pair["label"]))
-            # Seven maps of a pair are more than all else that waits with it.
-            yield Job(folder, pair, result if folder.maps or folder.figures else result._replace(maps={}), scores)
 
+def align_and_fuse(
+    pairs: list[dict], folder: ResultFolder, fuse: "PairFuser", mirror: "MirrorCheck", stop: threading.Event
+) -> Iterator[Job]:
+    """Jobs of saving and scoring, one for each pair, until `stop` is set; `mirror` looks at some of the pairs."""
+    from utils.inference import endpoint_scores
+    from utils.mirrored import LOOKED_AT
+
+    # Neither first nor last: the ends of a volume show little of a head.
+    looked_at = set(np.linspace(0, len(pairs) - 1, LOOKED_AT + 2)[1:-1].round())
+    for place, pair in enumerate(pairs):
+        if stop.is_set():
+            return
+        images = read_pair(pair, folder.modality)
+        view = {"aspect": pair.get("aspect", 1.0), "longest": pair["longest"]}
+        result = fuse(images.fixed, images.moving, **view)
+        if RANK == 0 and place in looked_at and result.disagreement:
+            mirror.look(images.fixed, images.moving, result.disagreement, **view)
+        scores = {}
+        if pair["flow"]:
+            true_flow = load_flow(pair["flow"], images.fixed.shape)
+            scores = endpoint_scores(result.flow, true_flow, read_image(pair["label"]))
+        # Seven maps of a pair are more than all else that waits with it.
+        yield Job(folder, pair, result if folder.maps or folder.figures else result._replace(maps={}), scores)
+
+
+def finish_folder(
+    folder: ResultFolder, pairs: list[dict], known: dict[str, dict], volumes: VolumePair | None, notes: dict
+) -> pd.DataFrame:
+    """Write what follows from all pairs of a modality, and return their table.
+
+    Args:
+        known: rows by name.
+        volumes: where the pairs are slices of volumes, these.
+        notes: of `report_notes`.
+
+    Raises:
+        FileError: the row of a pair is missing, as another process wrote it elsewhere; or a file cannot be written.
+    """
+    if missing := [pair["name"] for pair in pairs if pair["name"] not in known]:
+        expected = "a folder that all processes see, with the rows of all pairs (then --resume goes on)"
+        found = f"none of {counted(len(missing), 'pair')}, such as {missing[0]}"
+        raise FileError.at(folder.path, expected, found)
+    ordered = [known[pair["name"]] for pair in pairs]
+    folder.write_rows(ordered)
+    folder.remove_parts()
+    if volumes:
+        volumes.write_results(folder, pairs)
+    folder.write_report(pairs, notes)
+    return pd.DataFrame(ordered)
+
+
+def fuse_and_score(
+    options: argparse.Namespace, chosen: dict[str, list[dict]], left_out: list[str], volumes: VolumePair | None = None
+) -> int:
+    """Check all input, then align, fuse and score the pairs; returns the exit status.
+
+    Args:
+        chosen: modality -> pairs.
+        left_out: what --keep-going has left out already, and why.
+        volumes: where the pairs are slices of volumes, these.
+    """
+    good = {}
+    for modality, pairs in chosen.items():
+        good[modality], unreadable = check_pairs(pairs, modality, options.keep_going)
+        left_out = left_out + unreadable
+    # What the pairs are, whatever was asked for: a table may hold one modality only.
+    chosen = {modality: pairs for modality, pairs in good.items() if pairs}
+
+    from utils.inference import PairFuser
+    from utils.mirrored import MirrorCheck
+
+    network = load_network(options, list(chosen))
+    fuse = PairFuser(network.model, network.device, **network.settings)
+    fuse_once = PairFuser(network.model, network.device, **network.settings | {"multistart": False})
+    mirror_checks = {modality: MirrorCheck(fuse_once) for modality in chosen}
+    extras = {"flow": options.save_flow, "maps": options.save_maps, "figures": options.save_figures}
+    made_with = what_results_depend_on(options, network)
+    folders = {kind: ResultFolder(options.output / kind, kind, made_with, **extras) for kind in chosen}
+    inputs = [pair[role] for pairs in chosen.values() for pair in pairs for role in FILES]
+    inputs += [options.checkpoint, options.csv, options.fixed, options.moving, options.label]
+    outputs = [path for kind, folder in folders.items() for path in folder.all_files(chosen[kind])]
+    check_inputs_stay(filter(None, inputs), outputs)
+
+    rows = {kind: finished_rows(folders[kind], chosen[kind], options.resume, bool(volumes)) for kind in chosen}
+    prepare_folders(folders, rows)
+    notes = report_notes(options, network, volumes)
     tables = {}
-    workers = max(1, min(options.workers, max(len(pairs) for pairs in chosen.values())))
+    workers = max(1, min(options.workers, max(map(len, chosen.values()), default=1)))
     with stop_on_signal(second_breaks_in=WORLD == 1) as stop, scoring_pool(workers) as pool:
         for modality, pairs in chosen.items():
             folder, order = folders[modality], {pair["name"]: place for place, pair in enumerate(pairs)}
             todo = [pair for pair in pairs if pair["name"] not in rows[modality]][RANK::WORLD]
             known = rows[modality] if RANK == 0 else {}
-            progress = tqdm(total=len(todo), desc=modality, unit="pair", disable=RANK > 0)
-            with progress:
-                for row in evaluate(align_and_fuse(todo, folder), pool, 2 * workers):
+            jobs = align_and_fuse(todo, folder, fuse, mirror_checks[modality], stop)
+            with tqdm(total=len(todo), desc=modality, unit="pair", disable=RANK > 0) as progress:
+                for row in evaluate(jobs, pool, 2 * workers):
                     known[row["name"]] = row
                     folder.write_rows(sorted(known.values(), key=lambda row: order[row["name"]]), PART)
                     progress.update()
@@ -448,21 +543,10 @@ def fuse_and_score(
                 message = f"interrupted at {modality} after {len(known)} of {len(pairs)} pairs"
                 print(f"{PROGRAM}: {message}; the same command with --resume goes on", file=sys.stderr)
                 return INTERRUPTED
-            if WORLD > 1:
-                dist.barrier()
-                known = folder.read_rows() if RANK == 0 and pairs else {}
-            if known and RANK == 0:
-                if missing := [name for name in order if name not in known]:
-                    expected = "a folder that all processes see, with the rows of all pairs (then --resume goes on)"
-                    found = f"none of {counted(len(missing), 'pair')}, such as {missing[0]}"
-                    raise FileError.at(folder.path, expected, found)
-                ordered = sorted(known.values(), key=lambda row: order[row["name"]])
-                folder.write_rows(ordered)
-                folder.remove_parts()
-                if volumes:
-                    volumes.write_results(folder, pairs)
-                folder.write_report(pairs, notes)
-                tables[modality] = pd.DataFrame(ordered)
+            wait_for_others()
+            if RANK == 0:
+                known = folder.read_rows() if WORLD > 1 else known
+                tables[modality] = finish_folder(folder, pairs, known, volumes, notes)
     if RANK == 0:
         if tables:
             print_summary(tables, folders)
@@ -473,9 +557,8 @@ def fuse_and_score(
             say_what_is_older(folder, chosen[modality], volumes is not None)
         for reason in left_out:
             say(f"left out: {reason}")
-    if WORLD > 1:
-        # Where one process ends with an error, torchrun ends those that are still writing.
-        dist.barrier()
+    # Where one process ends with an error, torchrun ends those that are still writing.
+    wait_for_others()
     return 1 if left_out else 0
 
 

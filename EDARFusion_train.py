@@ -18,10 +18,11 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -31,7 +32,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from data.dataset import VAL_SEED, EndlessSampler, Pair, PairDataset, balance, seeded
@@ -42,21 +42,20 @@ from losses.registration import RegistrationLoss, registration_loss
 from models.edarfusion import PRESETS, EDARFusion
 from models.layers import UNet
 from utils.arguments import natural, positive, positive_float, print_anywhere, share
-from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from utils.device import choose_device, loading_processes
 from utils.files import FileError, remove_unfinished, write_bytes
 from utils.head import TISSUE
 from utils.interruption import leave_signals_to_parent, stop_on_signal
-from utils.learning_curve import learning_curve_figure
 from utils.optimizer import Muon
+from utils.run_folder import RunFolder
 from utils.training_state import pack_state, unpack_state
 from utils.validation import summary, validate
-from utils.visualize import MAPS, figure_pair, save_figure
+from utils.visualize import MAPS, figure_pair
 from utils.warp import warp
 from utils.wording import counted
 
 STAGES = ("registration", "fusion")
-REFUSALS = 3  # of a checkpoint, one after the other, that end a run
 WHERE = {"csv", "device", "workers", "root", "save_minutes", "stop_after"}
 """Options that --resume may be given anew: they change where and how long a run computes, but not what."""
 ABLATIONS = ("entropy", "prereg", "reliability", "aggregation", "gate", "refinement", "consistency")
@@ -240,22 +239,6 @@ def describe(row: dict[str, float | str]) -> str:
     return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
 
 
-def write_history(folder: Path, history: list[dict]) -> None:
-    """Training log as a table and, where its last row was validated, as a picture.
-
-    It is in the checkpoint as well, so that a file which cannot be written now is no reason to end the run.
-    """
-    table = pd.DataFrame(history)
-    try:
-        write_bytes(folder / "history.csv", table.to_csv(index=False).encode())
-        if any(name.startswith("epe_") for name in history[-1]):
-            # A stage may end within an epoch and be validated once more there.
-            by_epoch = table.groupby("epoch", as_index=False).last()
-            save_figure(folder / "learning_curve.png", learning_curve_figure(by_epoch))
-    except FileError as error:
-        tqdm.write(str(error))
-
-
 def picture(model: EDARFusion, pairs: PairDataset, device: torch.device, row: int) -> Figure:
     """All that the model makes of one validation pair."""
     pair = pairs[row]
@@ -322,21 +305,6 @@ def open_run(options: argparse.Namespace) -> tuple[argparse.Namespace, Path, Che
     return argparse.Namespace(**(defaults | checkpoint.training["options"] | moved)), folder, checkpoint
 
 
-class Clock:
-    """Seconds of training over all sessions of a run, without validation and saving."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.since = seconds, time.perf_counter()
-
-    def read(self) -> float:
-        now = time.perf_counter()
-        self.seconds, self.since = self.seconds + now - self.since, now
-        return self.seconds
-
-    def skip(self) -> None:
-        self.since = time.perf_counter()
-
-
 def stages(options: argparse.Namespace) -> dict[str, tuple[float, float]]:
     """Each stage with the shares of the run at which it begins and ends."""
     if options.stage != "all":
@@ -395,11 +363,265 @@ def begin_stage(
     return module, torch.optim.AdamW(module.parameters(), options.lr, weight_decay=1e-3)
 
 
+class Clock:
+    """Seconds of training over all sessions of a run, without validation and saving."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.since = seconds, time.perf_counter()
+
+    def read(self) -> float:
+        now = time.perf_counter()
+        self.seconds, self.since = self.seconds + now - self.since, now
+        return self.seconds
+
+    def skip(self) -> None:
+        self.since = time.perf_counter()
+
+
+class Training:
+    """A run at work.
+
+    Args:
+        options: of the run.
+        start: network to start from.
+        record: what is noted of the run, as checkpoints keep it; goes on being written here.
+        train_pairs, val_pairs: to train and to validate on.
+        path: the run's folder; None in all processes but the first, which alone validates and writes.
+        device: to compute on.
+    """
+
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        start: EDARFusion,
+        record: dict[str, Any],
+        train_pairs: PairDataset,
+        val_pairs: PairDataset,
+        path: Path | None,
+        device: torch.device,
+    ) -> None:
+        self.options, self.record, self.val_pairs, self.device = options, record, val_pairs, device
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.amp = torch.autocast(device.type, torch.bfloat16) if options.amp else nullcontext()
+        # Two copies: one is trained, the other is the running mean of its weights, which is validated and kept.
+        self.model = copy.deepcopy(start).to(device).train()
+        self.averaged = AveragedModel(start.to(device), multi_avg_fn=running_mean(options.averaging)).eval()
+        self.averaged.n_averaged.fill_(record["step"] - record["stage_step"])
+        self.epoch_steps = math.ceil(len(train_pairs) / (options.batch_size * self.world))
+        self.batches = self.endless_batches(train_pairs)
+        kind, next_epoch = options.modality, record["step"] // self.epoch_steps + 1
+        self.folder = RunFolder(path, self.averaged.module, record, kind, next_epoch) if path else None
+        self.clock, self.saved = Clock(record["seconds"]), time.monotonic()
+
+    def endless_batches(self, pairs: PairDataset) -> Iterator[Pair]:
+        """Batches from the step on at which the run is."""
+        options, together = self.options, int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        sampler = EndlessSampler(
+            len(pairs), options.batch_size, seed=options.seed, start=self.record["step"], rank=self.rank,
+            world=self.world,
+        )  # fmt: skip
+        loader = DataLoader(
+            pairs,
+            options.batch_size,
+            sampler=sampler,
+            num_workers=loading_processes(self.device, together) if options.workers is None else options.workers,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=leave_signals_to_parent,
+        )
+        batches = iter(loader)
+        # The processes that make the pairs take seconds to start, which are no training time.
+        return itertools.chain([next(batches)], batches)
+
+    def run_stage(
+        self, stage: str, begin: float, end: float, state: dict[str, Tensor] | None, stop: threading.Event
+    ) -> bool:
+        """Train one stage.
+
+        Args:
+            begin, end: its shares of the run.
+            state: of the checkpoint to go on from; None at the stage's beginning.
+            stop: breaks it off.
+
+        Returns:
+            Whether it was broken off.
+        """
+        options, record = self.options, self.record
+        if stage != record["stage"]:
+            # The fusion learns on top of the averaged registration, the one that will be used.
+            self.model.load_state_dict(self.averaged.module.state_dict())
+            self.averaged.n_averaged.zero_()
+            record |= {"stage": stage, "stage_step": record["step"], "best": None, "sums": {}}
+        self.module, self.optimizer = begin_stage(stage, self.model, options)
+        if state:
+            unpack_state(state, self.model, self.optimizer)
+            if self.folder and broke_off_validating(record, options.val_every):
+                self.validate_into(record["history"][-1])
+                self.log(record["history"][-1])
+        step_loss = DistributedDataParallel(self.module) if self.world > 1 else self.module
+        total_steps = self.epoch_steps * options.epochs if options.epochs else None
+        bar = tqdm(desc=stage, unit="pair", disable=None if self.folder else True, dynamic_ncols=True)
+        self.clock.skip()
+        while True:
+            record["seconds"] = self.clock.read()
+            progress = record["step"] / total_steps if total_steps else record["seconds"] / 60 / options.minutes
+            # Processes differ in their clocks and in who got the signal, but must break off at one step.
+            progress, stopping = agree(progress, stop.is_set(), self.device, self.world)
+            if progress >= end or stopping:
+                break
+            within = (progress - begin) / (end - begin)
+            rate = learning_rate(options.lr, record["step"] - record["stage_step"], within)
+            loss = self.step(step_loss, rate)
+            bar.update(options.batch_size * self.world)
+            bar.set_postfix(loss=f"{loss:.3f}", done=f"{progress:.1%}")
+            epoch, rest = divmod(record["step"], self.epoch_steps)
+            if rest:
+                self.save_now_and_then()
+                continue
+            self.end_epoch(epoch, rate)
+            if options.stop_after and epoch >= options.stop_after:
+                stop.set()
+            self.clock.skip()
+        bar.close()
+        if self.folder:
+            self.end_stage(stopping)
+        return stopping
+
+    def step(self, step_loss: nn.Module, rate: float) -> float:
+        """One step on the next batch; returns the loss, the mean over all processes.
+
+        Args:
+            step_loss: the stage's module, made one with those of the other processes.
+            rate: learning rate.
+        """
+        options, record = self.options, self.record
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        pair = next(self.batches).to(self.device)
+        # Evenly spread, so that all processes and a resumed run agree.
+        second_pass = record["step"] * options.second_pass % 1 + options.second_pass >= 1
+        if options.dropout:
+            # What a step leaves out depends on nothing before it, so that a resumed run leaves out the same.
+            torch.manual_seed(seeded(options.seed, record["step"] * self.world + self.rank).initial_seed())
+        if record["stage"] == "registration" and second_pass:
+            with torch.no_grad(), self.amp:
+                found = self.model.register(pair.fixed, pair.moving)
+                pair = pair.aligned_by(found.flow, found.inverse_flow)
+        loss = step_loss(pair, self.amp)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        if not norm.isfinite():
+            raise ValueError(f"step {record['step']}: expected finite gradients, found {norm}; the last save stays")
+        self.optimizer.step()
+        self.averaged.update_parameters(self.model)
+        record["step"] += 1
+        parts = torch.stack([part.detach() for part in loss])
+        if self.world > 1:
+            # Each process has seen pairs of its own.
+            dist.all_reduce(parts)
+        values = dict(zip(loss._fields, (parts / self.world).tolist(), strict=True))
+        record["sums"] = {name: record["sums"].get(name, 0.0) + value for name, value in values.items()}
+        return values["total"]
+
+    def save_now_and_then(self) -> None:
+        """Within an epoch: save if the last time was long ago."""
+        if self.folder and time.monotonic() - self.saved > 60 * self.options.save_minutes:
+            self.record["seconds"] = self.clock.read()
+            self.save_last()
+            self.saved = time.monotonic()
+            self.clock.skip()
+
+    def end_epoch(self, epoch: int, rate: float) -> None:
+        """Add the epoch's row to the history; the first process also validates, if it is time, and saves."""
+        record = self.record
+        record["seconds"] = self.clock.read()
+        # A stage may begin within an epoch.
+        summed = min(self.epoch_steps, record["step"] - record["stage_step"])
+        losses = {"lr": rate} | {name: value / summed for name, value in record["sums"].items()}
+        row = self.new_row(epoch) | losses
+        record["sums"] = {}
+        record["history"].append(row)
+        if self.folder:
+            self.folder.add_scalars("train", losses, epoch)
+            if epoch % self.options.val_every == 0:
+                # That may take longer than a signal's sender waits; a resumed run makes up for it.
+                self.save_last()
+                self.validate_into(row)
+            self.log(row)
+            self.saved = time.monotonic()
+        if self.world > 1:
+            dist.barrier()
+
+    def end_stage(self, stopping: bool) -> None:
+        """Save; a stage that was not broken off is validated first, unless its last epoch was."""
+        record = self.record
+        latest = record["history"][-1] if record["history"] else {}
+        validated = latest.get("step") == record["step"] and "score" in latest
+        if record["step"] > record["stage_step"] and not stopping and not validated:
+            self.save_last()
+            row = self.new_row(math.ceil(record["step"] / self.epoch_steps))
+            record["history"].append(row)
+            self.validate_into(row)
+            tqdm.write(describe(row))
+        self.save_last(needed=stopping or record["stage"] == list(stages(self.options))[-1])
+        if record["history"]:
+            self.folder.write_history()
+
+    def new_row(self, epoch: int) -> dict[str, float | str]:
+        """What every row of the history begins with."""
+        record = self.record
+        return {
+            "epoch": epoch,
+            "stage": record["stage"],
+            "step": record["step"],
+            "minutes": record["seconds"] / 60,
+        }
+
+    def validate_into(self, row: dict[str, float | str]) -> None:
+        """Validate and add the figures to a row of the history."""
+        metrics = check(self.averaged.module, self.val_pairs, self.device, self.record["stage"])
+        row |= metrics
+        self.folder.keep_if_best(row)
+        figure = picture(self.averaged.module, self.val_pairs, self.device, row["epoch"] % len(self.val_pairs))
+        self.folder.add_picture("val", figure, row["epoch"])
+        self.folder.add_scalars("val", metrics, row["epoch"])
+
+    def log(self, row: dict[str, float | str]) -> None:
+        """Show a row of the history, and save."""
+        tqdm.write(describe(row))
+        self.save_last()
+        self.folder.write_history()
+
+    def save_last(self, *, needed: bool = False) -> None:
+        """Save what --resume goes on from; see `RunFolder.save_last`."""
+        self.folder.save_last(pack_state(self.model, self.optimizer), needed=needed)
+
+
+def say_what_is_trained_on(
+    train_pairs: PairDataset, val_pairs: PairDataset, table: pd.DataFrame, options: argparse.Namespace, device: object
+) -> None:
+    """How many pairs there are, and what validation on them cannot tell."""
+    modalities = ", ".join(MODALITIES[index] for index in sorted(set(train_pairs.modalities)))
+    print(f"{len(train_pairs)} pairs an epoch ({modalities}), {len(val_pairs)} to validate on; {device}")
+    for index in sorted(set(train_pairs.modalities) - set(val_pairs.modalities)):
+        print(f"{MODALITIES[index]}: no pairs to validate on, so the best checkpoint is chosen without it")
+    if not options.overfit and "group" in table and (shared := shared_patients(table)):
+        print(f"{counted(shared, 'patient')} with slices both to train and to validate on: validation flatters")
+
+
+def say_how_it_ended(record: dict[str, Any], plan: Iterable[str], folder: Path, stopping: bool) -> None:
+    """Where the run lies, and what of its plan was never trained."""
+    where = f"broken off; go on with --resume {folder}" if stopping else f"finished: {folder / 'last.safetensors'}"
+    print(f"{where} ({record['step']} steps, {record['seconds'] / 60:.1f} minutes)")
+    # A stage that made steps has a row, that of an epoch's end or of its own.
+    trained = {row["stage"] for row in record["history"]}
+    if not stopping and (idle := [stage for stage in plan if stage not in trained]):
+        print(f"no step was left for {' and '.join(idle)}, still as the run began; a longer run trains all stages")
+
+
 def train(options: argparse.Namespace, stop: threading.Event) -> None:
     """One run, from its beginning or --resume to its end or until `stop` is set."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    together = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    main = rank == 0
+    main, world = int(os.environ.get("RANK", 0)) == 0, int(os.environ.get("WORLD_SIZE", 1))
     folder = resumed = None
     if options.resume:
         options, folder, resumed = open_run(options)
@@ -428,196 +650,20 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
         else:
             # Last of what may fail, so that no folder is left of a run that does not begin.
             folder = begin_run(options)
-        modalities = ", ".join(MODALITIES[index] for index in sorted(set(train_pairs.modalities)))
-        print(f"{len(train_pairs)} pairs an epoch ({modalities}), {len(val_pairs)} to validate on; {device}")
-        for index in sorted(set(train_pairs.modalities) - set(val_pairs.modalities)):
-            print(f"{MODALITIES[index]}: no pairs to validate on, so the best checkpoint is chosen without it")
-        if not options.overfit and "group" in table and (shared := shared_patients(table)):
-            print(f"{counted(shared, 'patient')} with slices both to train and to validate on: validation flatters")
+        say_what_is_trained_on(train_pairs, val_pairs, table, options, device)
     join_processes(device, world)
     # An accelerator has no deterministic form of some operators: there it would only cost time.
     torch.use_deterministic_algorithms(device.type == "cpu", warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False
-    amp = torch.autocast(device.type, torch.bfloat16) if options.amp else nullcontext()
-    # Two copies: one is trained, the other is the running mean of its weights, which is validated and kept.
-    model = copy.deepcopy(start).to(device).train()
-    averaged = AveragedModel(start.to(device), multi_avg_fn=running_mean(options.averaging)).eval()
-    averaged.n_averaged.fill_(record["step"] - record["stage_step"])
 
-    epoch_steps = math.ceil(len(train_pairs) / (options.batch_size * world))
-    total_steps = epoch_steps * options.epochs if options.epochs else None
-    sampler = EndlessSampler(
-        len(train_pairs), options.batch_size, seed=options.seed, start=record["step"], rank=rank, world=world
-    )
-    loader = DataLoader(
-        train_pairs,
-        options.batch_size,
-        sampler=sampler,
-        num_workers=loading_processes(device, together) if options.workers is None else options.workers,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=leave_signals_to_parent,
-    )
-    batches = iter(loader)
-    # The processes that make the pairs take seconds to start, which are no training time.
-    batches = itertools.chain([next(batches)], batches)
-    board = SummaryWriter(str(folder / "tensorboard"), purge_step=record["step"] // epoch_steps + 1) if main else None
-    clock, saved, refused = Clock(record["seconds"]), time.monotonic(), 0
-
-    def save(name: str, state: dict[str, Tensor] | None = None) -> None:
-        metrics = next((row for row in reversed(record["history"]) if "score" in row), {})
-        save_checkpoint(
-            folder / f"{name}.safetensors", averaged.module, modality=options.modality, training=record,
-            metrics=metrics, state=state,
-        )  # fmt: skip
-
-    def save_last(optimizer: torch.optim.Optimizer, *, needed: bool = False) -> None:
-        """If it cannot be written now, the earlier one is kept; an error where there is none, or the third in a row."""
-        nonlocal refused
-        try:
-            save("last", pack_state(model, optimizer))
-            refused = 0
-        except FileError as error:
-            refused += 1
-            if needed or refused == REFUSALS or not (folder / "last.safetensors").exists():
-                raise
-            tqdm.write(str(error))
-
-    def validate_into(row: dict[str, float | str]) -> None:
-        metrics = check(averaged.module, val_pairs, device, record["stage"])
-        row |= metrics
-        keep_if_best(row)
-        figure = picture(averaged.module, val_pairs, device, row["epoch"] % len(val_pairs))
-        board.add_figure("val/pair", figure, row["epoch"])
-        for name, value in metrics.items():
-            board.add_scalar(f"val/{name}", value, row["epoch"])
-
-    def keep_if_best(row: dict[str, float]) -> None:
-        if math.isnan(row["score"]):
-            tqdm.write(f"step {row['step']}: the score is not a number, so this is not kept as best.safetensors")
-        # A best that is not a number, of a run by an older version, must not stay.
-        elif record["best"] is None or math.isnan(record["best"]) or row["score"] < record["best"]:
-            record["best"] = row["score"]
-            save("best")
-
-    def log(row: dict[str, float | str], optimizer: torch.optim.Optimizer) -> None:
-        tqdm.write(describe(row))
-        save_last(optimizer)
-        write_history(folder, record["history"])
-
+    training = Training(options, start, record, train_pairs, val_pairs, folder if main else None, device)
+    stopping, state = False, resumed.state if resumed else None
     for stage, (begin, end) in plan.items():
-        if STAGES.index(stage) < STAGES.index(record["stage"]):
-            continue
-        if stage != record["stage"]:
-            # The fusion learns on top of the averaged registration, the one that will be used.
-            model.load_state_dict(averaged.module.state_dict())
-            averaged.n_averaged.zero_()
-            record |= {"stage": stage, "stage_step": record["step"], "best": None, "sums": {}}
-            resumed = None
-        module, optimizer = begin_stage(stage, model, options)
-        if resumed:
-            unpack_state(resumed.state, model, optimizer)
-            if main and broke_off_validating(record, options.val_every):
-                validate_into(record["history"][-1])
-                log(record["history"][-1], optimizer)
-        step_loss = DistributedDataParallel(module) if world > 1 else module
-        bar = tqdm(desc=stage, unit="pair", disable=None if main else True, dynamic_ncols=True)
-        clock.skip()
-
-        while True:
-            record["seconds"] = clock.read()
-            progress = record["step"] / total_steps if total_steps else record["seconds"] / 60 / options.minutes
-            # Processes differ in their clocks and in who got the signal, but must break off at one step.
-            progress, stopping = agree(progress, stop.is_set(), device, world)
-            if progress >= end or stopping:
-                break
-            within = (progress - begin) / (end - begin)
-            rate = learning_rate(options.lr, record["step"] - record["stage_step"], within)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            pair = next(batches).to(device)
-            # Evenly spread, so that all processes and a resumed run agree.
-            second_pass = record["step"] * options.second_pass % 1 + options.second_pass >= 1
-            if options.dropout:
-                # What a step leaves out depends on nothing before it, so that a resumed run leaves out the same.
-                torch.manual_seed(seeded(options.seed, record["step"] * world + rank).initial_seed())
-            if stage == "registration" and second_pass:
-                with torch.no_grad(), amp:
-                    found = model.register(pair.fixed, pair.moving)
-                    pair = pair.aligned_by(found.flow, found.inverse_flow)
-            loss = step_loss(pair, amp)
-            optimizer.zero_grad(set_to_none=True)
-            loss.total.backward()
-            norm = nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-            if not norm.isfinite():
-                raise ValueError(f"step {record['step']}: expected finite gradients, found {norm}; the last save stays")
-            optimizer.step()
-            averaged.update_parameters(model)
-            record["step"] += 1
-
-            parts = torch.stack([part.detach() for part in loss])
-            if world > 1:
-                # Each process has seen pairs of its own.
-                dist.all_reduce(parts)
-            values = dict(zip(loss._fields, (parts / world).tolist(), strict=True))
-            record["sums"] = {name: record["sums"].get(name, 0.0) + value for name, value in values.items()}
-            bar.update(options.batch_size * world)
-            bar.set_postfix(loss=f"{values['total']:.3f}", done=f"{progress:.1%}")
-            epoch, rest = divmod(record["step"], epoch_steps)
-            if rest:
-                if main and time.monotonic() - saved > 60 * options.save_minutes:
-                    record["seconds"] = clock.read()
-                    save_last(optimizer)
-                    saved = time.monotonic()
-                    clock.skip()
-                continue
-
-            record["seconds"] = clock.read()
-            # A stage may begin within an epoch.
-            summed = min(epoch_steps, record["step"] - record["stage_step"])
-            losses = {name: value / summed for name, value in record["sums"].items()}
-            row = {"epoch": epoch, "stage": stage, "step": record["step"], "minutes": record["seconds"] / 60}
-            row |= {"lr": rate, **losses}
-            record["sums"] = {}
-            record["history"].append(row)
-            if main:
-                for name, value in {"lr": rate, **losses}.items():
-                    board.add_scalar(f"train/{name}", value, epoch)
-                if epoch % options.val_every == 0:
-                    # That may take longer than a signal's sender waits; a resumed run makes up for it.
-                    save_last(optimizer)
-                    validate_into(row)
-                log(row, optimizer)
-                saved = time.monotonic()
-            if world > 1:
-                dist.barrier()
-            if options.stop_after and epoch >= options.stop_after:
-                stop.set()
-            clock.skip()
-        bar.close()
-
-        if main:
-            latest = record["history"][-1] if record["history"] else {}
-            validated = latest.get("step") == record["step"] and "score" in latest
-            if record["step"] > record["stage_step"] and not stopping and not validated:
-                save_last(optimizer)
-                row = {"epoch": math.ceil(record["step"] / epoch_steps), "stage": stage, "step": record["step"]}
-                row["minutes"] = record["seconds"] / 60
-                record["history"].append(row)
-                validate_into(row)
-                tqdm.write(describe(row))
-            save_last(optimizer, needed=stopping or stage == list(plan)[-1])
-            if record["history"]:
-                write_history(folder, record["history"])
-        if stopping:
-            break
+        if not stopping and STAGES.index(stage) >= STAGES.index(record["stage"]):
+            stopping = training.run_stage(stage, begin, end, state if stage == record["stage"] else None, stop)
     if main:
-        board.close()
-        where = f"broken off; go on with --resume {folder}" if stopping else f"finished: {folder / 'last.safetensors'}"
-        print(f"{where} ({record['step']} steps, {record['seconds'] / 60:.1f} minutes)")
-        # A stage that made steps has a row, that of an epoch's end or of its own.
-        trained = {row["stage"] for row in record["history"]}
-        if not stopping and (idle := [stage for stage in plan if stage not in trained]):
-            print(f"no step was left for {' and '.join(idle)}, still as the run began; a longer run trains all stages")
+        training.folder.board.close()
+        say_how_it_ended(record, plan, folder, stopping)
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()

@@ -28,11 +28,13 @@ from data.table import DataError
 from models.eda_flowreg import CELL
 from models.edarfusion import EDARFusion
 from tests.kill_training import SAMPLE, command, sample_table
+from utils import run_folder
 from utils.arguments import DEFAULT_CHECKPOINT
 from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from utils.files import FileError
 from utils.filters import halved
 from utils.image_io import write_image
+from utils.run_folder import RunFolder
 from utils.training_state import pack_state, unpack_state
 from utils.warp import resize_flow
 
@@ -215,10 +217,11 @@ def test_a_run_of_a_version_without_an_option_goes_on_with_its_default(tmp_path)
 def test_a_log_that_cannot_be_written_does_not_end_the_run(tmp_path, capsys):
     row = {"epoch": 1, "epe_CT": 2.5}
     (tmp_path / "history.csv").mkdir()
-    script.write_history(tmp_path, [row])
+    folder = RunFolder(tmp_path, EDARFusion("tiny"), {"history": [row]}, "CT", next_epoch=1)
+    folder.write_history()
     assert "history.csv: expected a place to write to" in capsys.readouterr().out
     (tmp_path / "history.csv").rmdir()
-    script.write_history(tmp_path, [row])
+    folder.write_history()
     assert pd.read_csv(tmp_path / "history.csv").to_dict("records") == [row]
     assert (tmp_path / "learning_curve.png").is_file()
 
@@ -434,14 +437,14 @@ def test_a_score_that_is_no_number_is_never_the_best(train_here, validated, tmp_
 @pytest.fixture
 def refused_saves(monkeypatch) -> set[int]:
     """Numbers of the saves, from 1, that the system is to refuse."""
-    numbers, refused, save = itertools.count(1), set(), script.save_checkpoint
+    numbers, refused, save = itertools.count(1), set(), run_folder.save_checkpoint
 
     def refusing(path: Path, *arguments, **options) -> None:
         if next(numbers) in refused:
             raise FileError.at(path, "a place to write to", "No space left on device")
         save(path, *arguments, **options)
 
-    monkeypatch.setattr(script, "save_checkpoint", refusing)
+    monkeypatch.setattr(run_folder, "save_checkpoint", refusing)
     return refused
 
 
@@ -655,13 +658,13 @@ def test_steps_count_as_training_time_and_saving_does_not(train_here, monkeypatc
     clock = SimpleNamespace(perf_counter=lambda: now, monotonic=lambda: now)
     monkeypatch.setattr(script, "time", clock)
     monkeypatch.setattr(script, "registration_loss", taking(10, script.registration_loss))
-    save, saved = script.save_checkpoint, []
+    save, saved = run_folder.save_checkpoint, []
 
     def watched(path: Path, *arguments, training: dict, **options) -> None:
         saved.append((path.stem, training["step"], training["seconds"]))
         save(path, *arguments, training=training, **options)
 
-    monkeypatch.setattr(script, "save_checkpoint", taking(1000, watched))
+    monkeypatch.setattr(run_folder, "save_checkpoint", taking(1000, watched))
     monkeypatch.setattr(script, "check", taking(500, script.check))
     # After each of the first two steps it saves within the epoch.
     last = train_here("--overfit", "3", "--epochs", "1", "--save-minutes", "0.1", "--stage", "registration")
@@ -743,7 +746,7 @@ def test_a_run_that_is_killed_while_it_validates_makes_up_for_that(train_here, m
         return check(*arguments)
 
     check = script.check
-    monkeypatch.setattr(script, "learning_curve_figure", lambda _: Figure(figsize=(1, 1)))
+    monkeypatch.setattr(run_folder, "learning_curve_figure", lambda _: Figure(figsize=(1, 1)))
     # Two steps an epoch: validates at the end of the second one, of the registration and of the run.
     options = ("--overfit", "2", "--epochs", "3", "--val-every", "2", "--fusion-share", "0.3")
     with monkeypatch.context() as killed:
