@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-import EDARFusion_train as script
 from data.dataset import VAL_SEED, Pair, PairDataset
-from EDARFusion_train import STAGES, begin_stage, parse_arguments, running_mean
+from EDARFusion_train import parse_arguments
+from losses import steps
 from losses.fusion import FusionWeights
 from losses.registration import RegistrationWeights
 from models.edarfusion import EDARFusion
@@ -19,6 +19,7 @@ from tests.test_dataset import SAMPLE, sample_table
 from utils.arguments import DEFAULT_CHECKPOINT
 from utils.checkpoint import load_checkpoint
 from utils.device import choose_device
+from utils.training import STAGES, begin_stage, running_mean
 
 CPU = torch.device("cpu")
 OPTIONS = parse_arguments(["--root", "nowhere", "--epochs", "1"])
@@ -114,12 +115,12 @@ def test_gradients_are_told_from_others_but_not_from_rounding(pair, network, mon
     found = gradients(stage, rounding, pair)
     assert not all(torch.equal(found[name], value) for name, value in expected.items())
     assert_alike(found, expected)
-    loss_of = getattr(script, f"{stage}_loss")
+    loss_of = getattr(steps, f"{stage}_loss")
 
     def without_one_term(*arguments):
         loss = loss_of(*arguments)
         return loss._replace(total=loss.total - weight * getattr(loss, term))
 
-    monkeypatch.setattr(script, f"{stage}_loss", without_one_term)
+    monkeypatch.setattr(steps, f"{stage}_loss", without_one_term)
     with pytest.raises(AssertionError):
         assert_alike(gradients(stage, network, pair), expected)

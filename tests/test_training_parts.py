@@ -25,10 +25,11 @@ from torch.utils.data import DataLoader
 import EDARFusion_train as script
 from data.dataset import VAL_SEED, EndlessSampler, Pair, PairDataset, seeded
 from data.table import DataError
+from losses import steps
 from models.eda_flowreg import CELL
 from models.edarfusion import EDARFusion
 from tests.kill_training import SAMPLE, command, sample_table
-from utils import run_folder
+from utils import distributed, run_folder, training
 from utils.arguments import DEFAULT_CHECKPOINT
 from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from utils.files import FileError
@@ -206,10 +207,10 @@ def test_bad_options_are_one_clear_line(tmp_path, monkeypatch, capsys, options, 
 def test_a_run_of_a_version_without_an_option_goes_on_with_its_default(tmp_path):
     options = script.parse_arguments(["--root", "somewhere", "--epochs", "7", "--seed", "3"])
     old = {name: value for name, value in vars(options).items() if name not in ("second_pass", "dropout")}
-    training, state = {"options": old, "step": 5}, {"raw": torch.zeros(1)}
+    record, state = {"options": old, "step": 5}, {"raw": torch.zeros(1)}
     path = tmp_path / "last.safetensors"
-    save_checkpoint(path, EDARFusion("tiny"), modality="all", training=training, metrics={}, state=state)
-    found, folder, checkpoint = script.open_run(script.parse_arguments(["--resume", str(tmp_path)]))
+    save_checkpoint(path, EDARFusion("tiny"), modality="all", training=record, metrics={}, state=state)
+    found, folder, checkpoint = run_folder.open_run(script.parse_arguments(["--resume", str(tmp_path)]))
     assert vars(found) == vars(options)
     assert folder == tmp_path and checkpoint.training["step"] == 5
 
@@ -229,7 +230,7 @@ def test_a_log_that_cannot_be_written_does_not_end_the_run(tmp_path, capsys):
 def test_weights_without_training_state_are_not_resumed(tmp_path):
     shutil.copy(DEFAULT_CHECKPOINT, tmp_path / "last.safetensors")
     with pytest.raises(CheckpointError, match=r"last\.safetensors: expected .*training state, found published weights"):
-        script.open_run(script.parse_arguments(["--resume", str(tmp_path)]))
+        run_folder.open_run(script.parse_arguments(["--resume", str(tmp_path)]))
 
 
 def test_a_state_that_does_not_fit_is_one_clear_line():
@@ -242,7 +243,7 @@ def test_a_state_that_does_not_fit_is_one_clear_line():
 
 def test_runs_without_a_folder_are_numbered(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folders = [script.new_run_folder(modality) for modality in ("CT", "CT", "all")]
+    folders = [run_folder.new_run_folder(modality) for modality in ("CT", "CT", "all")]
     assert [str(folder) for folder in folders] == [str(Path("runs", name)) for name in ("CT-001", "CT-002", "all-001")]
     assert all(folder.is_dir() for folder in folders)
 
@@ -284,7 +285,7 @@ def test_a_run_whose_folder_cannot_be_written_to_ends_before_its_first_step(
     image_folder, tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(script, "registration_loss", None)
+    monkeypatch.setattr(steps, "registration_loss", None)
     line = ["--root", str(image_folder), "--preset", "tiny", "--epochs", "1", "--device", "cpu"]
     assert status(monkeypatch, [*line, "--output", str(tmp_path / "file/run")]) == 2
     assert "options.json: expected a place to write to" in capsys.readouterr().err.splitlines()[-1]
@@ -297,14 +298,14 @@ def test_a_run_whose_folder_cannot_be_written_to_ends_before_its_first_step(
     ("step", "progress", "expected"), [(0, 0, 0.02), (49, 0, 1), (999, 0.5, 0.51), (999, 1, 0.02), (999, 2, 0.02)]
 )
 def test_learning_rate_by_hand(step, progress, expected):
-    assert script.learning_rate(1.0, step, progress) == pytest.approx(expected)
-    assert script.learning_rate(3.0, step, progress) == pytest.approx(3 * expected)
+    assert training.learning_rate(1.0, step, progress) == pytest.approx(expected)
+    assert training.learning_rate(3.0, step, progress) == pytest.approx(3 * expected)
 
 
 def test_mean_weights_forget_the_first_ones_faster():
     def after(steps: int) -> float:
         mean = torch.tensor(1.0)
-        script.running_mean(0.998)([mean], [torch.tensor(2.0)], steps)
+        training.running_mean(0.998)([mean], [torch.tensor(2.0)], steps)
         return mean.item()
 
     assert [after(steps) for steps in (0, 90, 10**6)] == pytest.approx([1.9, 1.09, 1.002])
@@ -312,8 +313,8 @@ def test_mean_weights_forget_the_first_ones_faster():
 
 def test_the_clock_counts_on_without_what_is_skipped(monkeypatch):
     now = iter((10.0, 12.0, 20.0, 23.0, 24.0))
-    monkeypatch.setattr(script, "time", SimpleNamespace(perf_counter=lambda: next(now)))
-    clock = script.Clock(5.0)
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: next(now)))
+    clock = training.Clock(5.0)
     assert clock.read() == 7
     clock.skip()
     assert clock.read() == 10 and clock.read() == 11
@@ -321,10 +322,10 @@ def test_the_clock_counts_on_without_what_is_skipped(monkeypatch):
 
 def test_score_by_hand():
     errors = {"epe_CT": 1, "zero_CT": 2, "epe_PET": 3, "zero_PET": 4}
-    assert script.score(errors, "registration") == 0.625
+    assert training.score(errors, "registration") == 0.625
     kept = {"epe_CT": 9, "zero_CT": 1, "qabf_CT": 0.6}
-    assert script.score(kept, "fusion") == pytest.approx(0.4)
-    assert script.score(kept | {"epe_PET": 9, "qabf_PET": 0.8}, "fusion") == pytest.approx(0.3)
+    assert training.score(kept, "fusion") == pytest.approx(0.4)
+    assert training.score(kept | {"epe_PET": 9, "qabf_PET": 0.8}, "fusion") == pytest.approx(0.3)
 
 
 def test_processes_agree_on_the_furthest_and_stop_together(monkeypatch):
@@ -332,11 +333,11 @@ def test_processes_agree_on_the_furthest_and_stop_together(monkeypatch):
 
     def all_reduce(flags: Tensor, kind: torch.distributed.ReduceOp) -> None:
         both = torch.stack((flags, others))
-        flags.copy_({script.dist.ReduceOp.MAX: both.amax, script.dist.ReduceOp.MIN: both.amin}[kind](0))
+        flags.copy_({distributed.dist.ReduceOp.MAX: both.amax, distributed.dist.ReduceOp.MIN: both.amin}[kind](0))
 
-    monkeypatch.setattr(script.dist, "all_reduce", all_reduce)
-    assert script.agree(0.7, False, torch.device("cpu"), 2) == (0.7, True)
-    assert script.agree(0.3, False, torch.device("cpu"), 2) == (0.5, True)
+    monkeypatch.setattr(distributed.dist, "all_reduce", all_reduce)
+    assert distributed.agree(0.7, False, torch.device("cpu"), 2) == (0.7, True)
+    assert distributed.agree(0.3, False, torch.device("cpu"), 2) == (0.5, True)
 
 
 # --- stages -------------------------------------------------------------------------------------------------
@@ -352,7 +353,7 @@ def sample_pair(tmp_path) -> Pair:
 @pytest.mark.parametrize("stage", ["registration", "fusion"])
 def test_a_stage_trains_its_part_of_the_network_and_all_of_it(stage):
     model = EDARFusion("tiny")
-    _, optimizer = script.begin_stage(stage, model, script.parse_arguments(["--root", "nowhere", "--epochs", "1"]))
+    _, optimizer = training.begin_stage(stage, model, script.parse_arguments(["--root", "nowhere", "--epochs", "1"]))
     trained = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
     for name, weight in model.named_parameters():
         assert (id(weight) in trained) == (name.startswith("fusion.") == (stage == "fusion")), name
@@ -363,9 +364,9 @@ def test_what_the_registration_finds_is_compared_with_the_truth(sample_pair):
     found = model.register(sample_pair.fixed, sample_pair.moving, both=True)
     both = torch.cat((sample_pair.flow, sample_pair.inverse_flow))
     truth = CELL * resize_flow(both, tuple(found.refined.shape[2:]))
-    steps = [step._replace(flow=truth) for step in found.steps]
-    model.register = lambda *_, both: found._replace(steps=steps, refined=truth[:1])
-    loss = script.RegistrationStep(model)(sample_pair, nullcontext())
+    flows = [step._replace(flow=truth) for step in found.steps]
+    model.register = lambda *_, both: found._replace(steps=flows, refined=truth[:1])
+    loss = steps.RegistrationStep(model)(sample_pair, nullcontext())
     assert loss.flow.item() == loss.refined_flow.item() == 0
     # What is left is blur.
     before = (halved(sample_pair.moving) - halved(sample_pair.moving_aligned)).abs().mean()
@@ -373,7 +374,7 @@ def test_what_the_registration_finds_is_compared_with_the_truth(sample_pair):
 
 
 def test_what_is_asked_of_the_fusion_hangs_on_the_modality(sample_pair):
-    step = script.FusionStep(EDARFusion("tiny"), consistency=True)
+    step = steps.FusionStep(EDARFusion("tiny"), consistency=True)
     pairs = [sample_pair._replace(modality=torch.tensor([kind])) for kind in range(3)]
     assert len({step(pair, nullcontext()).total.item() for pair in pairs}) == 3
 
@@ -386,7 +387,7 @@ def train_here(tmp_path, monkeypatch) -> Iterator[Callable[..., Checkpoint]]:
     """Trains in tmp_path / "run", on images of 64 px and without pictures to be quick; gives the last checkpoint."""
     table = sample_table(tmp_path / "pairs.csv")
     monkeypatch.setattr(script, "PairDataset", partial(PairDataset, size=64))
-    monkeypatch.setattr(script, "picture", lambda *_: Figure(figsize=(1, 1)))
+    monkeypatch.setattr(training, "picture", lambda *_: Figure(figsize=(1, 1)))
     # Steps so small wait for a second thread longer than they gain from it, where others compute as well.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -411,7 +412,7 @@ def validated(monkeypatch) -> Callable[..., list[tuple[bool, dict[str, Tensor]]]
             asked.append((fusion, copy.deepcopy(model.state_dict())))
             return pd.DataFrame([{"modality": "CT", "zero": 1.0, **next(coming)}])
 
-        monkeypatch.setattr(script, "validate", validate)
+        monkeypatch.setattr(training, "validate", validate)
         return asked
 
     return give
@@ -528,7 +529,7 @@ def test_second_passes_and_dropout_are_of_the_registration_alone(train_here, mon
 
         monkeypatch.setattr(owner, name, watched)
 
-    for owner, name in ((script, "registration_loss"), (script, "fusion_loss"), (Pair, "aligned_by"), (F, "dropout2d")):
+    for owner, name in ((steps, "registration_loss"), (steps, "fusion_loss"), (Pair, "aligned_by"), (F, "dropout2d")):
         watch(owner, name)
     options = ("--epochs", "10", "--fusion-share", "0.5", "--second-pass", "0.4", "--dropout", "0.2")
     train_here("--overfit", "1", "--val-every", "10", *options)
@@ -545,7 +546,7 @@ def test_second_passes_start_from_the_flow_that_was_found_and_each_step_is_as_lo
 ):
     validated({"epe": 1.0})
     found, taken, rates = [], [], []
-    register, aligned_by, step = EDARFusion.register, Pair.aligned_by, script.Muon.step
+    register, aligned_by, step = EDARFusion.register, Pair.aligned_by, training.Muon.step
 
     def watched_register(*arguments, **options):
         found.append(register(*arguments, **options))
@@ -555,13 +556,13 @@ def test_second_passes_start_from_the_flow_that_was_found_and_each_step_is_as_lo
         taken.append(flow is found[-1].flow and inverse_flow is found[-1].inverse_flow)
         return aligned_by(pair, flow, inverse_flow)
 
-    def watched_step(optimizer: script.Muon) -> None:
+    def watched_step(optimizer: training.Muon) -> None:
         rates.append({group["lr"] for group in optimizer.param_groups})
         step(optimizer)
 
     monkeypatch.setattr(EDARFusion, "register", watched_register)
     monkeypatch.setattr(Pair, "aligned_by", watched_aligned_by)
-    monkeypatch.setattr(script.Muon, "step", watched_step)
+    monkeypatch.setattr(training.Muon, "step", watched_step)
     options = ("--overfit", "1", "--epochs", "2", "--val-every", "9", "--stage", "registration")
     last = train_here(*options, "--second-pass", "1")
     assert taken == [True, True]
@@ -571,9 +572,9 @@ def test_second_passes_start_from_the_flow_that_was_found_and_each_step_is_as_lo
 @pytest.mark.parametrize("new", [False, True])
 def test_dropout_is_of_the_training_alone_whatever_the_run_begins_with(train_here, monkeypatch, tmp_path, new):
     save_checkpoint(tmp_path / "start.safetensors", EDARFusion("tiny"), modality="all", training={}, metrics={})
-    modes, validated_in, loss = set(), [], script.RegistrationStep.forward
+    modes, validated_in, loss = set(), [], steps.RegistrationStep.forward
 
-    def watched(step: script.RegistrationStep, *arguments):
+    def watched(step: steps.RegistrationStep, *arguments):
         modes.update(module.training for module in step.modules())
         return loss(step, *arguments)
 
@@ -581,8 +582,8 @@ def test_dropout_is_of_the_training_alone_whatever_the_run_begins_with(train_her
         validated_in.append({module.training for module in model.modules()})
         return pd.DataFrame([{"modality": "CT", "zero": 1.0, "epe": 1.0}])
 
-    monkeypatch.setattr(script.RegistrationStep, "forward", watched)
-    monkeypatch.setattr(script, "validate", validate)
+    monkeypatch.setattr(steps.RegistrationStep, "forward", watched)
+    monkeypatch.setattr(training, "validate", validate)
     options = ("--overfit", "1", "--epochs", "1", "--val-every", "1", "--stage", "registration")
     train_here(*(() if new else ("--init", tmp_path / "start.safetensors")), *options)
     assert modes == {True} and validated_in == [{False}]
@@ -629,11 +630,11 @@ def test_the_seed_decides_on_the_first_weights_and_the_order(train_here, validat
 
 
 def test_a_run_of_some_minutes_ends_by_itself_and_is_validated_then(train_here, monkeypatch, capsys, tmp_path):
-    def ten_seconds_later(clock: script.Clock) -> float:
+    def ten_seconds_later(clock: training.Clock) -> float:
         clock.seconds += 10
         return clock.seconds
 
-    monkeypatch.setattr(script.Clock, "read", ten_seconds_later)
+    monkeypatch.setattr(training.Clock, "read", ten_seconds_later)
     last = train_here("--overfit", "3", "--minutes", "1", "--val-every", "100", "--stage", "registration")
     # The clock is read before each step and at the end of the epoch of three steps, so the fourth step is the last.
     epoch, rest = last.training["history"]
@@ -656,8 +657,8 @@ def test_steps_count_as_training_time_and_saving_does_not(train_here, monkeypatc
         return slow
 
     clock = SimpleNamespace(perf_counter=lambda: now, monotonic=lambda: now)
-    monkeypatch.setattr(script, "time", clock)
-    monkeypatch.setattr(script, "registration_loss", taking(10, script.registration_loss))
+    monkeypatch.setattr(training, "time", clock)
+    monkeypatch.setattr(steps, "registration_loss", taking(10, steps.registration_loss))
     save, saved = run_folder.save_checkpoint, []
 
     def watched(path: Path, *arguments, training: dict, **options) -> None:
@@ -665,7 +666,7 @@ def test_steps_count_as_training_time_and_saving_does_not(train_here, monkeypatc
         save(path, *arguments, training=training, **options)
 
     monkeypatch.setattr(run_folder, "save_checkpoint", taking(1000, watched))
-    monkeypatch.setattr(script, "check", taking(500, script.check))
+    monkeypatch.setattr(training, "check", taking(500, training.check))
     # After each of the first two steps it saves within the epoch.
     last = train_here("--overfit", "3", "--epochs", "1", "--save-minutes", "0.1", "--stage", "registration")
     assert last.training["seconds"] == 30
@@ -721,7 +722,7 @@ def test_a_run_goes_on_with_the_pairs_that_it_began_with(train_here, validated, 
     # The number of processes is in the checkpoint.
     with monkeypatch.context() as elsewhere, pytest.raises(CheckpointError, match="expected 1 processes .* found 2"):
         elsewhere.setenv("WORLD_SIZE", "2")
-        script.open_run(script.parse_arguments(line[:2]))
+        run_folder.open_run(script.parse_arguments(line[:2]))
     # The same pairs may lie elsewhere.
     (tmp_path / "pairs.csv").rename(tmp_path / "moved.csv")
     script.train(script.parse_arguments([*line, str(tmp_path / "moved.csv")]), threading.Event())
@@ -745,12 +746,12 @@ def test_a_run_that_is_killed_while_it_validates_makes_up_for_that(train_here, m
             raise KeyboardInterrupt
         return check(*arguments)
 
-    check = script.check
+    check = training.check
     monkeypatch.setattr(run_folder, "learning_curve_figure", lambda _: Figure(figsize=(1, 1)))
     # Two steps an epoch: validates at the end of the second one, of the registration and of the run.
     options = ("--overfit", "2", "--epochs", "3", "--val-every", "2", "--fusion-share", "0.3")
     with monkeypatch.context() as killed:
-        killed.setattr(script, "check", killed_every_other_time)
+        killed.setattr(training, "check", killed_every_other_time)
         with pytest.raises(KeyboardInterrupt):
             train_here(*options)
         resumed = script.parse_arguments(["--resume", str(tmp_path / "run")])

@@ -1,8 +1,11 @@
 """EDARFusion_train.py where something is not as it should be: other options, other processes, numbers that are none."""
 
+import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -10,9 +13,11 @@ import pytest
 import torch
 
 import EDARFusion_train as script
+from losses import steps
 from losses.registration import edge_error, edge_strength
 from models.edarfusion import EDARFusion
 from tests.kill_training import ENVIRONMENT, ROOT, command, sample_table
+from utils import distributed, run_folder, training
 from utils.checkpoint import CheckpointError, save_checkpoint
 from utils.files import FileError
 
@@ -23,15 +28,15 @@ RUN = ("--root", "somewhere", "--epochs", "7")
 def begun(tmp_path) -> Path:
     """The folder of a run by one process."""
     options = vars(script.parse_arguments([*RUN, "--seed", "3", "--save-minutes", "9"]))
-    training, state = {"options": options, "processes": 1, "step": 5}, {"raw": torch.zeros(1)}
+    record, state = {"options": options, "processes": 1, "step": 5}, {"raw": torch.zeros(1)}
     path = tmp_path / "last.safetensors"
-    save_checkpoint(path, EDARFusion("tiny"), modality="all", training=training, metrics={}, state=state)
+    save_checkpoint(path, EDARFusion("tiny"), modality="all", training=record, metrics={}, state=state)
     return tmp_path
 
 
 def test_a_resumed_run_may_move_but_keeps_its_options(begun, capsys):
     line = ["--resume", str(begun), "--device", "cpu", "--workers", "1", "--root", "elsewhere", "--stop-after", "2"]
-    options, _, _ = script.open_run(script.parse_arguments(line))
+    options, _, _ = run_folder.open_run(script.parse_arguments(line))
     assert (options.device, options.workers, options.root, options.stop_after) == ("cpu", 1, ["elsewhere"], 2)
     assert (options.epochs, options.seed, options.save_minutes) == (7, 3, 9)
     for other in (["--epochs", "9"], ["--lr", "1"], ["--seed", "3"], ["--amp"]):
@@ -43,7 +48,7 @@ def test_a_resumed_run_may_move_but_keeps_its_options(begun, capsys):
 def test_a_run_goes_on_with_as_many_processes_as_before(begun, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(CheckpointError, match=f"{begun}: expected 1 processes .* found 4"):
-        script.open_run(script.parse_arguments(["--resume", str(begun)]))
+        run_folder.open_run(script.parse_arguments(["--resume", str(begun)]))
 
 
 def test_a_network_to_start_from_is_that_of_the_options(begun):
@@ -64,7 +69,7 @@ def test_the_fusion_alone_needs_a_registration(capsys):
 
 def test_validation_pairs_without_tissue_are_no_measure():
     with pytest.raises(FileError, match="PET: expected tissue"):
-        script.score({"epe_CT": 1, "zero_CT": 2, "epe_PET": 0, "zero_PET": 0}, "registration")
+        training.score({"epe_CT": 1, "zero_CT": 2, "epe_PET": 0, "zero_PET": 0}, "registration")
 
 
 def test_edge_error_of_an_error_along_a_single_sharp_edge_is_a_number():
@@ -84,15 +89,15 @@ def test_edge_error_of_an_error_along_a_single_sharp_edge_is_a_number():
 
 def test_a_run_stops_at_gradients_that_are_none_and_keeps_what_it_saved(tmp_path, monkeypatch):
     table = sample_table(tmp_path / "pairs.csv")
-    steps = []
+    losses = []
 
     def broken(*arguments):
         loss = true_loss(*arguments)
-        steps.append(loss)
-        return loss if len(steps) < 3 else loss._replace(total=loss.total * float("nan"))
+        losses.append(loss)
+        return loss if len(losses) < 3 else loss._replace(total=loss.total * float("nan"))
 
-    true_loss = script.registration_loss
-    monkeypatch.setattr(script, "registration_loss", broken)
+    true_loss = steps.registration_loss
+    monkeypatch.setattr(steps, "registration_loss", broken)
     options = ("--preset", "tiny", "--overfit", "1", "--epochs", "9", "--val-every", "9", "--stage", "registration")
     monkeypatch.setattr("sys.argv", command(table, "--output", tmp_path / "run", *options)[1:])
     try:
@@ -113,13 +118,13 @@ def test_losses_of_a_stage_that_begins_within_an_epoch_are_means_of_its_steps(tm
         seen.append(loss.total.item())
         return loss
 
-    true_loss = script.fusion_loss
-    monkeypatch.setattr(script, "fusion_loss", watched)
+    true_loss = steps.fusion_loss
+    monkeypatch.setattr(steps, "fusion_loss", watched)
     # Four steps an epoch; the fusion has the last three of them.
     options = ("--preset", "tiny", "--batch-size", "1", "--overfit", "4", "--epochs", "1", "--fusion-share", "0.75")
     line = command(table, "--output", tmp_path / "run", *options, "--val-every", "9")[2:]
     try:
-        script.train(script.parse_arguments(line), script.threading.Event())
+        script.train(script.parse_arguments(line), threading.Event())
     finally:
         torch.use_deterministic_algorithms(False)
     (row,) = pd.read_csv(tmp_path / "run" / "history.csv").dropna(subset="total").to_dict("records")
@@ -131,19 +136,19 @@ def test_losses_of_a_stage_that_begins_within_an_epoch_are_means_of_its_steps(tm
 def test_no_two_processes_share_one_of_several_gpus(monkeypatch, processes, gpus, fine):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setattr(script.dist, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(distributed.dist, "is_nccl_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     if fine:
-        assert script.own_device("cuda", processes) == torch.device("cuda", 1 % gpus)
+        assert distributed.own_device("cuda", processes) == torch.device("cuda", 1 % gpus)
     else:
         with pytest.raises(ValueError, match="device: expected at most 2 processes here, .* found 4"):
-            script.own_device("cuda", processes)
+            distributed.own_device("cuda", processes)
 
 
 def test_several_processes_agree_as_exactly_as_one_counts(monkeypatch):
-    monkeypatch.setattr(script.dist, "all_reduce", lambda *_: None)
-    assert script.agree(0.7, False, torch.device("cpu"), 2) == (0.7, False)
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda *_: None)
+    assert distributed.agree(0.7, False, torch.device("cpu"), 2) == (0.7, False)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups to signal")
@@ -159,8 +164,8 @@ def test_a_signal_to_the_whole_group_saves_although_others_make_the_pairs(tmp_pa
         for _ in range(1200):
             if last.exists() or process.poll() is not None:
                 break
-            script.time.sleep(0.1)
-        script.os.killpg(process.pid, number)
+            time.sleep(0.1)
+        os.killpg(process.pid, number)
         output, errors = process.communicate(timeout=60)
     finally:
         process.kill()

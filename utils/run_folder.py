@@ -1,6 +1,9 @@
-"""What a training run leaves on disk: checkpoints, and its log as a table, a picture and for TensorBoard."""
+"""The folder of a training run: its options, checkpoints, and its log as a table, a picture and for TensorBoard."""
 
+import argparse
+import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from models.edarfusion import EDARFusion
-from utils.checkpoint import save_checkpoint
+from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from utils.files import FileError, write_bytes
 from utils.learning_curve import learning_curve_figure
 from utils.visualize import save_figure
@@ -101,3 +104,42 @@ class RunFolder:
                 save_figure(self.path / "learning_curve.png", learning_curve_figure(by_epoch))
         except FileError as error:
             tqdm.write(str(error))
+
+
+def new_run_folder(modality: str) -> Path:
+    """The next free runs/MODALITY-NNN, made at once so that no other run takes it."""
+    for number in range(1, 1000):
+        folder = Path("runs", f"{modality}-{number:03d}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+    raise FileError.at("runs", "a free run folder", "999 runs")
+
+
+def begin_run(options: argparse.Namespace) -> Path:
+    """Make the folder of a new run, with its options in it."""
+    folder = Path(options.output) if options.output else new_run_folder(options.modality)
+    if (folder / "last.safetensors").exists():
+        raise FileError.at(folder, "a folder without a run in it", "one; --resume goes on with it")
+    # Also shows before the first step whether the folder can be written to.
+    write_bytes(folder / "options.json", json.dumps(vars(options), indent=2).encode())
+    return folder
+
+
+def open_run(options: argparse.Namespace) -> tuple[argparse.Namespace, Path, Checkpoint]:
+    """The options, the folder and the last checkpoint of the run to --resume."""
+    folder = Path(options.resume)
+    checkpoint = load_checkpoint(folder / "last.safetensors")
+    if not checkpoint.state:
+        expected, found = "a run's last.safetensors, with its training state", "published weights or the best ones"
+        raise CheckpointError.at(folder / "last.safetensors", expected, found)
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if (began := checkpoint.training.get("processes", world)) != world:
+        # The number of steps, and which pairs a step sees, follow from it.
+        raise CheckpointError.at(folder, f"{began} processes (torchrun --nproc_per_node), as it began with", f"{world}")
+    # Options that a run of an older version does not know are at their defaults.
+    defaults = dict(vars(options))
+    moved = {"stop_after": None} | defaults.pop("moved")
+    return argparse.Namespace(**(defaults | checkpoint.training["options"] | moved)), folder, checkpoint

@@ -1,0 +1,55 @@
+"""A training step's loss as a module, in the form that DistributedDataParallel wraps."""
+
+from contextlib import nullcontext
+
+import torch
+from torch import nn
+
+from data.dataset import Pair
+from losses.fusion import FusionLoss, FusionWeights, for_modalities, fusion_loss
+from losses.registration import RegistrationLoss, registration_loss
+from models.edarfusion import EDARFusion
+from utils.warp import warp
+
+Autocast = torch.autocast | nullcontext
+
+
+class RegistrationStep(nn.Module):
+    """Loss of the registration for one batch."""
+
+    def __init__(self, model: EDARFusion) -> None:
+        super().__init__()
+        parts = [model.encoders, model.frg_prereg, model.eda_flowreg, model.refinement]
+        self.parts = nn.ModuleList(part for part in parts if part is not None)
+        self.register_pair = model.register
+
+    def forward(self, pair: Pair, amp: Autocast) -> RegistrationLoss:
+        with amp:
+            registration = self.register_pair(pair.fixed, pair.moving, both=True)
+        return registration_loss(
+            registration, pair.moving, pair.moving_aligned, pair.fixed, pair.flow, pair.inverse_flow
+        )
+
+
+class FusionStep(nn.Module):
+    """Loss of the fusion for one batch; the registration stays as it is.
+
+    With the alignment-consistency constraint the predicted alignment is in the loop; without it (ablation) only truly
+    aligned pairs are fused.
+    """
+
+    def __init__(self, model: EDARFusion, consistency: bool) -> None:
+        super().__init__()
+        self.part, self.consistency = model.fusion, consistency
+        self.register_pair, self.fuse = model.register, model.fuse
+
+    def forward(self, pair: Pair, amp: Autocast) -> FusionLoss:
+        with torch.no_grad(), amp:
+            registration = self.register_pair(pair.fixed, pair.moving)
+            aligned = warp(pair.moving, registration.flow) if self.consistency else pair.moving_aligned
+        # Grey values want more digits than bfloat16 has.
+        fused, fused_true = (
+            self.fuse(pair.fixed, image, registration).fused for image in (aligned, pair.moving_aligned)
+        )
+        weights = for_modalities(FusionWeights(), pair.modality)
+        return fusion_loss(pair.fixed, pair.moving_aligned, fused, fused_true, weights)

@@ -1,0 +1,43 @@
+"""The processes that train together: which device each has, how they become a group, what they agree on."""
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from utils.device import choose_device
+
+
+def own_device(name: str, world: int) -> torch.device:
+    """The device called `name` that this one of several processes computes on."""
+    device = choose_device(name, int(os.environ.get("LOCAL_RANK", 0)))
+    if world > 1 and device.type == "mps":
+        raise ValueError("device: expected cpu or cuda for several processes, found mps (--device cpu)")
+    together = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    # A process that sees a single GPU may have been given one of its own.
+    if device.type == "cuda" and dist.is_nccl_available() and together > torch.cuda.device_count() > 1:
+        expected = f"at most {torch.cuda.device_count()} processes here, one for each GPU (torchrun --nproc_per_node)"
+        raise ValueError(f"device: expected {expected}, found {together}")
+    return device
+
+
+def join_processes(device: torch.device, world: int) -> None:
+    """Several processes become one group."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world > 1:
+        # Only one process validates; the others wait for it.
+        # Windows has no NCCL.
+        backend, own = ("nccl", device) if device.type == "cuda" and dist.is_nccl_available() else ("gloo", None)
+        dist.init_process_group(backend, timeout=timedelta(hours=2), device_id=own)
+
+
+def agree(progress: float, stopping: bool, device: torch.device, world: int) -> tuple[float, bool]:
+    """The furthest progress among all processes, and whether any of them is to stop."""
+    if world > 1:
+        # In double precision, as a single process computes: a share that is rounded would end a stage a step later.
+        flags = torch.tensor([progress, float(stopping)], dtype=torch.float64, device=device)
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        progress, stopping = flags[0].item(), bool(flags[1].item())
+    return progress, stopping

@@ -1,0 +1,350 @@
+"""A training run at work: its stages, steps and epochs."""
+
+import argparse
+import copy
+import itertools
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from data.dataset import EndlessSampler, Pair, PairDataset, seeded
+from data.table import DataError
+from losses.steps import FusionStep, RegistrationStep
+from models.edarfusion import EDARFusion
+from models.layers import UNet
+from utils.device import loading_processes
+from utils.distributed import agree
+from utils.head import TISSUE
+from utils.interruption import leave_signals_to_parent
+from utils.optimizer import Muon
+from utils.run_folder import RunFolder
+from utils.training_state import pack_state, unpack_state
+from utils.validation import summary, validate
+from utils.visualize import MAPS, figure_pair
+
+STAGES = ("registration", "fusion")
+
+
+def stages(options: argparse.Namespace) -> dict[str, tuple[float, float]]:
+    """Each stage with the shares of the run at which it begins and ends."""
+    if options.stage != "all":
+        return {options.stage: (0.0, 1.0)}
+    return {"registration": (0.0, 1 - options.fusion_share), "fusion": (1 - options.fusion_share, 1.0)}
+
+
+def begin_stage(
+    stage: str, model: EDARFusion, options: argparse.Namespace
+) -> tuple[RegistrationStep | FusionStep, torch.optim.Optimizer]:
+    """What a stage trains, and its optimizer."""
+    for network in model.modules():
+        if isinstance(network, UNet):
+            network.dropout = options.dropout if stage == "registration" else 0.0
+    if stage == "registration":
+        module = RegistrationStep(model)
+        dtype = torch.bfloat16 if options.amp else torch.float32
+        return module, Muon(module, options.lr, weight_decay=1e-3, dtype=dtype)
+    module = FusionStep(model, consistency="consistency" not in options.without)
+    # Muon's steps of one length upset the few small kernels of the fusion, whose head corrects grey values directly.
+    return module, torch.optim.AdamW(module.parameters(), options.lr, weight_decay=1e-3)
+
+
+def learning_rate(highest: float, step: int, progress: float) -> float:
+    """Short warm-up, then half a cosine down to a fiftieth: `step` and `progress` (0 to 1) are the stage's own."""
+    cosine = (1 + math.cos(math.pi * min(1.0, progress))) / 2
+    return highest * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * cosine)
+
+
+def running_mean(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+    """Exponential mean of weights, in place, that forgets the first, untrained ones faster."""
+    return lambda means, new, n: torch._foreach_lerp_(means, new, max(1 - decay, 9 / (10 + int(n))))
+
+
+class Clock:
+    """Seconds of training over all sessions of a run, without validation and saving."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.since = seconds, time.perf_counter()
+
+    def read(self) -> float:
+        now = time.perf_counter()
+        self.seconds, self.since = self.seconds + now - self.since, now
+        return self.seconds
+
+    def skip(self) -> None:
+        self.since = time.perf_counter()
+
+
+class Training:
+    """A run at work.
+
+    Args:
+        options: of the run.
+        start: network to start from.
+        record: what is noted of the run, as checkpoints keep it; goes on being written here.
+        train_pairs, val_pairs: to train and to validate on.
+        path: the run's folder; None in all processes but the first, which alone validates and writes.
+        device: to compute on.
+    """
+
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        start: EDARFusion,
+        record: dict[str, Any],
+        train_pairs: PairDataset,
+        val_pairs: PairDataset,
+        path: Path | None,
+        device: torch.device,
+    ) -> None:
+        self.options, self.record, self.val_pairs, self.device = options, record, val_pairs, device
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.amp = torch.autocast(device.type, torch.bfloat16) if options.amp else nullcontext()
+        # Two copies: one is trained, the other is the running mean of its weights, which is validated and kept.
+        self.model = copy.deepcopy(start).to(device).train()
+        self.averaged = AveragedModel(start.to(device), multi_avg_fn=running_mean(options.averaging)).eval()
+        self.averaged.n_averaged.fill_(record["step"] - record["stage_step"])
+        self.epoch_steps = math.ceil(len(train_pairs) / (options.batch_size * self.world))
+        self.batches = self.endless_batches(train_pairs)
+        kind, next_epoch = options.modality, record["step"] // self.epoch_steps + 1
+        self.folder = RunFolder(path, self.averaged.module, record, kind, next_epoch) if path else None
+        self.clock, self.saved = Clock(record["seconds"]), time.monotonic()
+
+    def endless_batches(self, pairs: PairDataset) -> Iterator[Pair]:
+        """Batches from the step on at which the run is."""
+        options, together = self.options, int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        sampler = EndlessSampler(
+            len(pairs), options.batch_size, seed=options.seed, start=self.record["step"], rank=self.rank,
+            world=self.world,
+        )  # fmt: skip
+        loader = DataLoader(
+            pairs,
+            options.batch_size,
+            sampler=sampler,
+            num_workers=loading_processes(self.device, together) if options.workers is None else options.workers,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=leave_signals_to_parent,
+        )
+        batches = iter(loader)
+        # The processes that make the pairs take seconds to start, which are no training time.
+        return itertools.chain([next(batches)], batches)
+
+    def run_stage(
+        self, stage: str, begin: float, end: float, state: dict[str, Tensor] | None, stop: threading.Event
+    ) -> bool:
+        """Train one stage.
+
+        Args:
+            begin, end: its shares of the run.
+            state: of the checkpoint to go on from; None at the stage's beginning.
+            stop: breaks it off.
+
+        Returns:
+            Whether it was broken off.
+        """
+        options, record = self.options, self.record
+        if stage != record["stage"]:
+            # The fusion learns on top of the averaged registration, the one that will be used.
+            self.model.load_state_dict(self.averaged.module.state_dict())
+            self.averaged.n_averaged.zero_()
+            record |= {"stage": stage, "stage_step": record["step"], "best": None, "sums": {}}
+        self.module, self.optimizer = begin_stage(stage, self.model, options)
+        if state:
+            unpack_state(state, self.model, self.optimizer)
+            if self.folder and broke_off_validating(record, options.val_every):
+                self.validate_into(record["history"][-1])
+                self.log(record["history"][-1])
+        step_loss = DistributedDataParallel(self.module) if self.world > 1 else self.module
+        total_steps = self.epoch_steps * options.epochs if options.epochs else None
+        bar = tqdm(desc=stage, unit="pair", disable=None if self.folder else True, dynamic_ncols=True)
+        self.clock.skip()
+        while True:
+            record["seconds"] = self.clock.read()
+            progress = record["step"] / total_steps if total_steps else record["seconds"] / 60 / options.minutes
+            # Processes differ in their clocks and in who got the signal, but must break off at one step.
+            progress, stopping = agree(progress, stop.is_set(), self.device, self.world)
+            if progress >= end or stopping:
+                break
+            within = (progress - begin) / (end - begin)
+            rate = learning_rate(options.lr, record["step"] - record["stage_step"], within)
+            loss = self.step(step_loss, rate)
+            bar.update(options.batch_size * self.world)
+            bar.set_postfix(loss=f"{loss:.3f}", done=f"{progress:.1%}")
+            epoch, rest = divmod(record["step"], self.epoch_steps)
+            if rest:
+                self.save_now_and_then()
+                continue
+            self.end_epoch(epoch, rate)
+            if options.stop_after and epoch >= options.stop_after:
+                stop.set()
+            self.clock.skip()
+        bar.close()
+        if self.folder:
+            self.end_stage(stopping)
+        return stopping
+
+    def step(self, step_loss: nn.Module, rate: float) -> float:
+        """One step on the next batch; returns the loss, the mean over all processes.
+
+        Args:
+            step_loss: the stage's module, made one with those of the other processes.
+            rate: learning rate.
+        """
+        options, record = self.options, self.record
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        pair = next(self.batches).to(self.device)
+        # Evenly spread, so that all processes and a resumed run agree.
+        second_pass = record["step"] * options.second_pass % 1 + options.second_pass >= 1
+        if options.dropout:
+            # What a step leaves out depends on nothing before it, so that a resumed run leaves out the same.
+            torch.manual_seed(seeded(options.seed, record["step"] * self.world + self.rank).initial_seed())
+        if record["stage"] == "registration" and second_pass:
+            with torch.no_grad(), self.amp:
+                found = self.model.register(pair.fixed, pair.moving)
+                pair = pair.aligned_by(found.flow, found.inverse_flow)
+        loss = step_loss(pair, self.amp)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        if not norm.isfinite():
+            raise ValueError(f"step {record['step']}: expected finite gradients, found {norm}; the last save stays")
+        self.optimizer.step()
+        self.averaged.update_parameters(self.model)
+        record["step"] += 1
+        parts = torch.stack([part.detach() for part in loss])
+        if self.world > 1:
+            # Each process has seen pairs of its own.
+            dist.all_reduce(parts)
+        values = dict(zip(loss._fields, (parts / self.world).tolist(), strict=True))
+        record["sums"] = {name: record["sums"].get(name, 0.0) + value for name, value in values.items()}
+        return values["total"]
+
+    def save_now_and_then(self) -> None:
+        """Within an epoch: save if the last time was long ago."""
+        if self.folder and time.monotonic() - self.saved > 60 * self.options.save_minutes:
+            self.record["seconds"] = self.clock.read()
+            self.save_last()
+            self.saved = time.monotonic()
+            self.clock.skip()
+
+    def end_epoch(self, epoch: int, rate: float) -> None:
+        """Add the epoch's row to the history; the first process also validates, if it is time, and saves."""
+        record = self.record
+        record["seconds"] = self.clock.read()
+        # A stage may begin within an epoch.
+        summed = min(self.epoch_steps, record["step"] - record["stage_step"])
+        losses = {"lr": rate} | {name: value / summed for name, value in record["sums"].items()}
+        row = self.new_row(epoch) | losses
+        record["sums"] = {}
+        record["history"].append(row)
+        if self.folder:
+            self.folder.add_scalars("train", losses, epoch)
+            if epoch % self.options.val_every == 0:
+                # That may take longer than a signal's sender waits; a resumed run makes up for it.
+                self.save_last()
+                self.validate_into(row)
+            self.log(row)
+            self.saved = time.monotonic()
+        if self.world > 1:
+            dist.barrier()
+
+    def end_stage(self, stopping: bool) -> None:
+        """Save; a stage that was not broken off is validated first, unless its last epoch was."""
+        record = self.record
+        latest = record["history"][-1] if record["history"] else {}
+        validated = latest.get("step") == record["step"] and "score" in latest
+        if record["step"] > record["stage_step"] and not stopping and not validated:
+            self.save_last()
+            row = self.new_row(math.ceil(record["step"] / self.epoch_steps))
+            record["history"].append(row)
+            self.validate_into(row)
+            tqdm.write(describe(row))
+        self.save_last(needed=stopping or record["stage"] == list(stages(self.options))[-1])
+        if record["history"]:
+            self.folder.write_history()
+
+    def new_row(self, epoch: int) -> dict[str, float | str]:
+        """What every row of the history begins with."""
+        record = self.record
+        return {
+            "epoch": epoch,
+            "stage": record["stage"],
+            "step": record["step"],
+            "minutes": record["seconds"] / 60,
+        }
+
+    def validate_into(self, row: dict[str, float | str]) -> None:
+        """Validate and add the figures to a row of the history."""
+        metrics = check(self.averaged.module, self.val_pairs, self.device, self.record["stage"])
+        row |= metrics
+        self.folder.keep_if_best(row)
+        figure = picture(self.averaged.module, self.val_pairs, self.device, row["epoch"] % len(self.val_pairs))
+        self.folder.add_picture("val", figure, row["epoch"])
+        self.folder.add_scalars("val", metrics, row["epoch"])
+
+    def log(self, row: dict[str, float | str]) -> None:
+        """Show a row of the history, and save."""
+        tqdm.write(describe(row))
+        self.save_last()
+        self.folder.write_history()
+
+    def save_last(self, *, needed: bool = False) -> None:
+        """Save what --resume goes on from; see `RunFolder.save_last`."""
+        self.folder.save_last(pack_state(self.model, self.optimizer), needed=needed)
+
+
+def broke_off_validating(record: dict, val_every: int) -> bool:
+    """Whether a run was last saved at the end of an epoch that was still to be validated."""
+    latest = record["history"][-1] if record["history"] else {"step": None}
+    return latest["step"] == record["step"] and latest["epoch"] % val_every == 0 and "score" not in latest
+
+
+def check(model: EDARFusion, pairs: PairDataset, device: torch.device, stage: str) -> dict[str, float]:
+    """Validation figures and the score by which the best checkpoint is chosen."""
+    metrics = summary(validate(model, pairs, device, fusion=stage == "fusion"))
+    return metrics | {"score": score(metrics, stage)}
+
+
+def score(metrics: dict[str, float], stage: str) -> float:
+    """What the best checkpoint has least of: endpoint error over zero flow's, or what fusion loses of the edges."""
+    kinds = [name.removeprefix("epe_") for name in metrics if name.startswith("epe_")]
+    if stage == "registration":
+        for kind in kinds:
+            if not metrics[f"zero_{kind}"] > 0:
+                raise DataError.at(kind, f"tissue in the validation pairs, brighter than {TISSUE} of the range", "none")
+        return sum(metrics[f"epe_{kind}"] / metrics[f"zero_{kind}"] for kind in kinds) / len(kinds)
+    return 1 - sum(metrics[f"qabf_{kind}"] for kind in kinds) / len(kinds)
+
+
+def describe(row: dict[str, float | str]) -> str:
+    """One line for the log."""
+    shown = {name: value for name, value in row.items() if not name.startswith(("step", "rmse_before", "better"))}
+    return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
+
+
+def picture(model: EDARFusion, pairs: PairDataset, device: torch.device, row: int) -> Figure:
+    """All that the model makes of one validation pair."""
+    pair = pairs[row]
+    with torch.inference_mode():
+        output = model(pair.fixed[None].to(device), pair.moving[None].to(device))
+    shown = {name: field[0].cpu().squeeze().numpy() for name, field in output._asdict().items()}
+    images = {"fixed": pair.fixed[0].numpy(), "moving": pair.moving[0].numpy(), "label": pair.moving_aligned[0].numpy()}
+    maps = {name: array for name, array in shown.items() if name in MAPS}
+    return figure_pair(
+        images["fixed"], images["moving"], shown["aligned"], shown["fused"], label=images["label"], flow=shown["flow"],
+        maps=maps, title=pairs.fixed[row].stem,
+    )  # fmt: skip
