@@ -15,14 +15,13 @@ there, with the same checkpoint.
 # The processes that score import this file again, so what needs torch is imported where the work begins.
 import argparse
 import hashlib
-import os
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -30,53 +29,32 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from data.table import FILES, MODALITIES, SPLITS, DataError
-from utils.arguments import DEFAULT_CHECKPOINT, ENGINES, natural, positive, print_anywhere
+from data.table import FILES, MODALITIES, SPLITS
+from utils import processes
+from utils.arguments import DEFAULT_CHECKPOINT, ENGINES, OneLineParser, natural, positive, print_anywhere
 from utils.cores import available_cores
 from utils.evaluation import Job, evaluate, scoring_pool
 from utils.files import FileError
 from utils.flow_io import load_flow
-from utils.head import SMALL, head_length
-from utils.image_io import MIN_SIDE, has_color, read_image
+from utils.image_io import read_image
 from utils.interruption import stop_on_signal
-from utils.pairs import (
-    check_inputs_stay,
-    fingerprint,
-    folder_pairs,
-    has_16_bits,
-    is_blank,
-    read_pair,
-    sample_pairs,
-    table_pairs,
-)
+from utils.pair_checks import check_pairs
+from utils.pairs import check_inputs_stay, folder_pairs, read_pair, sample_pairs, table_pairs
+from utils.processes import PROGRAM, say, wait_for_others
 from utils.report.columns import DOUBTFUL, METRICS
 from utils.results import ResultFolder
-from utils.volume_io import check_no_volumes, holds_images, is_volume
-from utils.volume_pair import BRAIN_WINDOW, VolumePair, read_volumes
-from utils.wording import OTHER_RENDERING, counted, listed
+from utils.volume_checks import has_volumes, open_volumes
+from utils.volume_io import check_no_volumes
+from utils.volume_pair import VolumePair
+from utils.wording import counted, listed
 
 if TYPE_CHECKING:
-    import torch
-
-    from models.edarfusion import Output
     from utils.inference import PairFuser
     from utils.mirrored import MirrorCheck
+    from utils.network import Network
 
-PROGRAM = "EDARFusion_test_val"
 SUMMARY = ("rmse", "ssim", "ncc", "epe", "disagreement", "qabf", "qvif", "qcv", "folding", "seconds")
-DARK = 4096 / 65535  # of the range: 12 bits in a file of 16 reach no further
-COVERED = 0.8  # of the fixed volume: less is worth a word
-SEVERAL = 5  # images of one size, from which on they are taken to be of one origin
 INTERRUPTED = 130  # what shells report for Ctrl-C
-RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-PART = RANK if WORLD > 1 else None
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -118,7 +96,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     output.add_argument("--resume", action="store_true", help="leave out the pairs that an earlier run has finished")
     output.add_argument("--keep-going", action="store_true",
                         help="leave out what cannot be read or is not there; exit 1")
-    output.add_argument("--workers", type=positive, metavar="N", default=max(1, available_cores() // WORLD),
+    output.add_argument("--workers", type=positive, metavar="N", default=max(1, available_cores() // processes.WORLD),
                         help="processes that save and score (default: one a core)")
     options = parser.parse_args(arguments)
     if options.modality not in (*MODALITIES, "all"):
@@ -144,13 +122,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def has_volumes(options: argparse.Namespace) -> bool:
-    """Whether fixed and moving are to be read as volumes: what no image and no volume is goes with the other side."""
-    if not options.fixed:
-        return False
-    return is_volume(options.fixed) or (is_volume(options.moving) and not holds_images(options.fixed))
-
-
 def find_pairs(options: argparse.Namespace, left_out: list[str]) -> dict[str, list[dict]]:
     """The pairs that the options name, by modality; with --keep-going what is lacking goes to `left_out` instead."""
     skipped = left_out if options.keep_going else None
@@ -165,73 +136,6 @@ def find_pairs(options: argparse.Namespace, left_out: list[str]) -> dict[str, li
         check_no_volumes(pair[role] for pair in rows for role in ("fixed", "moving", "label") if pair[role])
         return chosen
     return sample_pairs(options.modality)
-
-
-def check_pairs(pairs: list[dict], modality: str, keep_going: bool) -> tuple[list[dict], list[str]]:
-    """The pairs that can be read, and what is wrong with the others; without `keep_going` the first one raises.
-
-    Each pair is told how long the longest head of its modality in frames of its size is, `longest`, at most `SMALL`; or
-    None for a few.
-    """
-    good, bad, brightest = [], [], {"fixed": {}, "moving": {}, "label": {}}
-    frames, lengths, names = [], {}, {}
-    blank = grey_labels = 0
-    # Quick enough to leave no trace in a log: None shows the bar on a terminal only.
-    for pair in tqdm(pairs, desc=f"checking {modality}", unit="pair", leave=False, disable=RANK > 0 or None):
-        try:
-            if pair["name"] == "mean":
-                raise DataError.at(pair["fixed"], "another name of a pair, as metrics.csv ends with a row mean", "mean")
-            if (other := names.setdefault(pair["name"].casefold(), pair["name"])) != pair["name"]:
-                expected = f"a name that differs from {other} in more than capitals, to some systems one file"
-                raise DataError.at(pair["fixed"], expected, pair["name"])
-            images = read_pair(pair, modality)
-            if pair["flow"]:
-                load_flow(pair["flow"], images.fixed.shape)
-        except FileError as error:
-            if not keep_going:
-                raise
-            bad.append(str(error))
-            continue
-        good.append(pair)
-        frames.append(images.fixed.shape)
-        lengths.setdefault(frames[-1], []).append(head_length(images.fixed, pair.get("aspect", 1.0)))
-        for role, image in images._asdict().items():
-            if image is not None:
-                brightest[role][pair[role]] = image.max()
-        blank += is_blank(images.fixed) or is_blank(images.moving)
-        grey_labels += images.label is not None and has_color(images.moving) and not has_color(images.label)
-    for role, levels in brightest.items():
-        say_what_is_dark(modality, role, levels)
-    if blank:
-        say(f"{modality}: {counted(blank, 'pair')} with a blank image: not aligned, but counted in the means")
-    if grey_labels:
-        say(f"{modality}: expected labels in colour for moving images in colour, found grey ones for {grey_labels} of "
-            f"{len(good)} pairs; {OTHER_RENDERING}")
-    longest = {frame: min(SMALL, max(x)) if len(x) >= SEVERAL else None for frame, x in lengths.items()}
-    return [pair | {"longest": longest[frame]} for pair, frame in zip(good, frames, strict=True)], bad
-
-
-def say_what_is_dark(modality: str, role: str, brightest: dict[Path, float]) -> None:
-    """Name files of 16 bits that hardly use their range, or else images of 8 bits none of which does.
-
-    Args:
-        brightest: file -> its highest grey level, 0 to 1; only black is left alone.
-    """
-    expected = "expected grey levels up to about 1, found none above"
-    dark = {path: level for path, level in brightest.items() if 0 < level < DARK}
-    if deep := [path for path in dark if has_16_bits(path)]:
-        more = f" and {len(deep) - 1} more" if len(deep) > 1 else ""
-        say(f"{deep[0]}{more}: {expected} {max(dark[path] for path in deep):.2f}; 12 bits in a file of 16? Stretch "
-            "them, the network takes them as they are")
-    elif dark and max(brightest.values()) < DARK:
-        # No path: slices of volumes lie in a folder that is gone when this is read.
-        say(f"{modality}, {role} images: {expected} {max(dark.values()):.2f}; the network takes them as they are")
-
-
-def say(what: str) -> None:
-    """What is no error but should be known; once, however many processes there are."""
-    if RANK == 0:
-        print(f"{PROGRAM}: {what}", file=sys.stderr)
 
 
 def say_what_is_older(folder: ResultFolder, pairs: list[dict], volumes: bool) -> None:
@@ -264,102 +168,7 @@ def print_summary(tables: dict[str, pd.DataFrame], folders: dict[str, ResultFold
             )
 
 
-def run(options: argparse.Namespace) -> int:
-    """Align, fuse and score what the options name; returns the exit status."""
-    left_out: list[str] = []
-    if not has_volumes(options):
-        return fuse_and_score(options, find_pairs(options, left_out), left_out)
-    paths = options.fixed, options.moving, options.label
-    check_no_volumes(path for path in paths if path and not is_volume(path))  # such as a folder of several
-    volumes = read_volumes(options.modality, *paths, options.window, resample=options.resample)
-    # The others are on its grid by now: a moving volume that was coarser has been resampled.
-    height, width = volumes.volumes["fixed"].slices.shape[1:]
-    if min(height, width) < MIN_SIDE:
-        found = f"{width} x {height} (width x height)"
-        raise DataError.at(options.fixed, f"slices of at least {MIN_SIDE} x {MIN_SIDE} pixels", found)
-    if options.window:
-        check_window(volumes, *options.window)
-    elif options.modality == "CT" and volumes.window != BRAIN_WINDOW:
-        say(f"{options.moving}: expected Hounsfield units with air in them, found other values; shown with a window of "
-            f"{volumes.window_text()} (--window CENTER WIDTH)")
-    for role in volumes.unplaced():
-        say(f"{getattr(options, role)}: expected a header that says how the volume lies, found neither sform nor qform "
-            "(both codes 0); its axes are taken to run to the patient's left, front and head: check left and right")
-    for role, distance in volumes.off_grid().items():
-        say(f"{getattr(options, role)}: expected the place in space of {options.fixed}, found one up to {distance:.1f} "
-            "mm off; both are turned to one view and taken slice by slice (--resample goes by the place)")
-    for role in volumes.of_other_space() if options.resample else ():
-        say(f"{getattr(options, role)}: expected the DICOM frame of reference of {options.fixed}, found another; "
-            "--resample takes both for one place: do they lie over each other?")
-    for role, share in volumes.covered.items():
-        if share < COVERED:
-            say(f"{getattr(options, role)}: expected a volume that covers {options.fixed}, found one that covers "
-                f"{100 * share:.0f} % of the fixed volume; the rest has its lowest value")
-    for role, found in volumes.of_other_kind(options.modality).items():
-        say(f"{getattr(options, role)}: expected the {role} volume, found a DICOM series of modality {found}; are "
-            "--fixed (MRI) and --moving the right way round?")
-    # The aligned volume is made from the moving one's own values with the flow.
-    options.save_flow = True
-    with tempfile.TemporaryDirectory() as slices:
-        return fuse_and_score(options, {options.modality: volumes.write_slices(slices)}, left_out, volumes)
-
-
-def check_window(volumes: VolumePair, center: float, width: float) -> None:
-    """Check that a window, in the moving volume's own units, shows more of it than black or white.
-
-    Raises:
-        DataError: it does not.
-    """
-    low, high = (limit(volumes.volumes["moving"].slices) for limit in (np.min, np.max))
-    if center + width / 2 <= low or center - width / 2 >= high:
-        window = f"one from {center - width / 2:g} to {center + width / 2:g}"
-        expected = f"a window within the moving volume's values, {low:g} to {high:g}"
-        raise DataError(f"--window: expected {expected}, found {window}")
-
-
-class Network(NamedTuple):
-    """The network as the options want it, torch or OpenVINO; `settings` are those of `utils.inference.PairFuser`."""
-
-    model: Callable[..., "Output"]
-    device: "torch.device"
-    settings: dict[str, int | bool]
-    trained_for: str
-
-
-def load_network(options: argparse.Namespace, kinds: list[str]) -> Network:
-    """Load the checkpoint for pairs of these modalities.
-
-    Raises:
-        FileError: the device or the engine is not there, or the checkpoint cannot be used for these pairs.
-    """
-    from utils.checkpoint import load_checkpoint
-    from utils.device import choose_device
-
-    by_openvino = options.engine != "torch"
-    try:
-        device = choose_device("cpu" if by_openvino else options.device, int(os.environ.get("LOCAL_RANK", 0)))
-    except ValueError as error:
-        raise DataError(f"--{error}") from error
-    kind = "all" if len(kinds) > 1 else next(iter(kinds), None)
-    checkpoint = load_checkpoint(options.checkpoint, modality=kind, device=device)
-    model = checkpoint.model
-    if by_openvino:
-        from utils.openvino_model import OpenVINOModel
-
-        try:
-            model = OpenVINOModel(model, options.engine)
-        except ValueError as error:
-            raise DataError(f"--engine: {error}") from error
-    # Asked of the weights, which begin at zero: the record does not say what a run took over from --init.
-    if not checkpoint.model.fusion.head.weight.any():
-        say(f"{options.checkpoint}: expected a trained fusion, found an untrained one (stage registration only, or a "
-            "run broken off before its fusion): the fused images show hardly more than the brighter of both")
-    settings = checkpoint.inference(options.passes, options.average)
-    settings["multistart"] = settings["average"] and options.multistart
-    return Network(model, device, settings, checkpoint.modality)
-
-
-def what_results_depend_on(options: argparse.Namespace, network: Network) -> dict:
+def what_results_depend_on(options: argparse.Namespace, network: "Network") -> dict:
     """Beside the pairs: --resume computes anew what was made otherwise."""
     return {
         "checkpoint": Path(options.checkpoint).name,
@@ -371,7 +180,7 @@ def what_results_depend_on(options: argparse.Namespace, network: Network) -> dic
     }
 
 
-def report_notes(options: argparse.Namespace, network: Network, volumes: VolumePair | None) -> dict:
+def report_notes(options: argparse.Namespace, network: "Network", volumes: VolumePair | None) -> dict:
     """What the report says of how its images were made."""
     import torch
 
@@ -392,50 +201,27 @@ def report_notes(options: argparse.Namespace, network: Network, volumes: VolumeP
     return notes
 
 
-def finished_rows(folder: ResultFolder, pairs: list[dict], resume: bool, volumes: bool) -> dict[str, dict]:
-    """Rows that an earlier run has made of the same pairs, by name; what it made of others becomes outdated.
-
-    `volumes`: the pairs are slices of volumes.
-    """
-    earlier = folder.read_rows() if resume else {}
-    with_row = [pair for pair in pairs if pair["name"] in earlier]
-    # Those made of the same images, label and true flow.
-    same = [pair["name"] for pair in with_row if earlier[pair["name"]].get("inputs") == fingerprint(pair)]
-    if not earlier or len(same) < len(earlier):
-        # What may be of other pairs would lie beside the new rows if the run were interrupted.
-        folder.outdated = [folder.report_path, *(folder.volume_paths if volumes else ())]
-    return {name: earlier[name] for name in same if folder.has_files(name)}
-
-
 def prepare_folders(folders: dict[str, ResultFolder], rows: dict[str, dict[str, dict]]) -> None:
     """Make the folders that get results; with several processes the first does it while the others wait.
 
     Args:
-        rows: modality -> those of `finished_rows`.
+        rows: modality -> those of `ResultFolder.rows_to_keep`.
     """
-    if WORLD > 1:
+    if processes.WORLD > 1:
         import torch.distributed as dist
 
         # The processes wait for each other after the last pair, however long that takes.
         dist.init_process_group("gloo", timeout=timedelta(days=7))
     wait_for_others()
-    for modality, folder in folders.items() if RANK == 0 else ():
+    for modality, folder in folders.items() if processes.RANK == 0 else ():
         finished = rows[modality].values()
         folder.prepare()
         if finished:
             folder.write_rows(finished)  # what was finished may lie in the parts alone
         folder.remove_parts()
-        if finished and WORLD > 1:
-            folder.write_rows(finished, PART)
+        if finished and processes.WORLD > 1:
+            folder.write_rows(finished, processes.part())
     wait_for_others()
-
-
-def wait_for_others() -> None:
-    """Until all processes are here."""
-    if WORLD > 1:
-        import torch.distributed as dist
-
-        dist.barrier()
 
 
 def align_and_fuse(
@@ -453,7 +239,7 @@ def align_and_fuse(
         images = read_pair(pair, folder.modality)
         view = {"aspect": pair.get("aspect", 1.0), "longest": pair["longest"]}
         result = fuse(images.fixed, images.moving, **view)
-        if RANK == 0 and place in looked_at and result.disagreement:
+        if processes.RANK == 0 and place in looked_at and result.disagreement:
             mirror.look(images.fixed, images.moving, result.disagreement, **view)
         scores = {}
         if pair["flow"]:
@@ -508,6 +294,7 @@ def fuse_and_score(
 
     from utils.inference import PairFuser
     from utils.mirrored import MirrorCheck
+    from utils.network import load_network
 
     network = load_network(options, list(chosen))
     fuse = PairFuser(network.model, network.device, **network.settings)
@@ -521,33 +308,33 @@ def fuse_and_score(
     outputs = [path for kind, folder in folders.items() for path in folder.all_files(chosen[kind])]
     check_inputs_stay(filter(None, inputs), outputs)
 
-    rows = {kind: finished_rows(folders[kind], chosen[kind], options.resume, bool(volumes)) for kind in chosen}
+    rows = {kind: folders[kind].rows_to_keep(chosen[kind], options.resume, bool(volumes)) for kind in chosen}
     prepare_folders(folders, rows)
     notes = report_notes(options, network, volumes)
     tables = {}
     workers = max(1, min(options.workers, max(map(len, chosen.values()), default=1)))
-    with stop_on_signal(second_breaks_in=WORLD == 1) as stop, scoring_pool(workers) as pool:
+    with stop_on_signal(second_breaks_in=processes.WORLD == 1) as stop, scoring_pool(workers) as pool:
         for modality, pairs in chosen.items():
             folder, order = folders[modality], {pair["name"]: place for place, pair in enumerate(pairs)}
-            todo = [pair for pair in pairs if pair["name"] not in rows[modality]][RANK::WORLD]
-            known = rows[modality] if RANK == 0 else {}
+            todo = [pair for pair in pairs if pair["name"] not in rows[modality]][processes.RANK::processes.WORLD]
+            known = rows[modality] if processes.RANK == 0 else {}
             jobs = align_and_fuse(todo, folder, fuse, mirror_checks[modality], stop)
-            with tqdm(total=len(todo), desc=modality, unit="pair", disable=RANK > 0) as progress:
+            with tqdm(total=len(todo), desc=modality, unit="pair", disable=processes.RANK > 0) as progress:
                 for row in evaluate(jobs, pool, 2 * workers):
                     known[row["name"]] = row
-                    folder.write_rows(sorted(known.values(), key=lambda row: order[row["name"]]), PART)
+                    folder.write_rows(sorted(known.values(), key=lambda row: order[row["name"]]), processes.part())
                     progress.update()
             if not all(pair["name"] in known for pair in todo):
-                if WORLD == 1:
+                if processes.WORLD == 1:
                     say_what_is_older(folder, [pair for pair in pairs if pair["name"] in known], volumes is not None)
                 message = f"interrupted at {modality} after {len(known)} of {len(pairs)} pairs"
                 print(f"{PROGRAM}: {message}; the same command with --resume goes on", file=sys.stderr)
                 return INTERRUPTED
             wait_for_others()
-            if RANK == 0:
-                known = folder.read_rows() if WORLD > 1 else known
+            if processes.RANK == 0:
+                known = folder.read_rows() if processes.WORLD > 1 else known
                 tables[modality] = finish_folder(folder, pairs, known, volumes, notes)
-    if RANK == 0:
+    if processes.RANK == 0:
         if tables:
             print_summary(tables, folders)
         for modality, folder in folders.items():
@@ -560,6 +347,18 @@ def fuse_and_score(
     # Where one process ends with an error, torchrun ends those that are still writing.
     wait_for_others()
     return 1 if left_out else 0
+
+
+def run(options: argparse.Namespace) -> int:
+    """Align, fuse and score what the options name; returns the exit status."""
+    left_out: list[str] = []
+    if not has_volumes(options):
+        return fuse_and_score(options, find_pairs(options, left_out), left_out)
+    volumes = open_volumes(options)
+    # The aligned volume is made from the moving one's own values with the flow.
+    options.save_flow = True
+    with tempfile.TemporaryDirectory() as slices:
+        return fuse_and_score(options, {options.modality: volumes.write_slices(slices)}, left_out, volumes)
 
 
 def main(arguments: list[str] | None = None) -> int:

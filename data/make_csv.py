@@ -26,7 +26,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.table import MODALITIES, DataError, as_choice, check_choice, read_csv, read_table
-from utils.arguments import natural, print_anywhere
+from utils.arguments import OneLineParser, natural, print_anywhere
 from utils.files import FileError, write_bytes
 from utils.image_io import pair_files, plain_stem
 from utils.wording import counted
@@ -227,7 +227,7 @@ def add_group_pattern(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
 
 def main(arguments: list[str] | None = None) -> int:
     print_anywhere()
-    parser = argparse.ArgumentParser(description="Make a CSV table of aligned pairs, split by patient.")
+    parser = OneLineParser(description="Make a CSV table of aligned pairs, split by patient.")
     parser.add_argument("--root", type=Path, required=True, help="folder with CT-MRI, PET-MRI or SPECT-MRI in it")
     parser.add_argument("--modality", choices=(*MODALITIES, "all"), required=True)
     parser.add_argument("--output", type=Path, help="file to write (default: MODALITY.csv here)")

@@ -10,7 +10,6 @@ classes. It serves to show that the programs run and to test them; it is no subs
 Making the sample needs nilearn (requirements-dev.txt); reading it does not.
 """
 
-import argparse
 import functools
 import sys
 from pathlib import Path
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 from data.deformation import BENCHMARK, DeformationRange, random_flow
 from data.misalign import write_misaligned
-from utils.arguments import SAMPLE_ROOT, natural, print_anywhere
+from utils.arguments import SAMPLE_ROOT, OneLineParser, natural, print_anywhere
 from utils.files import FileError, write_bytes
 from utils.image_io import write_image
 from utils.warp import resize_flow
@@ -290,7 +289,7 @@ def make_training(output: Path, count: int, seed: int) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     print_anywhere()
-    parser = argparse.ArgumentParser(description="Make the embedded sample of simulated pairs again.")
+    parser = OneLineParser(description="Make the embedded sample of simulated pairs again.")
     parser.add_argument("--output", type=Path, default=SAMPLE_ROOT, help="folder to write to (default: %(default)s)")
     parser.add_argument("--training", type=int, metavar="N", help="make N aligned pairs a modality to train on instead")
     parser.add_argument("--seed", type=natural, default=0, help="default: %(default)s, the seed of the embedded sample")

@@ -8,7 +8,6 @@ writes ``BENCH/MODALITY/{fixed,moving,label}/NAME.png``, the true displacement f
 same folder and the same seed give the same pairs on every machine.
 """
 
-import argparse
 import math
 import os
 import sys
@@ -28,7 +27,7 @@ from data.deformation import BENCHMARK, DeformationRange, random_flow
 from data.make_csv import add_group_pattern, find_table
 from data.table import FILES, MODALITIES, SPLITS, DataError
 from utils.apply_flow import apply_flow
-from utils.arguments import natural, print_anywhere, side
+from utils.arguments import OneLineParser, natural, print_anywhere, side
 from utils.files import FileError, write_bytes
 from utils.flow_io import save_flow
 from utils.image_io import read_image, write_image
@@ -150,7 +149,7 @@ def _resized(image: NDArray[np.float32], size: tuple[int, int] | None) -> NDArra
 def main(arguments: list[str] | None = None) -> int:
     """``python -m data.misalign``; returns the exit status."""
     print_anywhere()
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m data.misalign", description="Misalign aligned pairs by known deformations."
     )
     parser.add_argument("--root", metavar="DIR", required=True, help="folder of aligned pairs, as for training")

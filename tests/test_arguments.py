@@ -42,6 +42,15 @@ def test_signs_that_a_console_lacks_do_not_end_the_program(monkeypatch):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_says_in_one_line_what_is_wrong(monkeypatch, capsys, name):
+    main = importlib.import_module(name).main
+    monkeypatch.setattr(sys, "argv", [name, "--nonsense"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_prints_anywhere(monkeypatch, name):
     main = importlib.import_module(name).main
     output = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")

@@ -21,7 +21,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 import EDARFusion_test_val as script
 from models.edarfusion import EDARFusion
-from utils import image_io
+from utils import image_io, pair_checks, processes, volume_checks
 from utils.arguments import DEFAULT_CHECKPOINT
 from utils.checkpoint import save_checkpoint
 from utils.evaluation import evaluate
@@ -32,7 +32,7 @@ from utils.maps import jacobian_determinant
 from utils.metrics import fusion_metrics, registration_metrics
 from utils.pairs import check_inputs_stay, is_blank, sample_pairs
 from utils.publish import publish
-from utils.results import COLUMNS, FusedPair, ResultFolder
+from utils.results import COLUMNS, FUSION_METRICS, FusedPair, ResultFolder
 from utils.scoring import read_grey
 from utils.visualize import MAPS
 from utils.volume_io import looks_like_hu, robust_window
@@ -318,7 +318,7 @@ def test_a_slice_with_little_in_it_and_a_black_one_are_not_called_dark(tmp_path,
     for path in paths:
         write_image(path, picture(0))
     for levels in ((0.05, 0.9), (0.0, 0.9), (0.0, 0.0)):
-        script.say_what_is_dark("CT", "moving", dict(zip(paths, levels, strict=True)))
+        pair_checks.say_what_is_dark("CT", "moving", dict(zip(paths, levels, strict=True)))
     assert capsys.readouterr().err == ""
 
 
@@ -333,7 +333,7 @@ def test_five_images_of_one_size_are_shown_by_their_longest_head(tmp_path, sides
         path = tmp_path / f"{number}.png"
         write_image(path, image)
         pairs.append({"name": f"{number}", "fixed": path, "moving": path, "label": None, "flow": None})
-    checked, unreadable = script.check_pairs(pairs, "CT", keep_going=False)
+    checked, unreadable = pair_checks.check_pairs(pairs, "CT", keep_going=False)
     assert [pair["longest"] for pair in checked] == [longest] * len(sides) and unreadable == []
 
 
@@ -345,7 +345,7 @@ def test_heads_are_measured_in_the_shape_of_their_pixels(tmp_path):
     # Half of the frame's height; of a frame twice as high as wide that is 1 of a mean side of (2 + 1) / 2.
     for aspect, longest in ((1.0, 1 / 2), (2.0, 2 / 3)):
         pairs = [pair | {"name": f"{number}", "aspect": aspect} for number in range(5)]
-        checked, _ = script.check_pairs(pairs, "CT", keep_going=False)
+        checked, _ = pair_checks.check_pairs(pairs, "CT", keep_going=False)
         assert [pair["longest"] for pair in checked] == pytest.approx([longest] * 5)
 
 
@@ -773,10 +773,10 @@ class TestVolumes:
         spaces = {"fixed": "1.2", "moving": "1.3"}
         volumes = volumes._replace(
             volumes={role: x._replace(space=spaces[role]) for role, x in volumes.volumes.items()},
-            window=script.BRAIN_WINDOW,
+            window=volume_checks.BRAIN_WINDOW,
         )
         assert volumes.of_other_space() == ["moving"]
-        monkeypatch.setattr(script, "read_volumes", lambda *_, **__: volumes)
+        monkeypatch.setattr(volume_checks, "read_volumes", lambda *_, **__: volumes)
         assert run(checkpoint, tmp_path / "out", *options, "--resample") == 0
         (line,) = capsys.readouterr().err.splitlines()
         assert f"{options[5]}: expected the DICOM frame of reference of {options[3]}, found another" in line
@@ -1159,6 +1159,18 @@ def test_what_is_outdated_and_cannot_be_removed_is_named(tmp_path):
         folder.write_rows([])
 
 
+def test_a_table_is_the_same_whether_its_rows_are_new_or_read(tmp_path):
+    folder = ResultFolder(tmp_path, "CT")
+    values = np.random.default_rng(0).uniform(0, 100, (30, len(FUSION_METRICS)))
+    rows = [dict(zip(FUSION_METRICS, row, strict=True)) for row in values]
+    rows = [row | {"name": str(place), "inputs": "-"} for place, row in enumerate(rows)]
+    folder.write_rows(rows)
+    new = folder.table_path.read_bytes()
+    known = folder.read_rows()
+    folder.write_rows([known[row["name"]] if place % 2 else row for place, row in enumerate(rows)])
+    assert folder.table_path.read_bytes() == new
+
+
 @pytest.mark.parametrize("changed", ["checkpoint", "passes", "unreadable"])
 def test_resume_does_not_mix_results(checkpoint, model, tmp_path, capsys, changed):
     options = ["--modality", "CT", *folders(tmp_path, pairs=2)]
@@ -1333,8 +1345,8 @@ def test_what_several_processes_finished_outlives_a_run_that_is_killed_as_it_beg
 def test_pairs_of_a_process_whose_folder_is_another_are_missed(checkpoint, tmp_path, monkeypatch, capsys):
     options = ["--modality", "CT", *folders(tmp_path, pairs=3)]
     with monkeypatch.context() as first_of_two:
-        for name, value in {"RANK": 0, "WORLD": 2, "PART": 0}.items():
-            first_of_two.setattr(script, name, value)
+        for name, value in {"RANK": 0, "WORLD": 2}.items():
+            first_of_two.setattr(processes, name, value)
         for name in ("init_process_group", "barrier"):
             first_of_two.setattr(torch.distributed, name, lambda *_, **__: None)
         assert run(checkpoint, tmp_path / "out", *options) == 2
@@ -1354,12 +1366,11 @@ def test_each_pair_is_one_process_s_and_its_row_is_in_the_table_before_the_parts
     waits, found = [], []
 
     def become(rank: int) -> None:
-        monkeypatch.setattr(script, "RANK", rank)
-        monkeypatch.setattr(script, "PART", rank)
+        monkeypatch.setattr(processes, "RANK", rank)
 
     def barrier() -> None:
-        waits.append(script.RANK)
-        if script.RANK == 0 and waits.count(0) == 3:
+        waits.append(processes.RANK)
+        if processes.RANK == 0 and waits.count(0) == 3:
             become(1)
             assert run(checkpoint, tmp_path / "out", *options) == 0
             become(0)
@@ -1373,7 +1384,7 @@ def test_each_pair_is_one_process_s_and_its_row_is_in_the_table_before_the_parts
     monkeypatch.setattr(ResultFolder, "remove_parts", look_and_remove)
     monkeypatch.setattr("torch.distributed.init_process_group", lambda *_, **__: None)
     monkeypatch.setattr("torch.distributed.barrier", barrier)
-    monkeypatch.setattr(script, "WORLD", 2)
+    monkeypatch.setattr(processes, "WORLD", 2)
     become(0)
     assert run(checkpoint, tmp_path / "out", *options) == 0
     parts = {".metrics-0.csv": ["001", "003", "005"], ".metrics-1.csv": ["002", "004"]}

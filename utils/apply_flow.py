@@ -6,7 +6,6 @@ For another rendering of the moving images, such as the uptake in grey beside th
 is written has 8 bits, also where the image has 16; `apply_flow` keeps all digits.
 """
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from kornia.image import image_to_tensor, tensor_to_image
 
-from utils.arguments import print_anywhere
+from utils.arguments import OneLineParser, print_anywhere
 from utils.files import FileError, entries
 from utils.flow_io import load_flow
 from utils.image_io import list_images, plain_stem, read_image, write_image
@@ -65,7 +64,7 @@ def apply_flows(
 
 def main(arguments: list[str] | None = None) -> int:
     print_anywhere()
-    parser = argparse.ArgumentParser(description="Warp images with saved displacement fields.")
+    parser = OneLineParser(description="Warp images with saved displacement fields.")
     parser.add_argument("--images", metavar="DIR", required=True, help="images to warp")
     parser.add_argument("--flow", metavar="DIR", required=True, help="flow/NAME.npy of the test command")
     parser.add_argument("--output", metavar="DIR", required=True, help="where NAME.png goes")

@@ -1,5 +1,5 @@
-"""What command lines share: the weights and the sample that come with the project, numbers as `type` of an argument,
-and output that any console takes.
+"""What command lines share: the weights and the sample that come with the project, a parser of few words, numbers as
+`type` of an argument, and output that any console takes.
 
 What is out of range is named in argparse's own message.
 """
@@ -8,6 +8,7 @@ import argparse
 import io
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from utils.image_io import MIN_SIDE
 
@@ -19,6 +20,13 @@ SAMPLE_ROOT = Path(__file__).parents[1] / "data" / "sample"
 
 ENGINES = ("torch", "openvino", "openvino-bf16")
 """What a network can be computed with; the others than torch need the package openvino."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def positive(text: str) -> int:

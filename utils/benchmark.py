@@ -31,7 +31,7 @@ from tqdm import tqdm
 from data.deformation import BENCHMARK, random_flow
 from losses.registration import registration_loss
 from models.edarfusion import PRESETS, EDARFusion, Output
-from utils.arguments import ENGINES, positive, print_anywhere
+from utils.arguments import ENGINES, OneLineParser, positive, print_anywhere
 from utils.checkpoint import load_checkpoint
 from utils.device import choose_device
 from utils.files import FileError, write_bytes
@@ -289,7 +289,7 @@ def to_markdown(results: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """``python -m utils.benchmark``; returns the exit status."""
     print_anywhere()
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m utils.benchmark",
         description="Time the network stage by stage; write benchmark.md and benchmark.json.",
     )

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from utils.arguments import positive, print_anywhere
+from utils.arguments import OneLineParser, positive, print_anywhere
 from utils.files import FileError, write_bytes
 from utils.markdown import markdown_table
 from utils.metrics import LOWER_IS_BETTER
@@ -177,7 +177,7 @@ def compare_folders(
 def main(arguments: list[str] | None = None) -> int:
     """``python -m utils.compare``; returns the exit status."""
     print_anywhere()
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m utils.compare",
         description="Compare the output of several methods on the same pairs. Files pair by stem; colour "
         "is scored on BT.601 luma. Writes MODALITY.md, MODALITY.csv and MODALITY_pairs.csv.",

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.edarfusion import AtSettings
-from utils.arguments import SAMPLE_ROOT, natural, print_anywhere, side
+from utils.arguments import SAMPLE_ROOT, OneLineParser, natural, print_anywhere, side
 from utils.checkpoint import load_checkpoint
 from utils.files import FileError, write_bytes
 from utils.image_io import read_image
@@ -105,7 +105,7 @@ def largest_differences(data: bytes, graph: AtSettings, fixed: Tensor, moving: T
 def main(arguments: list[str] | None = None) -> int:
     """``python -m utils.export``; returns the exit status."""
     print_anywhere()
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m utils.export",
         description="Write a trained network as an ONNX file for images of one size, and check it with onnxruntime.",
     )

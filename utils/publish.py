@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from utils.arguments import positive, print_anywhere, share
+from utils.arguments import OneLineParser, positive, print_anywhere, share
 from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from utils.files import FileError
 
@@ -76,7 +76,7 @@ def blend_in(checkpoint: Checkpoint, path: str | os.PathLike, share: float) -> N
 def main(arguments: list[str] | None = None) -> int:
     """``python -m utils.publish``; returns the exit status."""
     print_anywhere()
-    parser = argparse.ArgumentParser(prog="python -m utils.publish", description=__doc__.partition("\n")[0])
+    parser = OneLineParser(prog="python -m utils.publish", description=__doc__.partition("\n")[0])
     parser.add_argument("source", metavar="CHECKPOINT", help="of a training run")
     parser.add_argument("target", metavar="FILE", help="to write")
     parser.add_argument(

@@ -13,7 +13,7 @@ import pandas as pd
 from utils.files import FileError, remove, remove_unfinished, write_bytes
 from utils.flow_io import save_flow
 from utils.image_io import read_image, write_image
-from utils.pairs import read_pair
+from utils.pairs import fingerprint, read_pair
 from utils.report.page import write_report
 from utils.report.pictures import PairImages
 from utils.scoring import with_mean
@@ -193,6 +193,25 @@ class ResultFolder:
         """Whether all files wanted of a pair are there."""
         return all(path.is_file() for path in self.files(name).values())
 
+    def rows_to_keep(self, pairs: Iterable[Mapping], resume: bool, volumes: bool) -> dict[str, dict]:
+        """Rows that an earlier run made of these pairs as they are now, by name; its other results become outdated.
+
+        Args:
+            resume: without it there are none.
+            volumes: whether the pairs are slices of volumes.
+
+        Raises:
+            FileError: the earlier table cannot be read.
+        """
+        earlier = self.read_rows() if resume else {}
+        with_row = [pair for pair in pairs if pair["name"] in earlier]
+        # Those made of the same images, label and true flow.
+        same = [pair["name"] for pair in with_row if earlier[pair["name"]].get("inputs") == fingerprint(pair)]
+        if not earlier or len(same) < len(earlier):
+            # What may be of other pairs would lie beside the new rows if the run were interrupted.
+            self.outdated = [self.report_path, *(self.volume_paths if volumes else ())]
+        return {name: earlier[name] for name in same if self.has_files(name)}
+
     def write_rows(self, rows: Iterable[Mapping], part: int | None = None) -> None:
         """Write metrics.csv with a final row `mean`, whole or not at all, and inputs.json.
 
@@ -205,7 +224,8 @@ class ResultFolder:
         Raises:
             FileError: the file cannot be written, or what is outdated not be removed.
         """
-        rows = list(rows)
+        # As the table will show them, so that the mean is the same where some of them were read from it.
+        rows = [{key: float(f"{x:.10g}") if isinstance(x, float) else x for key, x in row.items()} for row in rows]
         further = (column for column in FURTHER_COLUMNS if any(column in row for row in rows))
         table = with_mean(pd.DataFrame(rows, columns=[*COLUMNS, *further]))
         path = self.table_path if part is None else self.path / f".metrics-{part}.csv"

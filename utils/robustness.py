@@ -5,7 +5,6 @@ the images, aligns them, and prints the endpoint error by modality as Markdown. 
 are the same each time.
 """
 
-import argparse
 import sys
 from collections.abc import Callable
 
@@ -18,7 +17,7 @@ from data.dataset import VAL_SEED, Pair, PairDataset, add_one_sided, seeded
 from data.make_csv import add_group_pattern, find_table
 from data.table import MODALITIES
 from models.edarfusion import EDARFusion
-from utils.arguments import DEFAULT_CHECKPOINT, print_anywhere
+from utils.arguments import DEFAULT_CHECKPOINT, OneLineParser, print_anywhere
 from utils.checkpoint import load_checkpoint
 from utils.device import choose_device
 from utils.files import FileError
@@ -108,7 +107,7 @@ def to_markdown(table: pd.DataFrame) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """``python -m utils.robustness``; returns the exit status."""
     print_anywhere()
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m utils.robustness", description="Endpoint error under noise and one-sided structures."
     )
     parser.add_argument("--root", metavar="DIR", required=True, help="folder of aligned pairs, as for training")

@@ -5,7 +5,6 @@
 The metrics themselves are in `utils.metrics`.
 """
 
-import argparse
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from utils.arguments import positive, print_anywhere
+from utils.arguments import OneLineParser, positive, print_anywhere
 from utils.cores import available_cores, pool_size
 from utils.files import FileError, write_bytes
 from utils.image_io import check_same_size, has_color, pair_files, read_image
@@ -112,7 +111,7 @@ def with_mean(table: pd.DataFrame) -> pd.DataFrame:
 def main(arguments: list[str] | None = None) -> int:
     """``python -m utils.metrics``; returns the exit status."""
     print_anywhere()
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m utils.metrics",
         description="Score fused and aligned images of any method. Files pair by stem; colour is scored on "
         "BT.601 luma.",

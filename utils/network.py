@@ -1,0 +1,53 @@
+"""The network that the test command is asked to use."""
+
+import argparse
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from data.table import DataError
+from models.edarfusion import Output
+from utils.checkpoint import load_checkpoint
+from utils.device import choose_device
+from utils.processes import say
+
+
+class Network(NamedTuple):
+    """The network as the options want it, torch or OpenVINO; `settings` are those of `utils.inference.PairFuser`."""
+
+    model: Callable[..., Output]
+    device: torch.device
+    settings: dict[str, int | bool]
+    trained_for: str
+
+
+def load_network(options: argparse.Namespace, kinds: list[str]) -> Network:
+    """Load the checkpoint for pairs of these modalities.
+
+    Raises:
+        FileError: the device or the engine is not there, or the checkpoint cannot be used for these pairs.
+    """
+    by_openvino = options.engine != "torch"
+    try:
+        device = choose_device("cpu" if by_openvino else options.device, int(os.environ.get("LOCAL_RANK", 0)))
+    except ValueError as error:
+        raise DataError(f"--{error}") from error
+    kind = "all" if len(kinds) > 1 else next(iter(kinds), None)
+    checkpoint = load_checkpoint(options.checkpoint, modality=kind, device=device)
+    model = checkpoint.model
+    if by_openvino:
+        from utils.openvino_model import OpenVINOModel  # its package may be lacking
+
+        try:
+            model = OpenVINOModel(model, options.engine)
+        except ValueError as error:
+            raise DataError(f"--engine: {error}") from error
+    # Asked of the weights, which begin at zero: the record does not say what a run took over from --init.
+    if not checkpoint.model.fusion.head.weight.any():
+        say(f"{options.checkpoint}: expected a trained fusion, found an untrained one (stage registration only, or a "
+            "run broken off before its fusion): the fused images show hardly more than the brighter of both")
+    settings = checkpoint.inference(options.passes, options.average)
+    settings["multistart"] = settings["average"] and options.multistart
+    return Network(model, device, settings, checkpoint.modality)
