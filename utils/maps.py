@@ -45,7 +45,8 @@ def histogram_entropy(histogram: Tensor, window: int, stride: int = 1) -> Tensor
         stride: px between the places where entropy is wanted; histograms are averaged over blocks of that side.
 
     Returns:
-        (B, 1, H / stride, W / stride) in [0, log2(bins)] bits.
+        (B, 1, H / stride, W / stride), bits, 0 where nothing varies; at most log2(bins), with the bins' usual width
+        hardly more than 2, as that of single grey values is taken off.
     """
     mean = box_mean(F.avg_pool2d(histogram.permute(0, 3, 1, 2), stride), window)
     shares, own = mean[:, :-1], mean[:, -1:]
@@ -62,7 +63,7 @@ def local_entropy(image: Tensor, window: int = 9, bins: int = 16, sigma: float =
         bins, sigma: see `soft_histogram`.
 
     Returns:
-        (B, 1, H / stride, W / stride) in [0, log2(bins)] bits.
+        (B, 1, H / stride, W / stride), bits, as `histogram_entropy`.
     """
     return histogram_entropy(soft_histogram(min_max(image)[:, 0], bins, sigma), window, stride)
 

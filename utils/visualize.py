@@ -37,17 +37,17 @@ class MapStyle(NamedTuple):
 
 
 MAPS: dict[str, MapStyle] = {
-    "entropy_fixed": MapStyle("Local entropy, fixed", "bits", 0.0, 4.0, "viridis"),
-    "entropy_moving": MapStyle("Local entropy, moving", "bits", 0.0, 4.0, "viridis"),
+    "entropy_fixed": MapStyle("Local entropy, fixed", "bits", 0.0, 2.0, "viridis"),
+    "entropy_moving": MapStyle("Local entropy, moving", "bits", 0.0, 2.0, "viridis"),
     "entropy_difference": MapStyle("Entropy difference", "bits", 0.0, 2.0, "magma"),
     "gate": MapStyle("Gate W", "weight", 0.0, 1.0, "cividis"),
     "reliability": MapStyle("Reliability R", "weight", 0.0, 1.0, "cividis"),
     "consistency": MapStyle("Consistency C", "weight", 0.0, 1.0, "cividis"),
     "jacobian": MapStyle("Jacobian determinant", "area ratio", 0.0, 2.0, "RdBu_r"),
 }
-"""Maps by the name of their folder. Entropy lies in 0..4 bits (16 bins); its difference rarely passes 2 bits,
-so its bar ends there and has an arrow where values go on. The Jacobian determinant diverges around 1, blue
-below and red above; values below 0 (folding) are painted yellow."""
+"""Maps by the name of their folder. Entropy hardly reaches 2 bits, as its 16 bins are so wide that a grey value has its
+share in several (`utils.maps.soft_histogram`); where values go on, a bar has an arrow. The Jacobian determinant
+diverges around 1, blue below and red above; values below 0 (folding) are painted yellow."""
 
 _FOLDED = "#ffe800"
 _MISSING = "#8c8c8c"
