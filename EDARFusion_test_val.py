@@ -18,8 +18,7 @@ import hashlib
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from datetime import timedelta
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +29,6 @@ from rich.table import Table
 from tqdm import tqdm
 
 from data.table import FILES, MODALITIES, SPLITS
-from utils import processes
 from utils.arguments import DEFAULT_CHECKPOINT, ENGINES, OneLineParser, natural, positive, print_anywhere
 from utils.cores import available_cores
 from utils.evaluation import Job, evaluate, scoring_pool
@@ -40,7 +38,7 @@ from utils.image_io import read_image
 from utils.interruption import stop_on_signal
 from utils.pair_checks import check_pairs
 from utils.pairs import check_inputs_stay, folder_pairs, read_pair, sample_pairs, table_pairs
-from utils.processes import PROGRAM, say, wait_for_others
+from utils.processes import PROGRAM, join, part, rank, say, wait_for_others, world
 from utils.report.columns import DOUBTFUL, METRICS
 from utils.results import ResultFolder
 from utils.volume_checks import has_volumes, open_volumes
@@ -96,7 +94,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     output.add_argument("--resume", action="store_true", help="leave out the pairs that an earlier run has finished")
     output.add_argument("--keep-going", action="store_true",
                         help="leave out what cannot be read or is not there; exit 1")
-    output.add_argument("--workers", type=positive, metavar="N", default=max(1, available_cores() // processes.WORLD),
+    output.add_argument("--workers", type=positive, metavar="N", default=max(1, available_cores() // world()),
                         help="processes that save and score (default: one a core)")
     options = parser.parse_args(arguments)
     if options.modality not in (*MODALITIES, "all"):
@@ -169,7 +167,7 @@ def print_summary(tables: dict[str, pd.DataFrame], folders: dict[str, ResultFold
 
 
 def what_results_depend_on(options: argparse.Namespace, network: "Network") -> dict:
-    """Beside the pairs: --resume computes anew what was made otherwise."""
+    """Beside the pairs: --resume takes over no results that were made otherwise."""
     return {
         "checkpoint": Path(options.checkpoint).name,
         "sha256": hashlib.sha256(Path(options.checkpoint).read_bytes()).hexdigest(),
@@ -201,27 +199,18 @@ def report_notes(options: argparse.Namespace, network: "Network", volumes: Volum
     return notes
 
 
-def prepare_folders(folders: dict[str, ResultFolder], rows: dict[str, dict[str, dict]]) -> None:
-    """Make the folders that get results; with several processes the first does it while the others wait.
+def prepare_folder(folder: ResultFolder, finished: Collection[dict]) -> None:
+    """Make a folder that gets results, with the rows that are finished in its table and in the first process's part.
 
-    Args:
-        rows: modality -> those of `ResultFolder.rows_to_keep`.
+    Raises:
+        FileError: it cannot be made, or nothing can be written in it.
     """
-    if processes.WORLD > 1:
-        import torch.distributed as dist
-
-        # The processes wait for each other after the last pair, however long that takes.
-        dist.init_process_group("gloo", timeout=timedelta(days=7))
-    wait_for_others()
-    for modality, folder in folders.items() if processes.RANK == 0 else ():
-        finished = rows[modality].values()
-        folder.prepare()
-        if finished:
-            folder.write_rows(finished)  # what was finished may lie in the parts alone
-        folder.remove_parts()
-        if finished and processes.WORLD > 1:
-            folder.write_rows(finished, processes.part())
-    wait_for_others()
+    folder.prepare()
+    if finished:
+        folder.write_rows(finished)  # what was finished may lie in the parts alone
+    folder.remove_parts()
+    if finished and world() > 1:
+        folder.write_rows(finished, part())
 
 
 def align_and_fuse(
@@ -239,7 +228,7 @@ def align_and_fuse(
         images = read_pair(pair, folder.modality)
         view = {"aspect": pair.get("aspect", 1.0), "longest": pair["longest"]}
         result = fuse(images.fixed, images.moving, **view)
-        if processes.RANK == 0 and place in looked_at and result.disagreement:
+        if rank() == 0 and place in looked_at and result.disagreement:
             mirror.look(images.fixed, images.moving, result.disagreement, **view)
         scores = {}
         if pair["flow"]:
@@ -285,21 +274,19 @@ def fuse_and_score(
         left_out: what --keep-going has left out already, and why.
         volumes: where the pairs are slices of volumes, these.
     """
-    good = {}
     for modality, pairs in chosen.items():
-        good[modality], unreadable = check_pairs(pairs, modality, options.keep_going)
+        chosen[modality], unreadable = check_pairs(pairs, modality, options.keep_going)
         left_out = left_out + unreadable
-    # What the pairs are, whatever was asked for: a table may hold one modality only.
-    chosen = {modality: pairs for modality, pairs in good.items() if pairs}
 
     from utils.inference import PairFuser
     from utils.mirrored import MirrorCheck
     from utils.network import load_network
 
-    network = load_network(options, list(chosen))
+    # What the pairs are, whatever was asked for: a table may hold one modality only.
+    network = load_network(options, [modality for modality, pairs in chosen.items() if pairs])
     fuse = PairFuser(network.model, network.device, **network.settings)
-    fuse_once = PairFuser(network.model, network.device, **network.settings | {"multistart": False})
-    mirror_checks = {modality: MirrorCheck(fuse_once) for modality in chosen}
+    fuse_as_it_lies = PairFuser(network.model, network.device, **network.settings | {"multistart": False})
+    mirror_checks = {modality: MirrorCheck(fuse_as_it_lies) for modality in chosen}
     extras = {"flow": options.save_flow, "maps": options.save_maps, "figures": options.save_figures}
     made_with = what_results_depend_on(options, network)
     folders = {kind: ResultFolder(options.output / kind, kind, made_with, **extras) for kind in chosen}
@@ -309,32 +296,36 @@ def fuse_and_score(
     check_inputs_stay(filter(None, inputs), outputs)
 
     rows = {kind: folders[kind].rows_to_keep(chosen[kind], options.resume, bool(volumes)) for kind in chosen}
-    prepare_folders(folders, rows)
+    join()
+    for modality, pairs in chosen.items() if rank() == 0 else ():
+        if pairs:
+            prepare_folder(folders[modality], rows[modality].values())
+    wait_for_others()
     notes = report_notes(options, network, volumes)
     tables = {}
-    workers = max(1, min(options.workers, max(map(len, chosen.values()), default=1)))
-    with stop_on_signal(second_breaks_in=processes.WORLD == 1) as stop, scoring_pool(workers) as pool:
+    workers = max(1, min(options.workers, max(map(len, chosen.values()))))
+    with stop_on_signal(second_breaks_in=world() == 1) as stop, scoring_pool(workers) as pool:
         for modality, pairs in chosen.items():
             folder, order = folders[modality], {pair["name"]: place for place, pair in enumerate(pairs)}
-            todo = [pair for pair in pairs if pair["name"] not in rows[modality]][processes.RANK::processes.WORLD]
-            known = rows[modality] if processes.RANK == 0 else {}
+            todo = [pair for pair in pairs if pair["name"] not in rows[modality]][rank()::world()]
+            known = rows[modality] if rank() == 0 else {}
             jobs = align_and_fuse(todo, folder, fuse, mirror_checks[modality], stop)
-            with tqdm(total=len(todo), desc=modality, unit="pair", disable=processes.RANK > 0) as progress:
+            with tqdm(total=len(todo), desc=modality, unit="pair", disable=rank() > 0) as progress:
                 for row in evaluate(jobs, pool, 2 * workers):
                     known[row["name"]] = row
-                    folder.write_rows(sorted(known.values(), key=lambda row: order[row["name"]]), processes.part())
+                    folder.write_rows(sorted(known.values(), key=lambda row: order[row["name"]]), part())
                     progress.update()
             if not all(pair["name"] in known for pair in todo):
-                if processes.WORLD == 1:
+                if world() == 1:
                     say_what_is_older(folder, [pair for pair in pairs if pair["name"] in known], volumes is not None)
                 message = f"interrupted at {modality} after {len(known)} of {len(pairs)} pairs"
                 print(f"{PROGRAM}: {message}; the same command with --resume goes on", file=sys.stderr)
                 return INTERRUPTED
             wait_for_others()
-            if processes.RANK == 0:
-                known = folder.read_rows() if processes.WORLD > 1 else known
+            if rank() == 0 and pairs:
+                known = folder.read_rows() if world() > 1 else known
                 tables[modality] = finish_folder(folder, pairs, known, volumes, notes)
-    if processes.RANK == 0:
+    if rank() == 0:
         if tables:
             print_summary(tables, folders)
         for modality, folder in folders.items():

@@ -30,17 +30,19 @@ from utils.checkpoint import CheckpointError, load_checkpoint
 from utils.distributed import join_processes, own_device
 from utils.files import FileError, remove_unfinished
 from utils.interruption import stop_on_signal
+from utils.processes import rank, world
 from utils.run_folder import begin_run, open_run
 from utils.training import STAGES, Training, stages
 from utils.wording import counted
 
+PROGRAM = "EDARFusion_train"
 WHERE = {"csv", "device", "workers", "root", "save_minutes", "stop_after"}
 """Options that --resume may be given anew: they change where and how long a run computes, but not what."""
 ABLATIONS = ("entropy", "prereg", "reliability", "aggregation", "gate", "refinement", "consistency")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = OneLineParser(description="Train EDARFusion.", formatter_class=argparse.RawTextHelpFormatter)
+    parser = OneLineParser(PROGRAM, description="Train EDARFusion.", formatter_class=argparse.RawTextHelpFormatter)
     data = parser.add_argument_group("data")
     data.add_argument("--modality", choices=(*MODALITIES, "all"), default="all", help="default: %(default)s")
     data.add_argument("--root", nargs="+", metavar="DIR", help="folders of aligned pairs, or what --csv starts from")
@@ -150,7 +152,11 @@ def initial_network(options: argparse.Namespace) -> EDARFusion:
 
 
 def say_what_is_trained_on(
-    train_pairs: PairDataset, val_pairs: PairDataset, table: pd.DataFrame, options: argparse.Namespace, device: object
+    train_pairs: PairDataset,
+    val_pairs: PairDataset,
+    table: pd.DataFrame,
+    options: argparse.Namespace,
+    device: torch.device,
 ) -> None:
     """How many pairs there are, and what validation on them cannot tell."""
     modalities = ", ".join(MODALITIES[index] for index in sorted(set(train_pairs.modalities)))
@@ -173,11 +179,11 @@ def say_how_it_ended(record: dict[str, Any], plan: Iterable[str], folder: Path, 
 
 def train(options: argparse.Namespace, stop: threading.Event) -> None:
     """One run, from its beginning or --resume to its end or until `stop` is set."""
-    first, world = int(os.environ.get("RANK", 0)) == 0, int(os.environ.get("WORLD_SIZE", 1))
+    first = rank() == 0
     folder = resumed = None
     if options.resume:
         options, folder, resumed = open_run(options)
-    device = own_device(options.device, world)
+    device = own_device(options.device, world())
     torch.manual_seed(options.seed)
     table, pairs_found = load_table(options)
     train_pairs, val_pairs = build_datasets(options, table)
@@ -192,7 +198,7 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
             raise DataError.at(options.csv or options.root[0], f"the {began} that the run began with", pairs_found)
     else:
         start = initial_network(options)
-        record = {"options": vars(options), "pairs": pairs_found, "processes": world, "stage": next(iter(plan))}
+        record = {"options": vars(options), "pairs": pairs_found, "processes": world(), "stage": next(iter(plan))}
         record |= {"step": 0, "stage_step": 0, "seconds": 0.0, "best": None, "sums": {}, "history": []}
     if first:
         for pairs in (train_pairs, val_pairs):
@@ -203,7 +209,7 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
             # Last of what may fail, so that no folder is left of a run that does not begin.
             folder = begin_run(options)
         say_what_is_trained_on(train_pairs, val_pairs, table, options, device)
-    join_processes(device, world)
+    join_processes(device, world())
     # An accelerator has no deterministic form of some operators: there it would only cost time.
     torch.use_deterministic_algorithms(device.type == "cpu", warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False
@@ -214,9 +220,9 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
         if not stopping and STAGES.index(stage) >= STAGES.index(record["stage"]):
             stopping = training.run_stage(stage, begin, end, state if stage == record["stage"] else None, stop)
     if first:
-        training.folder.board.close()
+        training.run_folder.close()
         say_how_it_ended(record, plan, folder, stopping)
-    if world > 1:
+    if world() > 1:
         dist.barrier()
         dist.destroy_process_group()
 
@@ -229,7 +235,7 @@ def main() -> int:
         with stop_on_signal(second_breaks_in=False) as stop:
             train(options, stop)
     except (FileError, ValueError) as error:
-        print(f"EDARFusion_train: {error}", file=sys.stderr)
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -227,7 +227,7 @@ def add_group_pattern(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
 
 def main(arguments: list[str] | None = None) -> int:
     print_anywhere()
-    parser = OneLineParser(description="Make a CSV table of aligned pairs, split by patient.")
+    parser = OneLineParser("python -m data.make_csv", description="Make a table of aligned pairs, split by patient.")
     parser.add_argument("--root", type=Path, required=True, help="folder with CT-MRI, PET-MRI or SPECT-MRI in it")
     parser.add_argument("--modality", choices=(*MODALITIES, "all"), required=True)
     parser.add_argument("--output", type=Path, help="file to write (default: MODALITY.csv here)")
@@ -251,7 +251,7 @@ def main(arguments: list[str] | None = None) -> int:
         )  # fmt: skip
         write_bytes(output, table.to_csv(index=False, lineterminator="\n").encode())
     except FileError as error:
-        print(f"make_csv: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     print(f"Wrote {output}")
     for (modality, split), part in table.groupby(["modality", "split"]):

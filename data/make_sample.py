@@ -289,7 +289,7 @@ def make_training(output: Path, count: int, seed: int) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     print_anywhere()
-    parser = OneLineParser(description="Make the embedded sample of simulated pairs again.")
+    parser = OneLineParser("python -m data.make_sample", description="Make the embedded sample again.")
     parser.add_argument("--output", type=Path, default=SAMPLE_ROOT, help="folder to write to (default: %(default)s)")
     parser.add_argument("--training", type=int, metavar="N", help="make N aligned pairs a modality to train on instead")
     parser.add_argument("--seed", type=natural, default=0, help="default: %(default)s, the seed of the embedded sample")
@@ -302,7 +302,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             make_sample(options.output, options.seed)
     except (FileError, ImportError) as error:
-        print(f"make_sample: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     count = (options.training or 0) * len(SLICES) or sum(map(len, SLICES.values()))
     print(f"Wrote {count} simulated pairs to {options.output}")

@@ -40,7 +40,7 @@ def test_folder(tmp_path, image, line, capsys):
     assert main(line) == 0
     said = capsys.readouterr()
     assert said.out == f"Wrote 1 image to {tmp_path}/out\n"
-    assert said.err == "apply_flow: left out 1 image without a flow: b\n"
+    assert said.err == "python -m utils.apply_flow: left out 1 image without a flow: b\n"
     np.testing.assert_array_equal(read_image(tmp_path / "out" / "a.png"), image)
     np.save(tmp_path / "flow" / "b.npy", np.zeros((2, 64, 80), np.float32))
     assert main(line) == 0

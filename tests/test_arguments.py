@@ -1,4 +1,4 @@
-"""utils/arguments.py: numbers from the command line, and output that any console takes."""
+"""utils/arguments.py: numbers from the command line, errors of one line, and output that any console takes."""
 
 import argparse
 import importlib
@@ -47,7 +47,9 @@ def test_every_command_says_in_one_line_what_is_wrong(monkeypatch, capsys, name)
     monkeypatch.setattr(sys, "argv", [name, "--nonsense"])
     with pytest.raises(SystemExit) as end:
         main()
-    assert end.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    program = name if name.startswith("EDARFusion") else f"python -m {name.replace('scoring', 'metrics')}"
+    assert end.value.code == 2 and line.startswith(f"{program}: ")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -89,7 +89,7 @@ def test_bad_input_gives_one_line_and_leaves_the_run_alone(
     }[case]
     assert main(list(map(str, arguments))) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("publish: ") and "expected" in line and "found" in line
+    assert line.startswith("python -m utils.publish: ") and "expected" in line and "found" in line
     assert source.read_bytes() == before
 
 

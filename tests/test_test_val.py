@@ -1118,6 +1118,26 @@ def test_keep_going_with_nothing_left(checkpoint, tmp_path, capsys):
     (tmp_path / "moving/001.png").write_bytes(b"")
     assert run(checkpoint, tmp_path / "out", "--modality", "CT", *options, "--keep-going") == 1
     assert not (tmp_path / "out/CT").exists() and "mean" not in capsys.readouterr().out
+    # What an earlier run made of the pair is not of this one.
+    shutil.copy(tmp_path / "fixed/001.png", tmp_path / "moving/001.png")
+    assert run(checkpoint, tmp_path / "out", "--modality", "CT", *options) == 0
+    (tmp_path / "moving/001.png").write_bytes(b"")
+    assert run(checkpoint, tmp_path / "out", "--modality", "CT", *options, "--keep-going") == 1
+    assert f"{tmp_path / 'out/CT'}: holds 1 result of an earlier run as well: 001\n" in capsys.readouterr().err
+
+
+def test_processes_that_score_start_without_torch():
+    command = "import sys, EDARFusion_test_val; sys.exit(any(name in sys.modules for name in ('torch', 'openvino')))"
+    assert subprocess.run([sys.executable, "-c", command], cwd=REPOSITORY).returncode == 0
+
+
+def test_an_engine_whose_package_is_lacking_is_named(checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "utils.openvino_model", raising=False)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    options = ["--modality", "CT", *folders(tmp_path, pairs=1), "--engine", "openvino"]
+    assert run(checkpoint, tmp_path / "out", *options) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("--engine openvino: expected the package openvino, found none")
 
 
 def test_resume_computes_what_is_missing_only(checkpoint, tmp_path):
@@ -1345,8 +1365,7 @@ def test_what_several_processes_finished_outlives_a_run_that_is_killed_as_it_beg
 def test_pairs_of_a_process_whose_folder_is_another_are_missed(checkpoint, tmp_path, monkeypatch, capsys):
     options = ["--modality", "CT", *folders(tmp_path, pairs=3)]
     with monkeypatch.context() as first_of_two:
-        for name, value in {"RANK": 0, "WORLD": 2}.items():
-            first_of_two.setattr(processes, name, value)
+        first_of_two.setenv("WORLD_SIZE", "2")
         for name in ("init_process_group", "barrier"):
             first_of_two.setattr(torch.distributed, name, lambda *_, **__: None)
         assert run(checkpoint, tmp_path / "out", *options) == 2
@@ -1366,11 +1385,11 @@ def test_each_pair_is_one_process_s_and_its_row_is_in_the_table_before_the_parts
     waits, found = [], []
 
     def become(rank: int) -> None:
-        monkeypatch.setattr(processes, "RANK", rank)
+        monkeypatch.setenv("RANK", str(rank))
 
     def barrier() -> None:
-        waits.append(processes.RANK)
-        if processes.RANK == 0 and waits.count(0) == 3:
+        waits.append(processes.rank())
+        if processes.rank() == 0 and waits.count(0) == 3:
             become(1)
             assert run(checkpoint, tmp_path / "out", *options) == 0
             become(0)
@@ -1384,7 +1403,7 @@ def test_each_pair_is_one_process_s_and_its_row_is_in_the_table_before_the_parts
     monkeypatch.setattr(ResultFolder, "remove_parts", look_and_remove)
     monkeypatch.setattr("torch.distributed.init_process_group", lambda *_, **__: None)
     monkeypatch.setattr("torch.distributed.barrier", barrier)
-    monkeypatch.setattr(processes, "WORLD", 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     become(0)
     assert run(checkpoint, tmp_path / "out", *options) == 0
     parts = {".metrics-0.csv": ["001", "003", "005"], ".metrics-1.csv": ["002", "004"]}

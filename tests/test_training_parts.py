@@ -223,6 +223,7 @@ def test_a_log_that_cannot_be_written_does_not_end_the_run(tmp_path, capsys):
     assert "history.csv: expected a place to write to" in capsys.readouterr().out
     (tmp_path / "history.csv").rmdir()
     folder.write_history()
+    folder.close()
     assert pd.read_csv(tmp_path / "history.csv").to_dict("records") == [row]
     assert (tmp_path / "learning_curve.png").is_file()
 

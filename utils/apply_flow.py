@@ -64,7 +64,7 @@ def apply_flows(
 
 def main(arguments: list[str] | None = None) -> int:
     print_anywhere()
-    parser = OneLineParser(description="Warp images with saved displacement fields.")
+    parser = OneLineParser("python -m utils.apply_flow", description="Warp images with saved displacement fields.")
     parser.add_argument("--images", metavar="DIR", required=True, help="images to warp")
     parser.add_argument("--flow", metavar="DIR", required=True, help="flow/NAME.npy of the test command")
     parser.add_argument("--output", metavar="DIR", required=True, help="where NAME.png goes")
@@ -72,12 +72,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         done, left_out = apply_flows(options.images, options.flow, options.output)
     except FileError as error:
-        print(f"apply_flow: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     print(f"Wrote {counted(done, 'image')} to {options.output}")
     if left_out:
         what = counted(len(left_out), "image")
-        print(f"apply_flow: left out {what} without a flow: {listed(left_out)}", file=sys.stderr)
+        print(f"{parser.prog}: left out {what} without a flow: {listed(left_out)}", file=sys.stderr)
     return 0
 
 

@@ -237,7 +237,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name, text in written.items():
             write_bytes(options.output / name, text.encode())
     except FileError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     print(report)
     print("written: " + ", ".join(str(options.output / name) for name in written))

@@ -45,8 +45,8 @@ def histogram_entropy(histogram: Tensor, window: int, stride: int = 1) -> Tensor
         stride: px between the places where entropy is wanted; histograms are averaged over blocks of that side.
 
     Returns:
-        (B, 1, H / stride, W / stride), bits, 0 where nothing varies; at most log2(bins), with the bins' usual width
-        hardly more than 2, as that of single grey values is taken off.
+        (B, 1, H / stride, W / stride), bits, 0 where nothing varies; below log2(bins), and below 2 with the bins' usual
+        number and width, as that of single grey values is taken off.
     """
     mean = box_mean(F.avg_pool2d(histogram.permute(0, 3, 1, 2), stride), window)
     shares, own = mean[:, :-1], mean[:, -1:]

@@ -1,7 +1,6 @@
 """The network that the test command is asked to use."""
 
 import argparse
-import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ from data.table import DataError
 from models.edarfusion import Output
 from utils.checkpoint import load_checkpoint
 from utils.device import choose_device
-from utils.processes import say
+from utils.processes import local_rank, say
 
 
 class Network(NamedTuple):
@@ -31,17 +30,19 @@ def load_network(options: argparse.Namespace, kinds: list[str]) -> Network:
     """
     by_openvino = options.engine != "torch"
     try:
-        device = choose_device("cpu" if by_openvino else options.device, int(os.environ.get("LOCAL_RANK", 0)))
+        device = choose_device("cpu" if by_openvino else options.device, local_rank())
     except ValueError as error:
         raise DataError(f"--{error}") from error
     kind = "all" if len(kinds) > 1 else next(iter(kinds), None)
     checkpoint = load_checkpoint(options.checkpoint, modality=kind, device=device)
     model = checkpoint.model
     if by_openvino:
-        from utils.openvino_model import OpenVINOModel  # its package may be lacking
-
         try:
+            from utils.openvino_model import OpenVINOModel
+
             model = OpenVINOModel(model, options.engine)
+        except ImportError as error:
+            raise DataError(f"--engine {options.engine}: expected the package openvino, found none") from error
         except ValueError as error:
             raise DataError(f"--engine: {error}") from error
     # Asked of the weights, which begin at zero: the record does not say what a run took over from --init.

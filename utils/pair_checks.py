@@ -1,17 +1,19 @@
-"""What the test command checks of its images before it begins, so that a bad one costs no time."""
+"""What the test command checks of its images before it begins, so that a bad one costs no time.
+
+Nothing here imports torch: the processes that score start the faster for it.
+"""
 
 from pathlib import Path
 
 from tqdm import tqdm
 
 from data.table import DataError
-from utils import processes
 from utils.files import FileError
 from utils.flow_io import load_flow
 from utils.head import SMALL, head_length
 from utils.image_io import has_color
 from utils.pairs import has_16_bits, is_blank, read_pair
-from utils.processes import say
+from utils.processes import rank, say
 from utils.wording import OTHER_RENDERING, counted
 
 DARK = 4096 / 65535  # of the range: 12 bits in a file of 16 reach no further
@@ -23,12 +25,15 @@ def check_pairs(pairs: list[dict], modality: str, keep_going: bool) -> tuple[lis
 
     Each pair is told how long the longest head of its modality in frames of its size is, `longest`, at most `SMALL`; or
     None for a few.
+
+    Raises:
+        FileError: without `keep_going`, for the first pair that cannot be used.
     """
     good, bad, brightest = [], [], {"fixed": {}, "moving": {}, "label": {}}
     frames, lengths, names = [], {}, {}
     blank = grey_labels = 0
     # Quick enough to leave no trace in a log: None shows the bar on a terminal only.
-    for pair in tqdm(pairs, desc=f"checking {modality}", unit="pair", leave=False, disable=processes.RANK > 0 or None):
+    for pair in tqdm(pairs, desc=f"checking {modality}", unit="pair", leave=False, disable=rank() > 0 or None):
         try:
             if pair["name"] == "mean":
                 raise DataError.at(pair["fixed"], "another name of a pair, as metrics.csv ends with a row mean", "mean")

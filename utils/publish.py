@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
         blend = (options.blend, 0.5 if options.share is None else options.share) if options.blend else None
         publish(options.source, options.target, options.average, options.passes, blend)
     except FileError as error:
-        print(f"publish: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     print(f"{options.target}: {Path(options.target).stat().st_size / 1e6:.1f} MB")
     return 0

@@ -24,6 +24,7 @@ FUSION_METRICS = ("qabf", "qcv", "qvif", "qs", "qssim", "qcb", "qy", "mi", "en",
 REGISTRATION_METRICS = ("rmse", "ssim", "ncc", "rmse_before", "ssim_before", "ncc_before")
 COLUMNS = ("name", "seconds", *FUSION_METRICS, "reference", *REGISTRATION_METRICS, "folding")
 """Columns of metrics.csv."""
+DIGITS = "%.10g"  # of numbers in metrics.csv
 FURTHER_COLUMNS = ("disagreement", "epe", "epe_before")
 """Columns of tables that have something to say there: how far averaged estimates disagree, px of heads in 256 px; where
 true flows are known, endpoint error of the flow and of zero flow, px."""
@@ -194,14 +195,16 @@ class ResultFolder:
         return all(path.is_file() for path in self.files(name).values())
 
     def rows_to_keep(self, pairs: Iterable[Mapping], resume: bool, volumes: bool) -> dict[str, dict]:
-        """Rows that an earlier run made of these pairs as they are now, by name; its other results become outdated.
+        """Rows that an earlier run made of these pairs as they are now, by name.
+
+        Unless these are all that it made, its report and volumes become `outdated`.
 
         Args:
             resume: without it there are none.
             volumes: whether the pairs are slices of volumes.
 
         Raises:
-            FileError: the earlier table cannot be read.
+            FileError: the earlier table cannot be read, or was made with other settings.
         """
         earlier = self.read_rows() if resume else {}
         with_row = [pair for pair in pairs if pair["name"] in earlier]
@@ -225,7 +228,7 @@ class ResultFolder:
             FileError: the file cannot be written, or what is outdated not be removed.
         """
         # As the table will show them, so that the mean is the same where some of them were read from it.
-        rows = [{key: float(f"{x:.10g}") if isinstance(x, float) else x for key, x in row.items()} for row in rows]
+        rows = [{key: float(DIGITS % x) if isinstance(x, float) else x for key, x in row.items()} for row in rows]
         further = (column for column in FURTHER_COLUMNS if any(column in row for row in rows))
         table = with_mean(pd.DataFrame(rows, columns=[*COLUMNS, *further]))
         path = self.table_path if part is None else self.path / f".metrics-{part}.csv"
@@ -235,7 +238,7 @@ class ResultFolder:
                 remove(old)
             write_bytes(self.settings_path, json.dumps(self.settings, indent=2).encode())
             self._settings_written = True
-        write_bytes(path, table.to_csv(index=False, lineterminator="\n", float_format="%.10g").encode())
+        write_bytes(path, table.to_csv(index=False, lineterminator="\n", float_format=DIGITS).encode())
         # Last: a row whose inputs are not known yet is made again, one that is older than they are would be kept.
         inputs = {row["name"]: row["inputs"] for row in rows if "inputs" in row}
         write_bytes(inputs_path, json.dumps(inputs, indent=2).encode())

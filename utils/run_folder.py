@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from models.edarfusion import EDARFusion
 from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from utils.files import FileError, write_bytes
 from utils.learning_curve import learning_curve_figure
+from utils.processes import world
 from utils.visualize import save_figure
 
 REFUSALS = 3  # of a checkpoint, one after the other, that end a run
@@ -71,7 +71,11 @@ class RunFolder:
             tqdm.write(str(error))
 
     def keep_if_best(self, row: Mapping[str, float | str]) -> None:
-        """Save the weights as `best` if the `score` of their row of the history is the least so far."""
+        """Save the weights as `best` if the `score` of their row of the history is the least so far.
+
+        Raises:
+            FileError: they cannot be written.
+        """
         best = self.record["best"]
         if math.isnan(row["score"]):
             tqdm.write(f"step {row['step']}: the score is not a number, so this is not kept as best.safetensors")
@@ -105,9 +109,17 @@ class RunFolder:
         except FileError as error:
             tqdm.write(str(error))
 
+    def close(self) -> None:
+        """Write what TensorBoard has not been given yet."""
+        self.board.close()
+
 
 def new_run_folder(modality: str) -> Path:
-    """The next free runs/MODALITY-NNN, made at once so that no other run takes it."""
+    """The next free runs/MODALITY-NNN, made at once so that no other run takes it.
+
+    Raises:
+        FileError: there are 999 of them.
+    """
     for number in range(1, 1000):
         folder = Path("runs", f"{modality}-{number:03d}")
         try:
@@ -119,7 +131,11 @@ def new_run_folder(modality: str) -> Path:
 
 
 def begin_run(options: argparse.Namespace) -> Path:
-    """Make the folder of a new run, with its options in it."""
+    """Make the folder of a new run, with its options in it.
+
+    Raises:
+        FileError: there is a run in it, or it cannot be written to.
+    """
     folder = Path(options.output) if options.output else new_run_folder(options.modality)
     if (folder / "last.safetensors").exists():
         raise FileError.at(folder, "a folder without a run in it", "one; --resume goes on with it")
@@ -129,16 +145,20 @@ def begin_run(options: argparse.Namespace) -> Path:
 
 
 def open_run(options: argparse.Namespace) -> tuple[argparse.Namespace, Path, Checkpoint]:
-    """The options, the folder and the last checkpoint of the run to --resume."""
+    """The options, the folder and the last checkpoint of the run to --resume.
+
+    Raises:
+        FileError: there is none that can be gone on with, or it began with another number of processes.
+    """
     folder = Path(options.resume)
     checkpoint = load_checkpoint(folder / "last.safetensors")
     if not checkpoint.state:
         expected, found = "a run's last.safetensors, with its training state", "published weights or the best ones"
         raise CheckpointError.at(folder / "last.safetensors", expected, found)
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    if (began := checkpoint.training.get("processes", world)) != world:
+    if (began := checkpoint.training.get("processes", world())) != world():
         # The number of steps, and which pairs a step sees, follow from it.
-        raise CheckpointError.at(folder, f"{began} processes (torchrun --nproc_per_node), as it began with", f"{world}")
+        expected = f"{began} processes (torchrun --nproc_per_node), as it began with"
+        raise CheckpointError.at(folder, expected, str(world()))
     # Options that a run of an older version does not know are at their defaults.
     defaults = dict(vars(options))
     moved = {"stop_after": None} | defaults.pop("moved")

@@ -4,7 +4,6 @@ import argparse
 import copy
 import itertools
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from utils.distributed import agree
 from utils.head import TISSUE
 from utils.interruption import leave_signals_to_parent
 from utils.optimizer import Muon
+from utils.processes import local_world, rank, world
 from utils.run_folder import RunFolder
 from utils.training_state import pack_state, unpack_state
 from utils.validation import summary, validate
@@ -80,11 +80,13 @@ class Clock:
         self.seconds, self.since = seconds, time.perf_counter()
 
     def read(self) -> float:
+        """Seconds until now."""
         now = time.perf_counter()
         self.seconds, self.since = self.seconds + now - self.since, now
         return self.seconds
 
     def skip(self) -> None:
+        """Leave out the time since it was last read."""
         self.since = time.perf_counter()
 
 
@@ -111,7 +113,7 @@ class Training:
         device: torch.device,
     ) -> None:
         self.options, self.record, self.val_pairs, self.device = options, record, val_pairs, device
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.rank, self.world = rank(), world()
         self.amp = torch.autocast(device.type, torch.bfloat16) if options.amp else nullcontext()
         # Two copies: one is trained, the other is the running mean of its weights, which is validated and kept.
         self.model = copy.deepcopy(start).to(device).train()
@@ -120,12 +122,16 @@ class Training:
         self.epoch_steps = math.ceil(len(train_pairs) / (options.batch_size * self.world))
         self.batches = self.endless_batches(train_pairs)
         kind, next_epoch = options.modality, record["step"] // self.epoch_steps + 1
-        self.folder = RunFolder(path, self.averaged.module, record, kind, next_epoch) if path else None
+        self.run_folder = RunFolder(path, self.averaged.module, record, kind, next_epoch) if path else None
         self.clock, self.saved = Clock(record["seconds"]), time.monotonic()
+        self.module: nn.Module | None = None
+        """Of the stage, with its loss; `step_loss` is it, made one with those of the other processes."""
+        self.step_loss: nn.Module | None = None
+        self.optimizer: torch.optim.Optimizer | None = None
 
     def endless_batches(self, pairs: PairDataset) -> Iterator[Pair]:
         """Batches from the step on at which the run is."""
-        options, together = self.options, int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        options = self.options
         sampler = EndlessSampler(
             len(pairs), options.batch_size, seed=options.seed, start=self.record["step"], rank=self.rank,
             world=self.world,
@@ -134,7 +140,7 @@ class Training:
             pairs,
             options.batch_size,
             sampler=sampler,
-            num_workers=loading_processes(self.device, together) if options.workers is None else options.workers,
+            num_workers=loading_processes(self.device, local_world()) if options.workers is None else options.workers,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=leave_signals_to_parent,
         )
@@ -148,12 +154,16 @@ class Training:
         """Train one stage.
 
         Args:
-            begin, end: its shares of the run.
+            begin, end: shares of the run at which it begins and ends; 1 ends the last stage.
             state: of the checkpoint to go on from; None at the stage's beginning.
             stop: breaks it off.
 
         Returns:
             Whether it was broken off.
+
+        Raises:
+            FileError: what must be saved cannot be.
+            ValueError: a gradient is not finite, or the state is of another model.
         """
         options, record = self.options, self.record
         if stage != record["stage"]:
@@ -164,12 +174,12 @@ class Training:
         self.module, self.optimizer = begin_stage(stage, self.model, options)
         if state:
             unpack_state(state, self.model, self.optimizer)
-            if self.folder and broke_off_validating(record, options.val_every):
+            if self.run_folder and broke_off_validating(record, options.val_every):
                 self.validate_into(record["history"][-1])
                 self.log(record["history"][-1])
-        step_loss = DistributedDataParallel(self.module) if self.world > 1 else self.module
+        self.step_loss = DistributedDataParallel(self.module) if self.world > 1 else self.module
         total_steps = self.epoch_steps * options.epochs if options.epochs else None
-        bar = tqdm(desc=stage, unit="pair", disable=None if self.folder else True, dynamic_ncols=True)
+        bar = tqdm(desc=stage, unit="pair", disable=None if self.run_folder else True, dynamic_ncols=True)
         self.clock.skip()
         while True:
             record["seconds"] = self.clock.read()
@@ -180,7 +190,7 @@ class Training:
                 break
             within = (progress - begin) / (end - begin)
             rate = learning_rate(options.lr, record["step"] - record["stage_step"], within)
-            loss = self.step(step_loss, rate)
+            loss = self.step(rate)
             bar.update(options.batch_size * self.world)
             bar.set_postfix(loss=f"{loss:.3f}", done=f"{progress:.1%}")
             epoch, rest = divmod(record["step"], self.epoch_steps)
@@ -192,16 +202,15 @@ class Training:
                 stop.set()
             self.clock.skip()
         bar.close()
-        if self.folder:
-            self.end_stage(stopping)
+        if self.run_folder:
+            self.end_stage(stopping, last=end == 1)
         return stopping
 
-    def step(self, step_loss: nn.Module, rate: float) -> float:
-        """One step on the next batch; returns the loss, the mean over all processes.
+    def step(self, rate: float) -> float:
+        """One step on the next batch with the learning rate `rate`; returns the loss, the mean over all processes.
 
-        Args:
-            step_loss: the stage's module, made one with those of the other processes.
-            rate: learning rate.
+        Raises:
+            ValueError: a gradient is not finite.
         """
         options, record = self.options, self.record
         for group in self.optimizer.param_groups:
@@ -216,7 +225,7 @@ class Training:
             with torch.no_grad(), self.amp:
                 found = self.model.register(pair.fixed, pair.moving)
                 pair = pair.aligned_by(found.flow, found.inverse_flow)
-        loss = step_loss(pair, self.amp)
+        loss = self.step_loss(pair, self.amp)
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
@@ -235,7 +244,7 @@ class Training:
 
     def save_now_and_then(self) -> None:
         """Within an epoch: save if the last time was long ago."""
-        if self.folder and time.monotonic() - self.saved > 60 * self.options.save_minutes:
+        if self.run_folder and time.monotonic() - self.saved > 60 * self.options.save_minutes:
             self.record["seconds"] = self.clock.read()
             self.save_last()
             self.saved = time.monotonic()
@@ -251,8 +260,8 @@ class Training:
         row = self.new_row(epoch) | losses
         record["sums"] = {}
         record["history"].append(row)
-        if self.folder:
-            self.folder.add_scalars("train", losses, epoch)
+        if self.run_folder:
+            self.run_folder.add_scalars("train", losses, epoch)
             if epoch % self.options.val_every == 0:
                 # That may take longer than a signal's sender waits; a resumed run makes up for it.
                 self.save_last()
@@ -262,8 +271,13 @@ class Training:
         if self.world > 1:
             dist.barrier()
 
-    def end_stage(self, stopping: bool) -> None:
-        """Save; a stage that was not broken off is validated first, unless its last epoch was."""
+    def end_stage(self, stopping: bool, *, last: bool) -> None:
+        """In the first process: save; a stage that was not broken off is validated first, unless its last epoch was.
+
+        Args:
+            stopping: it was broken off.
+            last: no other stage follows, so what cannot be saved now is lost.
+        """
         record = self.record
         latest = record["history"][-1] if record["history"] else {}
         validated = latest.get("step") == record["step"] and "score" in latest
@@ -273,9 +287,9 @@ class Training:
             record["history"].append(row)
             self.validate_into(row)
             tqdm.write(describe(row))
-        self.save_last(needed=stopping or record["stage"] == list(stages(self.options))[-1])
+        self.save_last(needed=stopping or last)
         if record["history"]:
-            self.folder.write_history()
+            self.run_folder.write_history()
 
     def new_row(self, epoch: int) -> dict[str, float | str]:
         """What every row of the history begins with."""
@@ -288,23 +302,23 @@ class Training:
         }
 
     def validate_into(self, row: dict[str, float | str]) -> None:
-        """Validate and add the figures to a row of the history."""
+        """In the first process: validate, and add the figures to a row of the history."""
         metrics = check(self.averaged.module, self.val_pairs, self.device, self.record["stage"])
         row |= metrics
-        self.folder.keep_if_best(row)
+        self.run_folder.keep_if_best(row)
         figure = picture(self.averaged.module, self.val_pairs, self.device, row["epoch"] % len(self.val_pairs))
-        self.folder.add_picture("val", figure, row["epoch"])
-        self.folder.add_scalars("val", metrics, row["epoch"])
+        self.run_folder.add_picture("val", figure, row["epoch"])
+        self.run_folder.add_scalars("val", metrics, row["epoch"])
 
     def log(self, row: dict[str, float | str]) -> None:
-        """Show a row of the history, and save."""
+        """In the first process: show a row of the history, and save."""
         tqdm.write(describe(row))
         self.save_last()
-        self.folder.write_history()
+        self.run_folder.write_history()
 
     def save_last(self, *, needed: bool = False) -> None:
-        """Save what --resume goes on from; see `RunFolder.save_last`."""
-        self.folder.save_last(pack_state(self.model, self.optimizer), needed=needed)
+        """In the first process: save what --resume goes on from; see `RunFolder.save_last`."""
+        self.run_folder.save_last(pack_state(self.model, self.optimizer), needed=needed)
 
 
 def broke_off_validating(record: dict, val_every: int) -> bool:

@@ -45,9 +45,9 @@ MAPS: dict[str, MapStyle] = {
     "consistency": MapStyle("Consistency C", "weight", 0.0, 1.0, "cividis"),
     "jacobian": MapStyle("Jacobian determinant", "area ratio", 0.0, 2.0, "RdBu_r"),
 }
-"""Maps by the name of their folder. Entropy hardly reaches 2 bits, as its 16 bins are so wide that a grey value has its
-share in several (`utils.maps.soft_histogram`); where values go on, a bar has an arrow. The Jacobian determinant
-diverges around 1, blue below and red above; values below 0 (folding) are painted yellow."""
+"""Maps by the name of their folder. Entropy stays below 2 bits, as its 16 bins are so wide that a grey value lies in
+several (`utils.maps.soft_histogram`). Where values go on, a bar has an arrow. The Jacobian determinant diverges around
+1, blue below and red above; values below 0 (folding) are painted yellow."""
 
 _FOLDED = "#ffe800"
 _MISSING = "#8c8c8c"
