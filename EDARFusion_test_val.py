@@ -29,7 +29,16 @@ from rich.table import Table
 from tqdm import tqdm
 
 from data.table import FILES, MODALITIES, SPLITS
-from utils.arguments import DEFAULT_CHECKPOINT, ENGINES, OneLineParser, natural, positive, print_anywhere
+from utils.arguments import (
+    DEFAULT_CHECKPOINT,
+    ENGINES,
+    OneLineParser,
+    modality_name,
+    natural,
+    positive,
+    print_anywhere,
+    split_name,
+)
 from utils.cores import available_cores
 from utils.evaluation import Job, evaluate, scoring_pool
 from utils.files import FileError
@@ -58,7 +67,7 @@ INTERRUPTED = 130  # what shells report for Ctrl-C
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser(PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("pairs (default: the embedded sample)")
-    data.add_argument("--modality", default="all", metavar="CT|PET|SPECT|all",
+    data.add_argument("--modality", type=modality_name, default="all", metavar="CT|PET|SPECT|all",
                       help="of the moving images (default: %(default)s)")
     data.add_argument("--fixed", metavar="DIR", help="fixed images (MRI); or a volume: NIfTI, DICOM")
     data.add_argument("--moving", metavar="DIR", help="moving images, grey or colour; files pair by stem")
@@ -66,7 +75,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--csv", metavar="FILE",
                       help="table of pairs, columns fixed, moving [, name, label, flow, modality, split]")
     data.add_argument("--root", metavar="DIR", help="folder that its paths start from (default: that of the table)")
-    data.add_argument("--split", choices=SPLITS, help="which of its rows (default: all)")
+    data.add_argument("--split", type=split_name, choices=SPLITS, help="which of its rows (default: all)")
     data.add_argument("--window", type=float, nargs=2, metavar=("CENTER", "WIDTH"),
                       help="grey levels of the moving volume (default: 40 80 for CT in Hounsfield units)")
     data.add_argument("--resample", action="store_true",

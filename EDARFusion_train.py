@@ -25,7 +25,7 @@ from data.dataset import VAL_SEED, PairDataset, balance
 from data.make_csv import add_group_pattern, find_table, shared_patients
 from data.table import MODALITIES, SPLITS, DataError
 from models.edarfusion import PRESETS, EDARFusion
-from utils.arguments import OneLineParser, natural, positive, positive_float, print_anywhere, share
+from utils.arguments import OneLineParser, modality_name, natural, positive, positive_float, print_anywhere, share
 from utils.checkpoint import CheckpointError, load_checkpoint
 from utils.distributed import join_processes, own_device
 from utils.files import FileError, remove_unfinished
@@ -44,7 +44,8 @@ ABLATIONS = ("entropy", "prereg", "reliability", "aggregation", "gate", "refinem
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser(PROGRAM, description="Train EDARFusion.", formatter_class=argparse.RawTextHelpFormatter)
     data = parser.add_argument_group("data")
-    data.add_argument("--modality", choices=(*MODALITIES, "all"), default="all", help="default: %(default)s")
+    data.add_argument("--modality", type=modality_name, choices=(*MODALITIES, "all"), default="all",
+                      help="default: %(default)s")
     data.add_argument("--root", nargs="+", metavar="DIR", help="folders of aligned pairs, or what --csv starts from")
     data.add_argument("--csv", metavar="FILE", help="table of pairs (python -m data.make_csv)")
     add_group_pattern(data)

@@ -26,7 +26,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.table import MODALITIES, DataError, as_choice, check_choice, read_csv, read_table
-from utils.arguments import OneLineParser, natural, print_anywhere
+from utils.arguments import OneLineParser, modality_name, natural, print_anywhere
 from utils.files import FileError, write_bytes
 from utils.image_io import pair_files, plain_stem
 from utils.wording import counted
@@ -229,7 +229,7 @@ def main(arguments: list[str] | None = None) -> int:
     print_anywhere()
     parser = OneLineParser("python -m data.make_csv", description="Make a table of aligned pairs, split by patient.")
     parser.add_argument("--root", type=Path, required=True, help="folder with CT-MRI, PET-MRI or SPECT-MRI in it")
-    parser.add_argument("--modality", choices=(*MODALITIES, "all"), required=True)
+    parser.add_argument("--modality", type=modality_name, choices=(*MODALITIES, "all"), required=True)
     parser.add_argument("--output", type=Path, help="file to write (default: MODALITY.csv here)")
     parser.add_argument("--split-csv", metavar="FILE",
                         help="take the split from this file (columns split, name), in the modality's folder or a path "

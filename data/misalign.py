@@ -27,7 +27,7 @@ from data.deformation import BENCHMARK, DeformationRange, random_flow
 from data.make_csv import add_group_pattern, find_table
 from data.table import FILES, MODALITIES, SPLITS, DataError
 from utils.apply_flow import apply_flow
-from utils.arguments import OneLineParser, natural, print_anywhere, side
+from utils.arguments import OneLineParser, modality_name, natural, print_anywhere, side, split_name
 from utils.files import FileError, write_bytes
 from utils.flow_io import save_flow
 from utils.image_io import read_image, write_image
@@ -154,10 +154,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--root", metavar="DIR", required=True, help="folder of aligned pairs, as for training")
     parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--modality", choices=(*MODALITIES, "all"), default="all", help="default: %(default)s")
+    parser.add_argument("--modality", type=modality_name, choices=(*MODALITIES, "all"), default="all",
+                        help="default: %(default)s")
     parser.add_argument("--csv", metavar="FILE", help="table of pairs (python -m data.make_csv)")
     add_group_pattern(parser)
-    parser.add_argument("--split", choices=SPLITS, default="val", help="which of its rows (default: %(default)s)")
+    parser.add_argument("--split", type=split_name, choices=SPLITS, default="val",
+                        help="which of its rows (default: %(default)s)")
     parser.add_argument("--seed", type=natural, default=VAL_SEED, help="default: that of the project's validation")
     kind = parser.add_argument_group("deformation, px of images of 256 px (default: the field's benchmark)")
     kind.add_argument("--amplitude", type=float, metavar="PX", default=BENCHMARK.amplitude[0],

@@ -7,12 +7,19 @@ import sys
 
 import pytest
 
-from utils.arguments import natural, positive, positive_float, print_anywhere, share, side
+from EDARFusion_train import parse_arguments
+from utils.arguments import modality_name, natural, positive, positive_float, print_anywhere, share, side, split_name
 
 COMMANDS = (
     "EDARFusion_train", "EDARFusion_test_val", "data.make_csv", "data.make_sample", "data.misalign", "utils.scoring",
     "utils.apply_flow", "utils.benchmark", "utils.compare", "utils.export", "utils.publish", "utils.robustness",
 )  # fmt: skip
+
+
+def test_capitals_make_no_difference_to_names():
+    assert [modality_name(text) for text in ("ct", "Pet", "SPECT", "ALL", "mr")] == ["CT", "PET", "SPECT", "all", "mr"]
+    assert [split_name(text) for text in ("Val", "train", "TEST", "half")] == ["val", "train", "test", "half"]
+    assert parse_arguments(["--modality", "pet", "--root", "r", "--epochs", "1"]).modality == "PET"
 
 
 @pytest.mark.parametrize(

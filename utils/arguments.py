@@ -1,5 +1,5 @@
-"""What command lines share: the weights and the sample that come with the project, a parser of few words, numbers as
-`type` of an argument, and output that any console takes.
+"""What command lines share: the weights and the sample that come with the project, a parser of few words, names and
+numbers as `type` of an argument, and output that any console takes.
 
 What is out of range is named in argparse's own message.
 """
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from data.table import as_choice
 from utils.image_io import MIN_SIDE
 
 DEFAULT_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "edarfusion.safetensors"
@@ -27,6 +28,16 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
+
+
+def modality_name(text: str) -> str:
+    """A modality or all from the command line, capitals make no difference; what is neither stays as it is."""
+    return "all" if text.lower() == "all" else as_choice(text, "modality")
+
+
+def split_name(text: str) -> str:
+    """A split from the command line, likewise."""
+    return as_choice(text, "split")
 
 
 def positive(text: str) -> int:

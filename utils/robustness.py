@@ -17,7 +17,7 @@ from data.dataset import VAL_SEED, Pair, PairDataset, add_one_sided, seeded
 from data.make_csv import add_group_pattern, find_table
 from data.table import MODALITIES
 from models.edarfusion import EDARFusion
-from utils.arguments import DEFAULT_CHECKPOINT, OneLineParser, print_anywhere
+from utils.arguments import DEFAULT_CHECKPOINT, OneLineParser, modality_name, print_anywhere
 from utils.checkpoint import load_checkpoint
 from utils.device import choose_device
 from utils.files import FileError
@@ -113,7 +113,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--root", metavar="DIR", required=True, help="folder of aligned pairs, as for training")
     parser.add_argument("--csv", metavar="FILE", help="table of pairs (python -m data.make_csv)")
     add_group_pattern(parser)
-    parser.add_argument("--modality", choices=(*MODALITIES, "all"), default="all", help="default: %(default)s")
+    parser.add_argument("--modality", type=modality_name, choices=(*MODALITIES, "all"), default="all",
+                        help="default: %(default)s")
     parser.add_argument("--checkpoint", metavar="FILE", default=DEFAULT_CHECKPOINT, help="default: %(default)s")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
     options = parser.parse_args(arguments)
