@@ -24,6 +24,7 @@ class RegistrationStep(nn.Module):
         self.register_pair = model.register
 
     def forward(self, pair: Pair, amp: Autocast) -> RegistrationLoss:
+        """A batch with its true flows -> `RegistrationLoss` of scalars; `amp` is for the network, not for the loss."""
         with amp:
             registration = self.register_pair(pair.fixed, pair.moving, both=True)
         return registration_loss(
@@ -44,6 +45,7 @@ class FusionStep(nn.Module):
         self.register_pair, self.fuse = model.register, model.fuse
 
     def forward(self, pair: Pair, amp: Autocast) -> FusionLoss:
+        """A batch with its true alignment -> `FusionLoss` of scalars; `amp` is for the registration alone."""
         with torch.no_grad(), amp:
             registration = self.register_pair(pair.fixed, pair.moving)
             aligned = warp(pair.moving, registration.flow) if self.consistency else pair.moving_aligned

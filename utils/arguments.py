@@ -27,6 +27,7 @@ class OneLineParser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
+        """Print the message and exit with status 2."""
         self.exit(2, f"{self.prog}: {message}\n")
 
 

@@ -14,7 +14,14 @@ from utils.processes import local_rank, say
 
 
 class Network(NamedTuple):
-    """The network as the options want it, torch or OpenVINO; `settings` are those of `utils.inference.PairFuser`."""
+    """The network as the options want it.
+
+    Attributes:
+        model: of torch, or of OpenVINO in its place.
+        device: where it is.
+        settings: how `utils.inference.PairFuser` is to use it.
+        trained_for: modality of the checkpoint, or all.
+    """
 
     model: Callable[..., Output]
     device: torch.device
