@@ -40,15 +40,16 @@ from utils.arguments import (
     split_name,
 )
 from utils.cores import available_cores
+from utils.doubt import DOUBTFUL
 from utils.evaluation import Job, evaluate, scoring_pool
-from utils.files import FileError
+from utils.files import FileError, InputError, check_inputs_stay
 from utils.flow_io import load_flow
 from utils.image_io import read_image
-from utils.interruption import stop_on_signal
+from utils.interruption import INTERRUPTED, stop_on_signal
 from utils.pair_checks import check_pairs
-from utils.pairs import check_inputs_stay, folder_pairs, read_pair, sample_pairs, table_pairs
-from utils.processes import PROGRAM, join, part, rank, say, wait_for_others, world
-from utils.report.columns import DOUBTFUL, METRICS
+from utils.pairs import folder_pairs, read_pair, sample_pairs, table_pairs
+from utils.processes import PROGRAM, join, local_world, part, rank, say, wait_for_others, world
+from utils.report.columns import METRICS
 from utils.results import ResultFolder
 from utils.volume_checks import has_volumes, open_volumes
 from utils.volume_io import check_no_volumes
@@ -61,10 +62,10 @@ if TYPE_CHECKING:
     from utils.network import Network
 
 SUMMARY = ("rmse", "ssim", "ncc", "epe", "disagreement", "qabf", "qvif", "qcv", "folding", "seconds")
-INTERRUPTED = 130  # what shells report for Ctrl-C
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options, checked as far as they go together."""
     parser = OneLineParser(PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("pairs (default: the embedded sample)")
     data.add_argument("--modality", type=modality_name, default="all", metavar="CT|PET|SPECT|all",
@@ -103,7 +104,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     output.add_argument("--resume", action="store_true", help="leave out the pairs that an earlier run has finished")
     output.add_argument("--keep-going", action="store_true",
                         help="leave out what cannot be read or is not there; exit 1")
-    output.add_argument("--workers", type=positive, metavar="N", default=max(1, available_cores() // world()),
+    output.add_argument("--workers", type=positive, metavar="N", default=max(1, available_cores() // local_world()),
                         help="processes that save and score (default: one a core)")
     options = parser.parse_args(arguments)
     if options.modality not in (*MODALITIES, "all"):
@@ -362,10 +363,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """``python EDARFusion_test_val.py``; returns the exit status."""
     print_anywhere()
     try:
         return run(parse_arguments(arguments))
-    except FileError as error:
+    except InputError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

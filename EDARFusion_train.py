@@ -28,8 +28,8 @@ from models.edarfusion import PRESETS, EDARFusion
 from utils.arguments import OneLineParser, modality_name, natural, positive, positive_float, print_anywhere, share
 from utils.checkpoint import CheckpointError, load_checkpoint
 from utils.distributed import join_processes, own_device
-from utils.files import FileError, remove_unfinished
-from utils.interruption import stop_on_signal
+from utils.files import InputError, remove_unfinished
+from utils.interruption import INTERRUPTED, stop_on_signal
 from utils.processes import rank, world
 from utils.run_folder import begin_run, open_run
 from utils.training import STAGES, Training, stages
@@ -42,6 +42,7 @@ ABLATIONS = ("entropy", "prereg", "reliability", "aggregation", "gate", "refinem
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options, checked as far as they go together; with --resume, `moved` says which of `WHERE` were given."""
     parser = OneLineParser(PROGRAM, description="Train EDARFusion.", formatter_class=argparse.RawTextHelpFormatter)
     data = parser.add_argument_group("data")
     data.add_argument("--modality", type=modality_name, choices=(*MODALITIES, "all"), default="all",
@@ -197,6 +198,8 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
                   "split, it may be drawn otherwise now (--csv FILE gives another)")
         if (began := record.setdefault("pairs", pairs_found)) != pairs_found:
             raise DataError.at(options.csv or options.root[0], f"the {began} that the run began with", pairs_found)
+        # Where things lie now, the next --resume looks for them as well.
+        record["options"] |= {name: getattr(options, name) for name in WHERE - {"stop_after"}}
     else:
         start = initial_network(options)
         record = {"options": vars(options), "pairs": pairs_found, "processes": world(), "stage": next(iter(plan))}
@@ -229,15 +232,20 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
 
 
 def main() -> int:
+    """``python EDARFusion_train.py``; returns the exit status."""
     print_anywhere()
     try:
         options = parse_arguments()
         # The loading processes inherit it: Ctrl-C leaves them at work until the step is saved.
-        with stop_on_signal(second_breaks_in=False) as stop:
+        with stop_on_signal(second_breaks_in=world() == 1) as stop:
             train(options, stop)
-    except (FileError, ValueError) as error:
+    except InputError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: broken off before the step at hand was saved; --resume goes on from the last save",
+              file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 

@@ -226,6 +226,7 @@ def add_group_pattern(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """``python -m data.make_csv``; returns the exit status."""
     print_anywhere()
     parser = OneLineParser("python -m data.make_csv", description="Make a table of aligned pairs, split by patient.")
     parser.add_argument("--root", type=Path, required=True, help="folder with CT-MRI, PET-MRI or SPECT-MRI in it")

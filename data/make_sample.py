@@ -272,9 +272,12 @@ def make_training(output: Path, count: int, seed: int) -> None:
     1 mm of one of the sample's, and every pair has its own anatomy, pose and contrast.
 
     Raises:
-        FileError: a file cannot be written.
+        FileError: a file cannot be written, or there are pairs already, which the new `split.csv` would not name.
         ImportError: nilearn is not installed.
     """
+    for modality in SLICES:
+        if (folder := output / f"{modality}-MRI").exists():
+            raise FileError.at(folder, "nothing there, as the pairs get a split.csv of their own", "something")
     generator = torch.Generator().manual_seed(seed)
     for modality, used in SLICES.items():
         free = [s for s in range(*TRAINING_SLICES) if min(abs(s - u) for u in used) > 1]
@@ -288,6 +291,7 @@ def make_training(output: Path, count: int, seed: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """``python -m data.make_sample``; returns the exit status."""
     print_anywhere()
     parser = OneLineParser("python -m data.make_sample", description="Make the embedded sample again.")
     parser.add_argument("--output", type=Path, default=SAMPLE_ROOT, help="folder to write to (default: %(default)s)")

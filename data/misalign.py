@@ -4,8 +4,9 @@
     python EDARFusion_test_val.py --csv BENCH/pairs.csv
 
 writes ``BENCH/MODALITY/{fixed,moving,label}/NAME.png``, the true displacement fields ``flow/NAME.npy`` and the table
-``pairs.csv``. By default the deformations are those of the field's benchmark, and of this project's validation: the
-same folder and the same seed give the same pairs on every machine.
+``pairs.csv``. By default deformations are drawn as those of the field's benchmark and of a training run's validation:
+the same folder and the same seed give the same pairs on every machine. The draws themselves are not those of a training
+run, which numbers its pairs over all modalities.
 """
 
 import math
@@ -28,7 +29,7 @@ from data.make_csv import add_group_pattern, find_table
 from data.table import FILES, MODALITIES, SPLITS, DataError
 from utils.apply_flow import apply_flow
 from utils.arguments import OneLineParser, modality_name, natural, print_anywhere, side, split_name
-from utils.files import FileError, write_bytes
+from utils.files import FileError, check_inputs_stay, write_bytes
 from utils.flow_io import save_flow
 from utils.image_io import read_image, write_image
 from utils.maps import jacobian_determinant
@@ -68,6 +69,11 @@ def true_flow(pair: str | os.PathLike, deformation: Tensor) -> Tensor:
     raise DataError.at(pair, expected, found)
 
 
+def files_of(folder: Path, name: str) -> dict[str, Path]:
+    """Where `write_misaligned` puts the pair of that name, by `data.table.FILES`."""
+    return {role: folder / role / f"{name}{'.npy' if role == 'flow' else '.png'}" for role in FILES}
+
+
 def write_misaligned(
     folder: Path, name: str, fixed: NDArray[np.float32], label: NDArray[np.float32], deformation: Tensor
 ) -> dict[str, Path]:
@@ -88,7 +94,7 @@ def write_misaligned(
         FileError: a file cannot be written.
     """
     flow = true_flow(folder / name, deformation)
-    files = {role: folder / role / f"{name}{'.npy' if role == 'flow' else '.png'}" for role in FILES}
+    files = files_of(folder, name)
     write_image(files["fixed"], fixed)
     write_image(files["label"], label)
     # The moving image is made from the label as stored, so that rounding is no part of the misalignment.
@@ -122,17 +128,22 @@ def misalign(
 
     Raises:
         DataError: a deformation cannot be undone, so that there is no true flow.
-        FileError: a file cannot be read or written, or sizes differ within a pair.
+        FileError: a file cannot be read or written, sizes differ within a pair, or an image would be written over.
     """
+    named = table if "name" in table else table.assign(name=[Path(path).stem for path in table["fixed"]])
+    records = named.to_dict("records")
+    check_inputs_stay(
+        (Path(root, row[role]) for row in records for role in ("fixed", "moving")),
+        (file for row in records for file in files_of(output / row["modality"], row["name"]).values()),
+    )
     rows = []
-    for modality, pairs in table.groupby("modality", sort=False):
+    for modality, pairs in named.groupby("modality", sort=False):
         for number, row in enumerate(tqdm(pairs.to_dict("records"), desc=modality, unit="pair")):
-            name = row.get("name", Path(row["fixed"]).stem)
             pair = {role: Path(root, row[role]) for role in ("fixed", "moving")}
             images = read_pair(pair | {"label": None}, modality)
             fixed, label = (_resized(image, size) for image in (images.fixed, images.moving))
             deformation = random_flow(fixed.shape, ranges, seeded(seed, number))
-            files = write_misaligned(output / modality, name, fixed, label, deformation)
+            files = write_misaligned(output / modality, row["name"], fixed, label, deformation)
             paths = {role: path.relative_to(output).as_posix() for role, path in files.items()}
             rows.append({**paths, "modality": modality})
     written = pd.DataFrame(rows)
@@ -160,7 +171,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_group_pattern(parser)
     parser.add_argument("--split", type=split_name, choices=SPLITS, default="val",
                         help="which of its rows (default: %(default)s)")
-    parser.add_argument("--seed", type=natural, default=VAL_SEED, help="default: that of the project's validation")
+    parser.add_argument("--seed", type=natural, default=VAL_SEED, help="default: %(default)s")
     kind = parser.add_argument_group("deformation, px of images of 256 px (default: the field's benchmark)")
     kind.add_argument("--amplitude", type=float, metavar="PX", default=BENCHMARK.amplitude[0],
                       help="standard deviation of a component of the smooth field (default: %(default)s)")
@@ -183,6 +194,7 @@ def main(arguments: list[str] | None = None) -> int:
         table = find_table(
             options.root, options.modality, csv=options.csv, split=options.split, group_pattern=options.group_pattern
         )
+        check_inputs_stay(filter(None, [options.csv]), [options.output / "pairs.csv"])
         written = misalign(table, options.root, options.output, ranges=ranges,
                            size=options.size and tuple(options.size), seed=options.seed)
     except FileError as error:

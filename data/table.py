@@ -23,6 +23,9 @@ FILES = ("fixed", "moving", "label", "flow")
 COLUMNS = ("name", *FILES, "modality", "group", "split")
 """All columns that mean something here; others are left as they are."""
 
+LONGEST_NAME = 200
+"""Bytes of a pair's name: files take 255, of which endings and those of unfinished files want some."""
+
 _CHOICES = {"modality": MODALITIES, "split": SPLITS}
 
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -194,8 +197,10 @@ def _check_cells(csv: str | os.PathLike, line: int, cells: dict[str, str], root:
             raise _empty_cell(csv, line, column)
         if column in FILES:
             _check_path(csv, line, value, root)
-        if column == "name" and not re.fullmatch(r"[^/\\:*?\"<>|.][^/\\:*?\"<>|]*", value):
+        if column == "name" and not re.fullmatch(r"[^/\\:*?\"<>|\x00-\x1f.][^/\\:*?\"<>|\x00-\x1f]*", value):
             raise DataError.at(csv, f"a name for files in line {line}", repr(value))
+        if column == "name" and len(value.encode()) > LONGEST_NAME:
+            raise DataError.at(csv, f"a name of at most {LONGEST_NAME} bytes in line {line}", repr(value))
 
 
 def _empty_cell(csv: str | os.PathLike, line: int, column: str) -> DataError:

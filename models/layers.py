@@ -56,6 +56,7 @@ class ResidualBlock(nn.Module):
         self.path = nn.Sequential(*blocks, conv(channels, channels, groups=groups))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
         return F.leaky_relu(x + self.path(x), 0.1, inplace=True)
 
 
@@ -78,6 +79,7 @@ class UNet(nn.Module):
         self.merge = nn.ModuleList(ResidualBlock(a, groups, depth) for a in widths[:-1])
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, widths[0], H, W) -> (B, widths[0], H, W)."""
         skips = []
         for down, block in zip(self.down, self.blocks, strict=True):
             skips.append(x)
@@ -100,6 +102,7 @@ class GaussianBlur(nn.Module):
         self.sigma = sigma
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
         height, width = x.shape[2:]
         # Not a tensor that is kept: one of inference is of no use in training, nor one of an export anywhere else.
         rows = torch.from_numpy(gaussian_band(height, self.sigma)).to(x)

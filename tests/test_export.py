@@ -120,6 +120,12 @@ def test_command(
     assert "within" in capsys.readouterr().err
     assert output.read_bytes() == b"earlier"
 
+    # Nor is the checkpoint written over.
+    before = (tmp_path / "c.safetensors").read_bytes()
+    assert main([*arguments[:3], arguments[1], *arguments[4:]]) == 2
+    assert "expected an input that no result is written over" in capsys.readouterr().err
+    assert (tmp_path / "c.safetensors").read_bytes() == before
+
 
 def test_metadata_is_in_the_file(data: bytes) -> None:
     import onnx

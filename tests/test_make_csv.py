@@ -264,7 +264,7 @@ class TestReadTable:
         path = table_file(f"{first},p1 slice.2", f"{second},p2", header=header)
         assert read_table(path, root)["name"].tolist() == ["p1 slice.2", "p2"]
         message_of(lambda: read_table(table_file(f"{first},a", f"{second},a", header=header), root), "one row a name")
-        for name in ("../a", "a/b", "a\\b", ".a", "c:d", ""):
+        for name in ("../a", "a/b", "a\\b", ".a", "c:d", "a\tb", "a\x00b", "ä" * 101, ""):
             message_of(lambda name=name: read_table(table_file(f"{first},{name}", header=header), root), "line 2")
 
     def test_choice_of_rows(self, root, table_file):

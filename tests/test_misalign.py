@@ -203,3 +203,20 @@ def test_sizes_that_differ_are_named(tmp_path):
     table = pd.DataFrame([{"fixed": "MRI/a001.png", "moving": "CT/a001.png", "modality": "CT"}])
     with pytest.raises(ValueError, match="a001.png.*expected.*found"):
         misalign(table, tmp_path, tmp_path / "out")
+
+
+def test_neither_the_pairs_nor_their_table_are_written_over(tmp_path, capsys):
+    for name, source in (("fixed", "fixed"), ("moving", "label")):
+        (tmp_path / "CT" / name).mkdir(parents=True)
+        image = SAMPLE / "CT" / source / "simulated_090.png"
+        (tmp_path / "CT" / name / image.name).write_bytes(image.read_bytes())
+    table = "fixed,moving,modality,split\nCT/fixed/simulated_090.png,CT/moving/simulated_090.png,CT,val\n"
+    (tmp_path / "mine.csv").write_text(table)
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench/pairs.csv").write_text(table)
+    before = files(tmp_path)
+    for csv, output in (("mine.csv", "."), ("bench/pairs.csv", "bench")):
+        assert main(["--root", str(tmp_path), "--csv", str(tmp_path / csv), "--output", str(tmp_path / output)]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "expected an input that no result is written over" in error
+        assert files(tmp_path) == before

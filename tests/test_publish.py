@@ -73,7 +73,9 @@ def test_blend_is_the_weighted_mean(source: Path, tmp_path: Path, share: str | N
     assert mean.training["step"] == 1 and not mean.metrics
 
 
-@pytest.mark.parametrize("case", ["missing", "itself", "not writable", "blend missing", "blend of another network"])
+@pytest.mark.parametrize(
+    "case", ["missing", "itself", "not writable", "blend missing", "blend of another network", "over the blend"]
+)
 def test_bad_input_gives_one_line_and_leaves_the_run_alone(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
 ) -> None:
@@ -85,6 +87,7 @@ def test_bad_input_gives_one_line_and_leaves_the_run_alone(
         "itself": [source, tmp_path / "." / source.name],
         "not writable": [source, source / "mine.safetensors"],
         "blend missing": [source, tmp_path / "mine.safetensors", "--blend", tmp_path / "none.safetensors"],
+        "over the blend": [other, source, "--blend", source],
         "blend of another network": [source, tmp_path / "mine.safetensors", "--blend", other],
     }[case]
     assert main(list(map(str, arguments))) == 2

@@ -11,6 +11,7 @@ from data.dataset import VAL_SEED, PairDataset, seeded
 from data.make_csv import find_table
 from models.edarfusion import EDARFusion
 from tests.kill_training import SAMPLE, sample_table
+from utils.checkpoint import save_checkpoint
 from utils.robustness import CONDITIONS, NOISE, DisturbedPairs, main, robustness, to_markdown
 
 
@@ -106,6 +107,16 @@ def test_command_prints_a_line_a_condition(table, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == list(CONDITIONS)
     assert all(re.fullmatch(r"\| [a-z ]+ \| \d+\.\d\d of \d+\.\d\d \(\d+%\) \|", line) for line in lines[2:])
+
+
+def test_a_checkpoint_of_one_modality_is_enough_for_its_pairs(table, tmp_path, capsys):
+    save_checkpoint(tmp_path / "pet.safetensors", EDARFusion("tiny"), modality="PET", training={}, metrics={})
+    rows = pd.read_csv(table)
+    rows[rows["modality"] == "PET"].to_csv(tmp_path / "pet.csv", index=False)
+    line = ["--root", str(SAMPLE), "--checkpoint", str(tmp_path / "pet.safetensors"), "--csv"]
+    assert main([*line, str(tmp_path / "pet.csv")]) == 0
+    assert main([*line, str(table)]) == 2
+    assert "expected a checkpoint for all, found one for PET" in capsys.readouterr().err
 
 
 def test_command_names_what_is_missing(table, tmp_path, capsys):

@@ -96,6 +96,17 @@ def test_seeds_and_slices_vary():
     assert rmse(255 * first[0], 255 * other[0]) > 5 and rmse(255 * first[1], 255 * other[1]) > 5
 
 
+def test_training_pairs_take_nothing_s_place(tmp_path, capsys):
+    split = tmp_path / "PET-MRI/split.csv"
+    split.parent.mkdir()
+    split.write_text("split,name\ntrain,16003.png\n")
+    assert main(["--training", "1", "--output", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"{split.parent}: expected nothing there" in error
+    assert split.read_text() == "split,name\ntrain,16003.png\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["PET-MRI"]
+
+
 def test_unwritable_output_is_one_line(tmp_path, capsys):
     pytest.importorskip("nilearn")
     (tmp_path / "file").touch()

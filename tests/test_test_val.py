@@ -25,12 +25,12 @@ from utils import image_io, pair_checks, processes, volume_checks
 from utils.arguments import DEFAULT_CHECKPOINT
 from utils.checkpoint import save_checkpoint
 from utils.evaluation import evaluate
-from utils.files import FileError, write_bytes
+from utils.files import FileError, check_inputs_stay, write_bytes
 from utils.image_io import read_image, write_image
 from utils.inference import PairFuser, endpoint_scores
 from utils.maps import jacobian_determinant
 from utils.metrics import fusion_metrics, registration_metrics
-from utils.pairs import check_inputs_stay, is_blank, sample_pairs
+from utils.pairs import is_blank, sample_pairs
 from utils.publish import publish
 from utils.results import COLUMNS, FUSION_METRICS, FusedPair, ResultFolder
 from utils.scoring import read_grey

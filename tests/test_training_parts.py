@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import re
 import shutil
 import threading
 from collections import Counter
@@ -247,6 +248,13 @@ def test_runs_without_a_folder_are_numbered(tmp_path, monkeypatch):
     folders = [run_folder.new_run_folder(modality) for modality in ("CT", "CT", "all")]
     assert [str(folder) for folder in folders] == [str(Path("runs", name)) for name in ("CT-001", "CT-002", "all-001")]
     assert all(folder.is_dir() for folder in folders)
+
+
+def test_a_file_where_runs_belong_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").touch()
+    with pytest.raises(FileError, match=rf"^{re.escape(str(Path('runs', 'all-001')))}: expected a place .* found \w"):
+        run_folder.new_run_folder("all")
 
 
 @pytest.fixture
@@ -711,7 +719,7 @@ def test_every_validation_reaches_tensorboard(train_here, validated, tmp_path):
 def test_a_run_goes_on_with_the_pairs_that_it_began_with(train_here, validated, tmp_path, monkeypatch):
     validated({"epe": 1.0}, {"epe": 1.0})
     run = tmp_path / "run"
-    train_here("--overfit", "1", "--epochs", "2", "--stop-after", "1", "--stage", "registration")
+    train_here("--overfit", "1", "--epochs", "3", "--stop-after", "1", "--stage", "registration")
     before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
     rows = pd.read_csv(tmp_path / "pairs.csv")
     rows[rows["modality"] != "SPECT"].to_csv(tmp_path / "fewer.csv", index=False)
@@ -726,8 +734,12 @@ def test_a_run_goes_on_with_the_pairs_that_it_began_with(train_here, validated, 
         run_folder.open_run(script.parse_arguments(line[:2]))
     # The same pairs may lie elsewhere.
     (tmp_path / "pairs.csv").rename(tmp_path / "moved.csv")
-    script.train(script.parse_arguments([*line, str(tmp_path / "moved.csv")]), threading.Event())
+    again = [*line, str(tmp_path / "moved.csv"), "--stop-after", "2"]
+    script.train(script.parse_arguments(again), threading.Event())
     assert load_checkpoint(run / "last.safetensors").training["step"] == 2
+    # Where they lie needs to be said once.
+    script.train(script.parse_arguments(line[:2]), threading.Event())
+    assert load_checkpoint(run / "last.safetensors").training["step"] == 3
 
 
 def test_a_resumed_run_breaks_off_at_the_next_epoch_where_that_is_overdue(train_here, validated, tmp_path):

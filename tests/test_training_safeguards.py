@@ -19,7 +19,7 @@ from models.edarfusion import EDARFusion
 from tests.kill_training import ENVIRONMENT, ROOT, command, sample_table
 from utils import distributed, run_folder, training
 from utils.checkpoint import CheckpointError, save_checkpoint
-from utils.files import FileError
+from utils.files import FileError, InputError
 
 RUN = ("--root", "somewhere", "--epochs", "7")
 
@@ -149,6 +149,24 @@ def test_no_two_processes_share_one_of_several_gpus(monkeypatch, processes, gpus
 def test_several_processes_agree_as_exactly_as_one_counts(monkeypatch):
     monkeypatch.setattr(distributed.dist, "all_reduce", lambda *_: None)
     assert distributed.agree(0.7, False, torch.device("cpu"), 2) == (0.7, False)
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "told"),
+    [(InputError("here: expected this, found that"), 2, "here: expected this, found that"),
+     (KeyboardInterrupt(), 130, "--resume goes on from the last save")],
+)  # fmt: skip
+def test_what_a_user_did_is_one_line_and_what_the_project_did_a_traceback(monkeypatch, capsys, raised, status, told):
+    def fail(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(script, "parse_arguments", fail)
+    assert script.main() == status
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("EDARFusion_train: ") and told in line
+    raised = ValueError("not a message for users")
+    with pytest.raises(ValueError, match="not a message"):
+        script.main()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups to signal")

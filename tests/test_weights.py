@@ -18,6 +18,7 @@ from torch import Tensor
 
 from data.table import MODALITIES
 from utils.checkpoint import load_checkpoint
+from utils.doubt import DOUBTFUL
 from utils.evaluation import Job, save_and_score
 from utils.filters import resize
 from utils.flow_io import load_flow
@@ -25,7 +26,6 @@ from utils.image_io import luma, read_image
 from utils.inference import PairFuser, endpoint_scores
 from utils.metrics import folding_share, rmse
 from utils.pairs import folder_pairs, read_pair, sample_pairs
-from utils.report.columns import DOUBTFUL
 from utils.results import ResultFolder
 from utils.warp import resize_flow
 

@@ -15,10 +15,9 @@ import torch
 from kornia.image import image_to_tensor, tensor_to_image
 
 from utils.arguments import OneLineParser, print_anywhere
-from utils.files import FileError, entries
+from utils.files import FileError, check_inputs_stay, entries
 from utils.flow_io import load_flow
 from utils.image_io import list_images, plain_stem, read_image, write_image
-from utils.pairs import check_inputs_stay
 from utils.warp import warp
 from utils.wording import counted, listed
 
@@ -63,6 +62,7 @@ def apply_flows(
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """``python -m utils.apply_flow``; returns the exit status."""
     print_anywhere()
     parser = OneLineParser("python -m utils.apply_flow", description="Warp images with saved displacement fields.")
     parser.add_argument("--images", metavar="DIR", required=True, help="images to warp")

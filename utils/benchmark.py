@@ -34,7 +34,7 @@ from models.edarfusion import PRESETS, EDARFusion, Output
 from utils.arguments import ENGINES, OneLineParser, positive, print_anywhere
 from utils.checkpoint import load_checkpoint
 from utils.device import choose_device
-from utils.files import FileError, write_bytes
+from utils.files import InputError, write_bytes
 from utils.image_io import MIN_SIDE, write_image
 from utils.markdown import markdown_table
 from utils.metrics import folding_share, fusion_metrics, registration_metrics
@@ -338,7 +338,7 @@ def main(arguments: list[str] | None = None) -> int:
         report = to_markdown(results)
         write_bytes(options.output / "benchmark.json", json.dumps(results, indent=2).encode())
         write_bytes(options.output / "benchmark.md", report.encode())
-    except (FileError, ValueError) as error:
+    except InputError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     print(report)

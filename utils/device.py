@@ -7,6 +7,7 @@ import shutil
 import torch
 
 from utils.cores import available_cores
+from utils.files import InputError
 
 SHARED_MEMORY = "/dev/shm"
 """Where Linux keeps what processes hand each other."""
@@ -35,14 +36,14 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         local_rank: number of this process on its machine, which picks among several GPUs.
 
     Raises:
-        ValueError: no such device here.
+        InputError: no such device here.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, there in available.items() if there)
     if not available.get(name):
         here = ", ".join(kind for kind, there in available.items() if there)
-        raise ValueError(f"device: expected one that is here ({here}), found {name}")
+        raise InputError(f"--device: expected one that is here ({here}), found {name}")
     if name == "cpu":
         keep_memory()
     return torch.device("cuda", local_rank % torch.cuda.device_count()) if name == "cuda" else torch.device(name)

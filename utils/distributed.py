@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 
 from utils.device import choose_device
+from utils.files import InputError
 from utils.processes import local_rank, local_world
 
 
@@ -13,16 +14,16 @@ def own_device(name: str, world: int) -> torch.device:
     """The device called `name` that this one of `world` processes computes on.
 
     Raises:
-        ValueError: it is not there, cannot be shared, or there are more processes on this machine than GPUs.
+        InputError: it is not there, cannot be shared, or there are more processes on this machine than GPUs.
     """
     device = choose_device(name, local_rank())
     if world > 1 and device.type == "mps":
-        raise ValueError("device: expected cpu or cuda for several processes, found mps (--device cpu)")
+        raise InputError("--device: expected cpu or cuda for several processes, found mps")
     together = local_world()
     # A process that sees a single GPU may have been given one of its own.
     if device.type == "cuda" and dist.is_nccl_available() and together > torch.cuda.device_count() > 1:
         expected = f"at most {torch.cuda.device_count()} processes here, one for each GPU (torchrun --nproc_per_node)"
-        raise ValueError(f"device: expected {expected}, found {together}")
+        raise InputError(f"--device: expected {expected}, found {together}")
     return device
 
 

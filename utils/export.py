@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from models.edarfusion import AtSettings
 from utils.arguments import SAMPLE_ROOT, OneLineParser, natural, print_anywhere, side
 from utils.checkpoint import load_checkpoint
-from utils.files import FileError, write_bytes
+from utils.files import FileError, check_inputs_stay, write_bytes
 from utils.image_io import read_image
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -118,6 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     size = tuple(options.size)
     try:
+        check_inputs_stay([options.checkpoint], [options.output])
         checkpoint = load_checkpoint(options.checkpoint)
         settings = checkpoint.inference(options.passes, options.average)
         graph = AtSettings(checkpoint.model, **settings, names=Exported._fields)

@@ -1,16 +1,23 @@
-"""The project's one way to write and remove a file and to list a folder, and the error that names the path at fault."""
+"""The project's one way to write and remove a file and to list a folder; what is not to be written over; the error that
+names the path at fault.
+"""
 
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 ATTEMPTS = 20 if os.name == "nt" else 1
 """How often a file is tried to be replaced or removed, 0.1 s apart: Windows refuses while a viewer holds it."""
 
 
-class FileError(ValueError):
+class InputError(ValueError):
+    """What a user can mend. Commands say the message, one line, and exit with 2; other errors are the project's own."""
+
+
+class FileError(InputError):
     """A file or folder that cannot be used or written. The message is one line."""
 
     @classmethod
@@ -29,6 +36,33 @@ def entries(folder: str | os.PathLike) -> list[Path]:
         return [path for path in Path(folder).iterdir() if not path.name.startswith(".")]
     except OSError as error:
         raise FileError.at(folder, "a folder that can be read", error.strerror or str(error)) from error
+
+
+def check_inputs_stay(inputs: Iterable[str | os.PathLike], outputs: Iterable[str | os.PathLike]) -> None:
+    """Check, before anything is written, that no result would take the place of a file that it is made from.
+
+    Raises:
+        FileError: one would, by whatever link or spelling of the path.
+    """
+    written = {mark for path in outputs for mark in _marks(path)}
+    for path in inputs:
+        if not written.isdisjoint(_marks(path)):
+            expected = "an input that no result is written over (choose another output)"
+            raise FileError.at(path, expected, "the place of a result")
+
+
+def _marks(path: str | os.PathLike) -> Iterator[str | tuple]:
+    """What tells a file from others: its path without links and, where it is there, what that is but for capitals.
+
+    Where capitals make no difference, one file has several such paths. A hard link of it is another file: what is
+    written takes the place of one of them only.
+    """
+    real = os.path.realpath(path)
+    yield real
+    with suppress(OSError):
+        file, folder = os.stat(real), os.stat(os.path.dirname(real))
+        if file.st_ino:  # some network drives know no numbers
+            yield file.st_dev, file.st_ino, folder.st_ino, os.path.basename(real).casefold()
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
@@ -67,10 +101,13 @@ def remove_unfinished(folder: str | os.PathLike) -> None:
     """Remove what processes that were killed while they wrote have left in a folder and below it.
 
     Nothing else may be writing there: the temporary files of `write_bytes` are taken for such remains.
+
+    Raises:
+        FileError: one of them cannot be removed.
     """
     for path in Path(folder).rglob(".*.tmp"):
         if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
-            path.unlink(missing_ok=True)
+            remove(path)
 
 
 def _patiently(change: Callable[[], None]) -> None:

@@ -154,7 +154,7 @@ def pair_files(*, left_out: list[str] | None = None, **folders: str | os.PathLik
         if not os.path.exists(path):
             raise ImageError.at(path, f"the folder of {role} images", "nothing there")
     if all(path.is_file() for path in given.values()):
-        return [{"name": next(iter(given.values())).stem, **given, **absent}]
+        return [{"name": plain_stem(next(iter(given.values()))), **given, **absent}]
     images: dict[str, dict[str, Path]] = {role: {} for role in given}
     for role, folder in given.items():
         for path in list_images(folder):

@@ -5,6 +5,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+INTERRUPTED = 130
+"""Exit status of a command that Ctrl-C ended, as shells have it."""
+
 
 def leave_signals_to_parent(worker: int) -> None:
     """Ctrl-C and SIGTERM do not end this process: for `worker_init_fn` of a DataLoader, whose parent saves first.

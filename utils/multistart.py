@@ -16,8 +16,8 @@ from torch import Tensor
 
 from models.edarfusion import TRAINED_SIDE, Output
 from utils.affine import affine_matrix, affine_part, flow_of, turn_about
+from utils.doubt import DOUBTFUL
 from utils.foreground import as_weight, channel_means, foreground
-from utils.report.columns import DOUBTFUL
 from utils.warp import compose, warp
 
 FAR = 10.0

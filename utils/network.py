@@ -33,13 +33,10 @@ def load_network(options: argparse.Namespace, kinds: list[str]) -> Network:
     """Load the checkpoint for pairs of these modalities.
 
     Raises:
-        FileError: the device or the engine is not there, or the checkpoint cannot be used for these pairs.
+        InputError: the device or the engine is not there, or the checkpoint cannot be used for these pairs.
     """
     by_openvino = options.engine != "torch"
-    try:
-        device = choose_device("cpu" if by_openvino else options.device, local_rank())
-    except ValueError as error:
-        raise DataError(f"--{error}") from error
+    device = choose_device("cpu" if by_openvino else options.device, local_rank())
     kind = "all" if len(kinds) > 1 else next(iter(kinds), None)
     checkpoint = load_checkpoint(options.checkpoint, modality=kind, device=device)
     model = checkpoint.model

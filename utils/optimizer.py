@@ -55,6 +55,7 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
+        """One step; the gradients of kernels are used up. `closure` is there for the signature and is not called."""
         for group in self.param_groups:
             for kernel in group["params"]:
                 if kernel.ndim > 1 and kernel.grad is not None:

@@ -2,8 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -131,32 +130,6 @@ def has_16_bits(path: str | os.PathLike) -> bool:
     """Whether a file that can be read as an image has whole numbers of more than 8 bits; looks at its header only."""
     with Image.open(path) as image:
         return image.mode.startswith("I")
-
-
-def check_inputs_stay(inputs: Iterable[str | os.PathLike], outputs: Iterable[str | os.PathLike]) -> None:
-    """Check, before anything is written, that no result would take the place of a file that it is made from.
-
-    Raises:
-        FileError: one would, by whatever link or spelling of the path.
-    """
-    written = {mark for path in outputs for mark in _marks(path)}
-    for path in inputs:
-        if not written.isdisjoint(_marks(path)):
-            raise FileError.at(path, "an input that no result is written over (--output DIR)", "the place of a result")
-
-
-def _marks(path: str | os.PathLike) -> Iterator[str | tuple]:
-    """What tells a file from others: its path without links and, where it is there, what that is but for capitals.
-
-    Where capitals make no difference, one file has several such paths. A hard link of it is another file: what is
-    written takes the place of one of them only.
-    """
-    real = os.path.realpath(path)
-    yield real
-    with suppress(OSError):
-        file, folder = os.stat(real), os.stat(os.path.dirname(real))
-        if file.st_ino:  # some network drives know no numbers
-            yield file.st_dev, file.st_ino, folder.st_ino, os.path.basename(real).casefold()
 
 
 def fingerprint(pair: Mapping) -> str:

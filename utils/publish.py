@@ -12,7 +12,7 @@ import torch
 
 from utils.arguments import OneLineParser, positive, print_anywhere, share
 from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
-from utils.files import FileError
+from utils.files import FileError, check_inputs_stay
 
 PATHS = ("root", "csv", "output", "resume", "init")
 """Options of a training run that name places on the machine where it ran."""
@@ -40,13 +40,11 @@ def publish(
             pairs by heart (Wortsman et al., Model soups, ICML 2022).
 
     Raises:
-        CheckpointError: the source or the one to blend in cannot be used, they differ in their networks, or the source
-            is the target.
-        FileError: the target cannot be written.
+        CheckpointError: the source or the one to blend in cannot be used, or they differ in their networks.
+        FileError: the target cannot be written, or is one of the two.
     """
+    check_inputs_stay([source, *([blend[0]] if blend else [])], [target])
     checkpoint = load_checkpoint(source)
-    if Path(target).exists() and Path(target).samefile(source):
-        raise CheckpointError.at(target, "another file than the run's own, which --resume needs", "the same")
     known = checkpoint.training
     training = {name: known[name] for name in ("step", "seconds", "history") if name in known}
     options = known.get("options", {})

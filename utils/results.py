@@ -110,7 +110,7 @@ class ResultFolder:
         except FileError as error:
             cause = error.__cause__
             raise FileError.at(self.path, "a folder to write to", cause.strerror or str(cause)) from error
-        probe.unlink(missing_ok=True)
+        remove(probe)
 
     def strangers(self, pairs: Iterable[Mapping], *, volumes: bool = False) -> list[str]:
         """What an earlier run left in the folder: names of fused images that are none of these pairs', and files of
@@ -247,7 +247,7 @@ class ResultFolder:
         """Remove what processes wrote for themselves, and what they were killed in writing."""
         remove_unfinished(self.path)
         for path in (*self.path.glob(".metrics-*.csv"), *self.path.glob(".inputs-*.json")):
-            path.unlink(missing_ok=True)
+            remove(path)
 
     def write_report(self, pairs: Sequence[Mapping], notes: Mapping[str, object]) -> None:
         """Write report.html from metrics.csv and the pictures of the pairs.

@@ -20,7 +20,7 @@ from models.edarfusion import EDARFusion
 from utils.arguments import DEFAULT_CHECKPOINT, OneLineParser, modality_name, print_anywhere
 from utils.checkpoint import load_checkpoint
 from utils.device import choose_device
-from utils.files import FileError
+from utils.files import InputError
 from utils.markdown import markdown_table
 from utils.validation import by_modality, validate
 
@@ -122,10 +122,12 @@ def main(arguments: list[str] | None = None) -> int:
         table = find_table(
             options.root, options.modality, csv=options.csv, split="val", group_pattern=options.group_pattern
         )
+        kinds = table["modality"].unique()
+        wanted = kinds[0] if len(kinds) == 1 else "all"
         device = choose_device(options.device)
-        model = load_checkpoint(options.checkpoint, modality=options.modality, device=device).model
+        model = load_checkpoint(options.checkpoint, modality=wanted, device=device).model
         result = robustness(model, PairDataset(table, options.root, seed=VAL_SEED), device)
-    except (FileError, ValueError) as error:
+    except InputError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     print(to_markdown(result))

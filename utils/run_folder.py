@@ -118,7 +118,7 @@ def new_run_folder(modality: str) -> Path:
     """The next free runs/MODALITY-NNN, made at once so that no other run takes it.
 
     Raises:
-        FileError: there are 999 of them.
+        FileError: there are 999 of them, or none can be made.
     """
     for number in range(1, 1000):
         folder = Path("runs", f"{modality}-{number:03d}")
@@ -127,6 +127,8 @@ def new_run_folder(modality: str) -> Path:
             return folder
         except FileExistsError:
             continue
+        except OSError as error:
+            raise FileError.at(folder, "a place for the run's folder", error.strerror or str(error)) from error
     raise FileError.at("runs", "a free run folder", "999 runs")
 
 

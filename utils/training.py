@@ -27,6 +27,7 @@ from models.edarfusion import EDARFusion
 from models.layers import UNet
 from utils.device import loading_processes
 from utils.distributed import agree
+from utils.files import InputError
 from utils.head import TISSUE
 from utils.interruption import leave_signals_to_parent
 from utils.optimizer import Muon
@@ -230,7 +231,7 @@ class Training:
         loss.total.backward()
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         if not norm.isfinite():
-            raise ValueError(f"step {record['step']}: expected finite gradients, found {norm}; the last save stays")
+            raise InputError(f"step {record['step']}: expected finite gradients, found {norm}; the last save stays")
         self.optimizer.step()
         self.averaged.update_parameters(self.model)
         record["step"] += 1

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from utils.files import InputError
+
 _RAW, _OPTIMIZER = "raw.", "optimizer."
 
 
@@ -18,13 +20,13 @@ def unpack_state(state: dict[str, Tensor], model: nn.Module, optimizer: torch.op
     """Put back what `pack_state` took.
 
     Raises:
-        ValueError: the state belongs to another model.
+        InputError: the state belongs to another model.
     """
     raw = {name.removeprefix(_RAW): value for name, value in state.items() if name.startswith(_RAW)}
     try:
         model.load_state_dict(raw)
     except RuntimeError as error:
-        raise ValueError(" ".join(str(error).split())[:300]) from error
+        raise InputError(f"training state: {' '.join(str(error).split())[:300]}") from error
     entries: dict[int, dict[str, Tensor]] = {}
     for name, value in state.items():
         if name.startswith(_OPTIMIZER):

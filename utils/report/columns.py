@@ -6,6 +6,8 @@ from typing import NamedTuple
 import pandas as pd
 from markupsafe import Markup
 
+from utils.doubt import DOUBTFUL
+
 
 class Metric(NamedTuple):
     """How a column of the table is shown."""
@@ -39,12 +41,6 @@ class Metric(NamedTuple):
         """Which values are better, as a sign."""
         return {1: "↑", -1: "↓", 0: ""}[self.better]
 
-
-DOUBTFUL = 1.0
-"""Disagreement, px of 256, above which an alignment is in doubt.
-
-Few validation pairs lie there, and nearly all pairs that do not belong together: experiment 83, checkpoints/README.md.
-"""
 
 METRICS: dict[str, Metric] = {
     "rmse": Metric(

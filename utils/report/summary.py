@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from utils.report.columns import BEFORE, DOUBTFUL, METRICS, before_and_after, improved, written
+from utils.doubt import DOUBTFUL
+from utils.report.columns import BEFORE, METRICS, before_and_after, improved, written
 
 _CARD_METRICS = ("epe", "rmse", "ssim", "ncc", "disagreement", "qabf", "qvif", "qcv", "seconds")
 
