@@ -36,7 +36,7 @@ from utils.training import STAGES, Training, stages
 from utils.wording import counted
 
 PROGRAM = "EDARFusion_train"
-WHERE = {"csv", "device", "workers", "root", "save_minutes", "stop_after"}
+WHERE = {"csv", "device", "workers", "root", "save_minutes", "stop_after", "teacher"}
 """Options that --resume may be given anew: they change where and how long a run computes, but not what."""
 ABLATIONS = ("entropy", "prereg", "reliability", "aggregation", "gate", "refinement", "consistency")
 
@@ -62,6 +62,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     run.add_argument("--resume", metavar="DIR", help="go on with this run; its options are kept, but for\n"
                      f"{', '.join(f'--{name}'.replace('_', '-') for name in sorted(WHERE))}")
     run.add_argument("--init", metavar="FILE", help="checkpoint whose weights to start from")
+    run.add_argument("--teacher", metavar="FILE",
+                     help="checkpoint of a network to learn from instead of the truth, for a small network")
     run.add_argument("--epochs", type=positive, help="length of the run")
     run.add_argument("--minutes", type=positive_float, help="length of the run as training time, instead of --epochs")
     run.add_argument("--stop-after", type=positive, metavar="N", help="break off at the end of epoch N, as Ctrl-C does")
@@ -153,6 +155,18 @@ def initial_network(options: argparse.Namespace) -> EDARFusion:
     return network
 
 
+def load_teacher(
+    options: argparse.Namespace, table: pd.DataFrame, device: torch.device
+) -> tuple[EDARFusion | None, str | None]:
+    """The network of --teacher, if there is one, and what tells its file from others."""
+    if not options.teacher:
+        return None, None
+    kinds = table["modality"].unique()
+    teacher = load_checkpoint(options.teacher, modality=kinds[0] if len(kinds) == 1 else "all", device=device).model
+    with open(options.teacher, "rb") as file:
+        return teacher, hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def say_what_is_trained_on(
     train_pairs: PairDataset,
     val_pairs: PairDataset,
@@ -189,6 +203,7 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
     torch.manual_seed(options.seed)
     table, pairs_found = load_table(options)
     train_pairs, val_pairs = build_datasets(options, table)
+    teacher, taught_by = load_teacher(options, table, device)
     plan = stages(options)
     if resumed:
         start, record = resumed.model, resumed.training
@@ -198,12 +213,15 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
                   "split, it may be drawn otherwise now (--csv FILE gives another)")
         if (began := record.setdefault("pairs", pairs_found)) != pairs_found:
             raise DataError.at(options.csv or options.root[0], f"the {began} that the run began with", pairs_found)
-        # Where things lie now, the next --resume looks for them as well.
-        record["options"] |= {name: getattr(options, name) for name in WHERE - {"stop_after"}}
+        if record.get("teacher") != taught_by:
+            raise CheckpointError.at(options.teacher, "the teacher that the run began with", "another one")
+        # Where these lie now, the next --resume looks for them as well.
+        record["options"] |= {name: getattr(options, name) for name in ("csv", "root", "teacher")}
     else:
         start = initial_network(options)
-        record = {"options": vars(options), "pairs": pairs_found, "processes": world(), "stage": next(iter(plan))}
-        record |= {"step": 0, "stage_step": 0, "seconds": 0.0, "best": None, "sums": {}, "history": []}
+        record = {"options": vars(options), "pairs": pairs_found, "processes": world(), "teacher": taught_by}
+        record |= {"stage": next(iter(plan)), "step": 0, "stage_step": 0, "seconds": 0.0}
+        record |= {"best": None, "sums": {}, "history": []}
     if first:
         for pairs in (train_pairs, val_pairs):
             pairs.check()
@@ -218,7 +236,7 @@ def train(options: argparse.Namespace, stop: threading.Event) -> None:
     torch.use_deterministic_algorithms(device.type == "cpu", warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False
 
-    training = Training(options, start, record, train_pairs, val_pairs, folder if first else None, device)
+    training = Training(options, start, teacher, record, train_pairs, val_pairs, folder if first else None, device)
     stopping, state = False, resumed.state if resumed else None
     for stage, (begin, end) in plan.items():
         if not stopping and STAGES.index(stage) >= STAGES.index(record["stage"]):
@@ -243,8 +261,7 @@ def main() -> int:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: broken off before the step at hand was saved; --resume goes on from the last save",
-              file=sys.stderr)
+        print(f"{PROGRAM}: broken off at once; --resume goes on from what was saved, if anything", file=sys.stderr)
         return INTERRUPTED
     return 0
 

@@ -81,6 +81,15 @@ class Pair(NamedTuple):
             inverse_flow=compose(self.inverse_flow, resize_flow(flow, grid)),
         )
 
+    def with_truth(self, flow: Tensor, inverse_flow: Tensor) -> "Pair":
+        """A batch with other displacements as the truth, both (B, 2, H, W), px, and what they align."""
+        grid = tuple(self.flow.shape[2:])
+        return self._replace(
+            moving_aligned=warp(self.moving, flow),
+            flow=resize_flow(flow, grid),
+            inverse_flow=resize_flow(inverse_flow, grid),
+        )
+
 
 def seeded(seed: int, number: int) -> torch.Generator:
     """Generator for one draw. torch looks at 32 bits of a seed only, so both numbers are mixed into those."""

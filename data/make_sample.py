@@ -277,7 +277,8 @@ def make_training(output: Path, count: int, seed: int) -> None:
     """
     for modality in SLICES:
         if (folder := output / f"{modality}-MRI").exists():
-            raise FileError.at(folder, "nothing there, as the pairs get a split.csv of their own", "something")
+            expected = "nothing there, as pairs get a split.csv of their own (choose another --output)"
+            raise FileError.at(folder, expected, "a folder")
     generator = torch.Generator().manual_seed(seed)
     for modality, used in SLICES.items():
         free = [s for s in range(*TRAINING_SLICES) if min(abs(s - u) for u in used) > 1]

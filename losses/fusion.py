@@ -17,6 +17,7 @@ from utils.metrics.human_vision import BLOCK, contrast_sensitivity
 from utils.metrics.visual_information import EYE_NOISE, SCALES
 
 TRUE_SHARE = 0.1  # of the loss that is taken under the true alignment, which no user has
+IMITATION = (40.0, 160.0)  # weights of grey values and of their slopes where another network is imitated
 TONE = (17, 3.4)  # px, window and sigma of the local means that make up the tone
 SPECT_INFORMATION = 0.45  # of the weight of visual information is left for SPECT, which is smooth
 
@@ -246,3 +247,21 @@ def fusion_loss(
     parts.append((fused - fused_true.detach()).abs().mean(dim=(1, 2, 3)))
     total = sum(w * part for w, part in zip(weights, parts, strict=True))
     return FusionLoss(total.mean(), *(part.mean() for part in parts))
+
+
+def imitation_loss(fused: Tensor, fused_true: Tensor, taught: Tensor, taught_true: Tensor) -> FusionLoss:
+    """Compare what was fused with what another network fuses of the same images: grey values and their slopes.
+
+    Args:
+        fused, fused_true: (B, 1, H, W), made with the predicted alignment, and with the true one.
+        taught, taught_true: (B, 1, H, W), the other network's.
+
+    Returns:
+        `FusionLoss` of scalars, means over the batch: the grey values' as intensity, the slopes' as gradient, else 0.
+    """
+    pairs = ((fused, taught), (fused_true, taught_true))
+    share = fused.new_tensor((1 - TRUE_SHARE, TRUE_SHARE))
+    grey = share @ torch.stack([(ours - theirs).abs().mean() for ours, theirs in pairs])
+    slopes = share @ torch.stack([torch.cat(sobel(ours - theirs)).abs().mean() for ours, theirs in pairs])
+    parts = dict.fromkeys(FusionLoss._fields[1:], torch.zeros_like(grey)) | {"intensity": grey, "gradient": slopes}
+    return FusionLoss(IMITATION[0] * grey + IMITATION[1] * slopes, **parts)

@@ -65,7 +65,7 @@ PRESETS = {
         "fusion": 32,
     },
 }
-"""Sizes of the network; `depth` is that of the residual blocks of encoders and refinement."""
+"""Sizes of the network; `depth` is that of the residual blocks of encoders, refinement and fusion."""
 
 
 class Registration(NamedTuple):
@@ -188,7 +188,7 @@ class EDARFusion(nn.Module):
         self.eda_flowreg = EDAFlowReg(size["features"], scales)
         arguments = size["refinement"], size["depth"], size["refinement_stride"]
         self.refinement = Refinement(*arguments) if refinement else None
-        self.fusion = FlowGuidedFusion(size["fusion"])
+        self.fusion = FlowGuidedFusion(size["fusion"], size["depth"])
         self.to(memory_format=torch.channels_last)
 
     def register(self, fixed: Tensor, moving: Tensor, both: bool = False) -> Registration:
@@ -276,6 +276,9 @@ class EDARFusion(nn.Module):
                 find, `further_share` counts. 0 takes the images as aligned and only fuses them.
             average: average the estimates of both directions, of the pair and of its mirror image, and hold the global
                 part of the displacement back as far as they disagree (`models.shrinkage`).
+
+        Raises:
+            ValueError: the images are not of one such size, or have more than one channel.
         """
         if fixed.shape != moving.shape or fixed.ndim != 4 or fixed.shape[1] != 1 or min(fixed.shape[2:]) < MIN_SIDE:
             raise ValueError(
@@ -333,6 +336,7 @@ class AtSettings(nn.Module):
         self.model, self.passes, self.average, self.names = model, passes, average, names
 
     def forward(self, fixed: Tensor, moving: Tensor) -> tuple[Tensor, ...]:
+        """Images (B, 1, H, W) in [0, 1] -> the wanted fields of `Output`."""
         output = self.model(fixed, moving, self.passes, self.average)
         return tuple(getattr(output, name) for name in self.names)
 

@@ -46,15 +46,16 @@ class FlowGuidedFusion(nn.Module):
     Args:
         channels: width of the network at half the resolution; twice that at a quarter, where it takes in its
             surroundings and the maps that say how far the alignment may be trusted.
+        depth: convolutions of a residual block.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, depth: int = 2) -> None:
         super().__init__()
         self.stem = conv(3, channels, kernel=5, stride=2)
         self.down = ConvBlock(channels + 3, 2 * channels, stride=2)
-        self.surroundings = nn.Sequential(*(ResidualBlock(2 * channels) for _ in range(2)))
+        self.surroundings = nn.Sequential(*(ResidualBlock(2 * channels, depth=depth) for _ in range(2)))
         self.lateral = conv(2 * channels, channels, kernel=1)
-        self.block = ResidualBlock(channels)
+        self.block = ResidualBlock(channels, depth=depth)
         self.head = zero_conv(channels, 2 * 4)
 
     def forward(self, fixed: Tensor, aligned: Tensor, reliability: Tensor, gate: Tensor) -> Fusion:

@@ -94,6 +94,17 @@ def test_a_pair_aligned_by_an_estimate_has_the_rest_left():
     assert longest(compose(left.flow, left.inverse_flow)) < 0.3 < longest(left.flow) / 5
 
 
+def test_another_truth_comes_with_what_it_aligns():
+    pair = next(iter(DataLoader(sample(), 2)))
+    flow, inverse = (resize_flow(field, (128, 128)) for field in (0.5 * pair.flow, 0.5 * pair.inverse_flow))
+    other = pair.with_truth(flow, inverse)
+    assert torch.equal(other.moving_aligned, warp(pair.moving, flow)) and torch.equal(other.moving, pair.moving)
+    grid = tuple(pair.flow.shape[2:])
+    assert other.flow.shape == pair.flow.shape and torch.equal(other.flow, resize_flow(flow, grid))
+    assert torch.equal(other.inverse_flow, resize_flow(inverse, grid))
+    assert (other.flow - 0.5 * pair.flow).abs().max() < 0.05 * pair.flow.abs().max()
+
+
 @pytest.mark.parametrize("augment", [False, True])
 def test_shapes_and_ranges(augment):
     pairs = sample(augment=augment)

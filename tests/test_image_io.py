@@ -375,6 +375,9 @@ class TestFolders:
         self.make(tmp_path, d=["mri.png", "ct.png"])
         (pair,) = pair_files(fixed=tmp_path / "d/mri.png", moving=tmp_path / "d/ct.png")
         assert pair == {"name": "mri", "fixed": tmp_path / "d/mri.png", "moving": tmp_path / "d/ct.png"}
+        self.make(tmp_path, e=["ge\u0301.png", "ct.png"])
+        (pair,) = pair_files(fixed=tmp_path / "e/ge\u0301.png", moving=tmp_path / "e/ct.png")
+        assert pair["name"] == "g\u00e9"
 
     def test_missing_folder_names_the_role(self, tmp_path):
         with pytest.raises(ImageError, match="none.*moving"):

@@ -15,6 +15,7 @@ from losses.fusion import (
     edge_loss,
     for_modalities,
     fusion_loss,
+    imitation_loss,
     information_loss,
     intensity_error,
     structure_loss,
@@ -460,3 +461,17 @@ def test_gradients_on_constant_images_are_finite(value):
             loss.total.backward()
             assert all(part.isfinite() for part in loss)
             assert fused.grad.isfinite().all() and fused_true.grad.isfinite().all()
+
+
+def test_imitation_by_hand():
+    taught = torch.full((1, 1, 20, 30), 0.4)
+    ramp = 0.01 * torch.arange(30.0).expand(1, 1, 20, 30)
+    lighter, steeper = taught + 0.1, taught + ramp
+    for ours, true, grey, slope in ((taught, taught, 0, 0), (lighter, taught, 0.09, 0), (taught, lighter, 0.01, 0),
+                                    (steeper, taught, 0.9 * 0.145, 0.9 * 0.005)):  # fmt: skip
+        loss = imitation_loss(ours, true, taught, taught)
+        assert loss.intensity.item() == pytest.approx(grey, abs=1e-6)
+        # Half of a slope at the two borders, where the outermost pixels are repeated.
+        assert loss.gradient.item() == pytest.approx(slope * 29 / 30, abs=1e-6)
+        assert loss.total.item() == pytest.approx(40 * loss.intensity.item() + 160 * loss.gradient.item(), rel=1e-5)
+        assert loss.tone == loss.consistency == loss.visibility == 0

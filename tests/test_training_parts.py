@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import math
 import re
 import shutil
@@ -36,6 +37,7 @@ from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_
 from utils.files import FileError
 from utils.filters import halved
 from utils.image_io import write_image
+from utils.publish import publish
 from utils.run_folder import RunFolder
 from utils.training_state import pack_state, unpack_state
 from utils.warp import resize_flow
@@ -266,14 +268,16 @@ def image_folder(tmp_path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("kind", ["truncated", "wrong size", "no network", "no device", "no pairs"])
+@pytest.mark.parametrize("kind", ["truncated", "wrong size", "no network", "no teacher", "no device", "no pairs"])
 def test_a_start_that_fails_says_why_at_once_and_leaves_no_folder(
     image_folder, tmp_path, monkeypatch, capsys, kind
 ):
     # The only validation pair: without the check a run would come to it after its first epochs.
     path = image_folder / "CT-MRI/CT/CT3001.png"
-    options = {"no network": ["--init", "nowhere"], "no pairs": ["--overfit", "5"]}.get(kind, [])
+    options = {"no network": ["--init", "nowhere"], "no teacher": ["--teacher", "nowhere"],
+               "no pairs": ["--overfit", "5"]}.get(kind, [])  # fmt: skip
     words = {"truncated": f"{path}: expected a complete image", "no network": "nowhere: expected a checkpoint",
+             "no teacher": "nowhere: expected a checkpoint",
              "wrong size": f"{path}: expected the size of", "no device": "device: expected one that is here",
              "no pairs": "expected 5 pairs to overfit, found 4"}[kind]  # fmt: skip
     if kind == "truncated":
@@ -386,6 +390,35 @@ def test_what_is_asked_of_the_fusion_hangs_on_the_modality(sample_pair):
     step = steps.FusionStep(EDARFusion("tiny"), consistency=True)
     pairs = [sample_pair._replace(modality=torch.tensor([kind])) for kind in range(3)]
     assert len({step(pair, nullcontext()).total.item() for pair in pairs}) == 3
+
+
+def test_what_a_teacher_finds_takes_the_place_of_the_truth(sample_pair):
+    model, teacher = EDARFusion("tiny"), EDARFusion("fast")
+    found = teacher.register_averaged(sample_pair.fixed, sample_pair.moving)
+    flows = found.flow.detach(), found.inverse_flow
+    expected = steps.RegistrationStep(model)(sample_pair.with_truth(*flows), nullcontext()).total
+    step = steps.RegistrationStep(model, teacher)
+    elsewhere = sample_pair._replace(flow=sample_pair.flow + 1, inverse_flow=sample_pair.inverse_flow - 1)
+    for pair in (sample_pair, elsewhere):
+        loss = step(pair, nullcontext()).total
+        assert torch.equal(loss, expected)
+    loss.backward()
+    assert all(weight.grad is None for weight in teacher.parameters())
+    assert {id(weight) for weight in step.parameters()} <= {id(weight) for weight in model.parameters()}
+
+
+def test_a_fusion_has_nothing_to_learn_from_itself_and_from_others_what_they_fuse(sample_pair):
+    model, teacher = EDARFusion("tiny"), EDARFusion("tiny")
+    torch.nn.init.constant_(teacher.fusion.head.bias, 0.3)
+    assert steps.FusionStep(model, True, model)(sample_pair, nullcontext()).total == 0
+    step = steps.FusionStep(model, True, teacher)
+    loss = step(sample_pair, nullcontext())
+    loss.total.backward()
+    assert loss.intensity > 0.01 and loss.tone == 0 < loss.gradient
+    assert all(weight.grad is None for weight in teacher.parameters())
+    # Both see the alignment of the network that learns.
+    model.fusion.load_state_dict(teacher.fusion.state_dict())
+    assert step(sample_pair, nullcontext()).total == 0
 
 
 # --- runs ---------------------------------------------------------------------------------------------------
@@ -740,6 +773,28 @@ def test_a_run_goes_on_with_the_pairs_that_it_began_with(train_here, validated, 
     # Where they lie needs to be said once.
     script.train(script.parse_arguments(line[:2]), threading.Event())
     assert load_checkpoint(run / "last.safetensors").training["step"] == 3
+
+
+def test_a_run_goes_on_with_the_teacher_that_it_began_with(train_here, validated, tmp_path):
+    validated(*[{"epe": 1.0, "qabf": 0.5}] * 9)
+    first, other = (tmp_path / f"{name}.safetensors" for name in ("first", "other"))
+    for path in (first, other):
+        torch.nn.init.constant_((teacher := EDARFusion("tiny")).fusion.head.bias, 0.3)
+        save_checkpoint(path, teacher, modality="all", training={}, metrics={})
+    taught = ("--teacher", first, "--overfit", "1", "--epochs", "4", "--fusion-share", "0.5", "--val-every", "9")
+    train_here(*taught, "--stop-after", "1")
+    resumed = ["--resume", str(tmp_path / "run")]
+    with pytest.raises(CheckpointError, match=rf"{other.name}: expected the teacher that the run began with"):
+        script.train(script.parse_arguments([*resumed, "--teacher", str(other)]), threading.Event())
+    moved = first.rename(tmp_path / "moved.safetensors")
+    script.train(script.parse_arguments([*resumed, "--teacher", str(moved)]), threading.Event())
+    history = pd.read_csv(tmp_path / "run" / "history.csv")
+    assert history["stage"].unique().tolist() == ["registration", "fusion"]
+    fusion = history[(history["stage"] == "fusion") & history["total"].notna()]
+    assert len(fusion) == 2 and (fusion["intensity"] > 0).all() and (fusion["tone"] == 0).all()
+    publish(tmp_path / "run" / "last.safetensors", tmp_path / "mine.safetensors")
+    published = load_checkpoint(tmp_path / "mine.safetensors").training
+    assert str(tmp_path) not in json.dumps(published) and published["options"]["epochs"] == 4
 
 
 def test_a_resumed_run_breaks_off_at_the_next_epoch_where_that_is_overdue(train_here, validated, tmp_path):

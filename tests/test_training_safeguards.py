@@ -151,10 +151,18 @@ def test_several_processes_agree_as_exactly_as_one_counts(monkeypatch):
     assert distributed.agree(0.7, False, torch.device("cpu"), 2) == (0.7, False)
 
 
+def test_processes_that_torchrun_did_not_start_are_one_line(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(InputError, match="2 processes: expected to be started by torchrun, found: .*MASTER_ADDR"):
+        distributed.join_processes(torch.device("cpu"), 2)
+
+
 @pytest.mark.parametrize(
     ("raised", "status", "told"),
     [(InputError("here: expected this, found that"), 2, "here: expected this, found that"),
-     (KeyboardInterrupt(), 130, "--resume goes on from the last save")],
+     (KeyboardInterrupt(), 130, "--resume goes on from what was saved")],
 )  # fmt: skip
 def test_what_a_user_did_is_one_line_and_what_the_project_did_a_traceback(monkeypatch, capsys, raised, status, told):
     def fail(*_: object) -> None:

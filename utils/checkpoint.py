@@ -125,7 +125,8 @@ def load_checkpoint(
         model.load_state_dict(weights)
     except (TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise CheckpointError.at(path, "weights that fit the model", reason) from error
+        expected = "weights that fit the model (were they made by another version?)"
+        raise CheckpointError.at(path, expected, reason) from error
     model = model.to(device).eval()
     return Checkpoint(model, kind, fields["training"], fields["metrics"], tensors)
 

@@ -28,14 +28,21 @@ def own_device(name: str, world: int) -> torch.device:
 
 
 def join_processes(device: torch.device, world: int) -> None:
-    """Several processes become one group."""
+    """Several processes become one group.
+
+    Raises:
+        InputError: what torchrun tells them is not there.
+    """
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world > 1:
         # Only one process validates; the others wait for it.
         # Windows has no NCCL.
         backend, own = ("nccl", device) if device.type == "cuda" and dist.is_nccl_available() else ("gloo", None)
-        dist.init_process_group(backend, timeout=timedelta(hours=2), device_id=own)
+        try:
+            dist.init_process_group(backend, timeout=timedelta(hours=2), device_id=own)
+        except ValueError as error:
+            raise InputError(f"{world} processes: expected to be started by torchrun, found: {error}") from error
 
 
 def agree(progress: float, stopping: bool, device: torch.device, world: int) -> tuple[float, bool]:

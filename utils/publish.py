@@ -14,7 +14,7 @@ from utils.arguments import OneLineParser, positive, print_anywhere, share
 from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from utils.files import FileError, check_inputs_stay
 
-PATHS = ("root", "csv", "output", "resume", "init")
+PATHS = ("root", "csv", "output", "resume", "init", "teacher")
 """Options of a training run that name places on the machine where it ran."""
 
 

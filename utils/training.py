@@ -48,17 +48,17 @@ def stages(options: argparse.Namespace) -> dict[str, tuple[float, float]]:
 
 
 def begin_stage(
-    stage: str, model: EDARFusion, options: argparse.Namespace
+    stage: str, model: EDARFusion, options: argparse.Namespace, teacher: EDARFusion | None = None
 ) -> tuple[RegistrationStep | FusionStep, torch.optim.Optimizer]:
     """What a stage trains, and its optimizer."""
     for network in model.modules():
         if isinstance(network, UNet):
             network.dropout = options.dropout if stage == "registration" else 0.0
     if stage == "registration":
-        module = RegistrationStep(model)
+        module = RegistrationStep(model, teacher)
         dtype = torch.bfloat16 if options.amp else torch.float32
         return module, Muon(module, options.lr, weight_decay=1e-3, dtype=dtype)
-    module = FusionStep(model, consistency="consistency" not in options.without)
+    module = FusionStep(model, "consistency" not in options.without, teacher)
     # Muon's steps of one length upset the few small kernels of the fusion, whose head corrects grey values directly.
     return module, torch.optim.AdamW(module.parameters(), options.lr, weight_decay=1e-3)
 
@@ -97,6 +97,7 @@ class Training:
     Args:
         options: of the run.
         start: network to start from.
+        teacher: network to learn from instead of the truth, in evaluation mode; None learns from the truth.
         record: what is noted of the run, as checkpoints keep it; goes on being written here.
         train_pairs, val_pairs: to train and to validate on.
         path: the run's folder; None in all processes but the first, which alone validates and writes.
@@ -107,6 +108,7 @@ class Training:
         self,
         options: argparse.Namespace,
         start: EDARFusion,
+        teacher: EDARFusion | None,
         record: dict[str, Any],
         train_pairs: PairDataset,
         val_pairs: PairDataset,
@@ -114,6 +116,7 @@ class Training:
         device: torch.device,
     ) -> None:
         self.options, self.record, self.val_pairs, self.device = options, record, val_pairs, device
+        self.teacher = teacher
         self.rank, self.world = rank(), world()
         self.amp = torch.autocast(device.type, torch.bfloat16) if options.amp else nullcontext()
         # Two copies: one is trained, the other is the running mean of its weights, which is validated and kept.
@@ -164,7 +167,7 @@ class Training:
 
         Raises:
             FileError: what must be saved cannot be.
-            ValueError: a gradient is not finite, or the state is of another model.
+            InputError: a gradient is not finite, or the state is of another model.
         """
         options, record = self.options, self.record
         if stage != record["stage"]:
@@ -172,7 +175,7 @@ class Training:
             self.model.load_state_dict(self.averaged.module.state_dict())
             self.averaged.n_averaged.zero_()
             record |= {"stage": stage, "stage_step": record["step"], "best": None, "sums": {}}
-        self.module, self.optimizer = begin_stage(stage, self.model, options)
+        self.module, self.optimizer = begin_stage(stage, self.model, options, self.teacher)
         if state:
             unpack_state(state, self.model, self.optimizer)
             if self.run_folder and broke_off_validating(record, options.val_every):
@@ -211,7 +214,7 @@ class Training:
         """One step on the next batch with the learning rate `rate`; returns the loss, the mean over all processes.
 
         Raises:
-            ValueError: a gradient is not finite.
+            InputError: a gradient is not finite.
         """
         options, record = self.options, self.record
         for group in self.optimizer.param_groups:
