@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     size = tuple(options.size)
     try:
-        check_inputs_stay([options.checkpoint], [options.output])
+        check_inputs_stay([options.checkpoint], [options.output], "--output FILE")
         checkpoint = load_checkpoint(options.checkpoint)
         settings = checkpoint.inference(options.passes, options.average)
         graph = AtSettings(checkpoint.model, **settings, names=Exported._fields)

@@ -38,8 +38,14 @@ def entries(folder: str | os.PathLike) -> list[Path]:
         raise FileError.at(folder, "a folder that can be read", error.strerror or str(error)) from error
 
 
-def check_inputs_stay(inputs: Iterable[str | os.PathLike], outputs: Iterable[str | os.PathLike]) -> None:
+def check_inputs_stay(
+    inputs: Iterable[str | os.PathLike], outputs: Iterable[str | os.PathLike], option: str = "--output DIR"
+) -> None:
     """Check, before anything is written, that no result would take the place of a file that it is made from.
+
+    Args:
+        inputs, outputs: files that are read, and that are to be written.
+        option: of the command, to choose other outputs by.
 
     Raises:
         FileError: one would, by whatever link or spelling of the path.
@@ -47,7 +53,7 @@ def check_inputs_stay(inputs: Iterable[str | os.PathLike], outputs: Iterable[str
     written = {mark for path in outputs for mark in _marks(path)}
     for path in inputs:
         if not written.isdisjoint(_marks(path)):
-            expected = "an input that no result is written over (choose another output)"
+            expected = f"an input that no result is written over ({option})"
             raise FileError.at(path, expected, "the place of a result")
 
 

@@ -43,7 +43,7 @@ def publish(
         CheckpointError: the source or the one to blend in cannot be used, or they differ in their networks.
         FileError: the target cannot be written, or is one of the two.
     """
-    check_inputs_stay([source, *([blend[0]] if blend else [])], [target])
+    check_inputs_stay([source, *([blend[0]] if blend else [])], [target], "another FILE")
     checkpoint = load_checkpoint(source)
     known = checkpoint.training
     training = {name: known[name] for name in ("step", "seconds", "history") if name in known}
