@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from data.dataset import VAL_SEED, PairDataset, balance
 from data.make_csv import add_group_pattern, find_table, shared_patients
-from data.table import MODALITIES, SPLITS, DataError
+from data.table import MODALITIES, SPLITS, DataError, modality_of
 from models.edarfusion import PRESETS, EDARFusion
 from utils.arguments import OneLineParser, modality_name, natural, positive, positive_float, print_anywhere, share
 from utils.checkpoint import CheckpointError, load_checkpoint
@@ -161,8 +161,8 @@ def load_teacher(
     """The network of --teacher, if there is one, and what tells its file from others."""
     if not options.teacher:
         return None, None
-    kinds = table["modality"].unique()
-    teacher = load_checkpoint(options.teacher, modality=kinds[0] if len(kinds) == 1 else "all", device=device).model
+    modality = modality_of(table["modality"].unique())
+    teacher = load_checkpoint(options.teacher, modality=modality, device=device).model
     with open(options.teacher, "rb") as file:
         return teacher, hashlib.file_digest(file, "sha256").hexdigest()
 

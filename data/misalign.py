@@ -26,7 +26,7 @@ from tqdm import tqdm
 from data.dataset import VAL_SEED, seeded
 from data.deformation import BENCHMARK, DeformationRange, random_flow
 from data.make_csv import add_group_pattern, find_table
-from data.table import FILES, MODALITIES, SPLITS, DataError
+from data.table import FILES, MODALITIES, SPLITS, DataError, with_names
 from utils.apply_flow import apply_flow
 from utils.arguments import OneLineParser, modality_name, natural, print_anywhere, side, split_name
 from utils.files import FileError, check_inputs_stay, write_bytes
@@ -130,7 +130,7 @@ def misalign(
         DataError: a deformation cannot be undone, so that there is no true flow.
         FileError: a file cannot be read or written, sizes differ within a pair, or an image would be written over.
     """
-    named = table if "name" in table else table.assign(name=[Path(path).stem for path in table["fixed"]])
+    named = with_names(table)
     records = named.to_dict("records")
     check_inputs_stay(
         (Path(root, row[role]) for row in records for role in ("fixed", "moving")),

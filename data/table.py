@@ -8,7 +8,7 @@ Capitals make no difference in the names of columns, modalities and splits.
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PureWindowsPath
 
 import pandas as pd
@@ -80,8 +80,7 @@ def read_table(
         table = table[table[column] == wanted]
         if table.empty:
             raise DataError.at(csv, f"rows of {column} {wanted}", f"only {found}")
-    if "name" not in table:
-        table = table.assign(name=[Path(path).stem for path in table["fixed"]])
+    table = with_names(table)
     seen: dict[tuple[str, str], int] = {}
 
     def check(line: int, row: dict[str, str]) -> None:
@@ -92,6 +91,16 @@ def read_table(
             raise DataError.at(csv, expected, f"{row['name']!r} in lines {first} and {line}")
 
     return _usable(csv, table, check, left_out).reset_index(drop=True)
+
+
+def with_names(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with a column name, where it has none that of the stems of its fixed images."""
+    return table if "name" in table else table.assign(name=[Path(path).stem for path in table["fixed"]])
+
+
+def modality_of(kinds: Sequence[str]) -> str | None:
+    """What a checkpoint for pairs of these modalities is to be made for: one modality, or "all"; None for no pairs."""
+    return "all" if len(kinds) > 1 else next(iter(kinds), None)
 
 
 def _usable(

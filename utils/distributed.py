@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from utils.device import choose_device
 from utils.files import InputError
-from utils.processes import local_rank, local_world
+from utils.processes import begin_group, local_rank, local_world
 
 
 def own_device(name: str, world: int) -> torch.device:
@@ -39,10 +39,7 @@ def join_processes(device: torch.device, world: int) -> None:
         # Only one process validates; the others wait for it.
         # Windows has no NCCL.
         backend, own = ("nccl", device) if device.type == "cuda" and dist.is_nccl_available() else ("gloo", None)
-        try:
-            dist.init_process_group(backend, timeout=timedelta(hours=2), device_id=own)
-        except ValueError as error:
-            raise InputError(f"{world} processes: expected to be started by torchrun, found: {error}") from error
+        begin_group(backend, timedelta(hours=2), own)
 
 
 def agree(progress: float, stopping: bool, device: torch.device, world: int) -> tuple[float, bool]:

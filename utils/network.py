@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from data.table import DataError
+from data.table import DataError, modality_of
 from models.edarfusion import Output
 from utils.checkpoint import load_checkpoint
 from utils.device import choose_device
@@ -37,8 +37,7 @@ def load_network(options: argparse.Namespace, kinds: list[str]) -> Network:
     """
     by_openvino = options.engine != "torch"
     device = choose_device("cpu" if by_openvino else options.device, local_rank())
-    kind = "all" if len(kinds) > 1 else next(iter(kinds), None)
-    checkpoint = load_checkpoint(options.checkpoint, modality=kind, device=device)
+    checkpoint = load_checkpoint(options.checkpoint, modality=modality_of(kinds), device=device)
     model = checkpoint.model
     if by_openvino:
         try:

@@ -6,6 +6,12 @@ Nothing here imports torch at once: the processes that score start the faster fo
 import os
 import sys
 from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from utils.files import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 PROGRAM = "EDARFusion_test_val"
 
@@ -41,13 +47,29 @@ def say(what: str) -> None:
         print(f"{PROGRAM}: {what}", file=sys.stderr)
 
 
+def begin_group(backend: str, timeout: timedelta, device: "torch.device | None" = None) -> None:
+    """These several processes become one group.
+
+    Args:
+        backend: gloo, or nccl with the GPU of this process as `device`.
+        timeout: how long they wait for each other at most.
+
+    Raises:
+        InputError: what torchrun tells them is not there.
+    """
+    import torch.distributed as dist
+
+    try:
+        dist.init_process_group(backend, timeout=timeout, device_id=device)
+    except ValueError as error:
+        raise InputError(f"{world()} processes: expected to be started by torchrun, found: {error}") from error
+
+
 def join() -> None:
     """Several processes become one group, and wait until all are here."""
     if world() > 1:
-        import torch.distributed as dist
-
         # They wait for each other after the last pair, however long that takes.
-        dist.init_process_group("gloo", timeout=timedelta(days=7))
+        begin_group("gloo", timedelta(days=7))
     wait_for_others()
 
 

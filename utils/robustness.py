@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data.dataset import VAL_SEED, Pair, PairDataset, add_one_sided, seeded
 from data.make_csv import add_group_pattern, find_table
-from data.table import MODALITIES
+from data.table import MODALITIES, modality_of
 from models.edarfusion import EDARFusion
 from utils.arguments import DEFAULT_CHECKPOINT, OneLineParser, modality_name, print_anywhere
 from utils.checkpoint import load_checkpoint
@@ -122,10 +122,9 @@ def main(arguments: list[str] | None = None) -> int:
         table = find_table(
             options.root, options.modality, csv=options.csv, split="val", group_pattern=options.group_pattern
         )
-        kinds = table["modality"].unique()
-        wanted = kinds[0] if len(kinds) == 1 else "all"
         device = choose_device(options.device)
-        model = load_checkpoint(options.checkpoint, modality=wanted, device=device).model
+        modality = modality_of(table["modality"].unique())
+        model = load_checkpoint(options.checkpoint, modality=modality, device=device).model
         result = robustness(model, PairDataset(table, options.root, seed=VAL_SEED), device)
     except InputError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
