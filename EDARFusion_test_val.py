@@ -28,38 +28,28 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from data.table import FILES, MODALITIES, SPLITS
-from utils.arguments import (
-    DEFAULT_CHECKPOINT,
-    ENGINES,
-    OneLineParser,
-    modality_name,
-    natural,
-    positive,
-    print_anywhere,
-    split_name,
-)
-from utils.cores import available_cores
-from utils.doubt import DOUBTFUL
-from utils.evaluation import Job, evaluate, scoring_pool
+from data.pairs import folder_pairs, read_pair, sample_pairs, table_pairs
+from data.table import FILES, MODALITIES, SPLITS, modality_name, split_name
+from evaluation.metrics.displacement import DOUBTFUL
+from evaluation.report.columns import METRICS
+from inference.checks import check_pairs
+from inference.result_folder import ResultFolder
+from inference.scoring_pool import Job, evaluate, scoring_pool
+from inference.volume_checks import has_volumes, open_volumes
+from inference.volume_pair import VolumePair
+from utils.arguments import DEFAULT_CHECKPOINT, ENGINES, OneLineParser, natural, positive, print_anywhere
 from utils.files import FileError, InputError, check_inputs_stay
-from utils.flow_io import load_flow
-from utils.image_io import read_image
-from utils.interruption import INTERRUPTED, stop_on_signal
-from utils.pair_checks import check_pairs
-from utils.pairs import folder_pairs, read_pair, sample_pairs, table_pairs
-from utils.processes import PROGRAM, join, local_world, part, rank, say, wait_for_others, world
-from utils.report.columns import METRICS
-from utils.results import ResultFolder
-from utils.volume_checks import has_volumes, open_volumes
-from utils.volume_io import check_no_volumes
-from utils.volume_pair import VolumePair
-from utils.wording import counted, listed
+from utils.imaging.flows import load_flow
+from utils.imaging.images import read_image
+from utils.imaging.volumes import check_no_volumes
+from utils.messages import PROGRAM, counted, listed, say
+from utils.processes import available_cores, join, local_world, part, rank, wait_for_others, world
+from utils.signals import INTERRUPTED, stop_on_signal
 
 if TYPE_CHECKING:
-    from utils.inference import PairFuser
-    from utils.mirrored import MirrorCheck
-    from utils.network import Network
+    from inference.mirror_check import MirrorCheck
+    from inference.network import Network
+    from inference.pair_fuser import PairFuser
 
 SUMMARY = ("rmse", "ssim", "ncc", "epe", "disagreement", "qabf", "qvif", "qcv", "folding", "seconds")
 
@@ -227,8 +217,8 @@ def align_and_fuse(
     pairs: list[dict], folder: ResultFolder, fuse: "PairFuser", mirror: "MirrorCheck", stop: threading.Event
 ) -> Iterator[Job]:
     """Jobs of saving and scoring, one for each pair, until `stop` is set; `mirror` looks at some of the pairs."""
-    from utils.inference import endpoint_scores
-    from utils.mirrored import LOOKED_AT
+    from inference.mirror_check import LOOKED_AT
+    from inference.pair_fuser import endpoint_scores
 
     # Neither first nor last: the ends of a volume show little of a head.
     looked_at = set(np.linspace(0, len(pairs) - 1, LOOKED_AT + 2)[1:-1].round())
@@ -288,9 +278,9 @@ def fuse_and_score(
         chosen[modality], unreadable = check_pairs(pairs, modality, options.keep_going)
         left_out = left_out + unreadable
 
-    from utils.inference import PairFuser
-    from utils.mirrored import MirrorCheck
-    from utils.network import load_network
+    from inference.mirror_check import MirrorCheck
+    from inference.network import load_network
+    from inference.pair_fuser import PairFuser
 
     # What the pairs are, whatever was asked for: a table may hold one modality only.
     network = load_network(options, [modality for modality, pairs in chosen.items() if pairs])

@@ -22,18 +22,19 @@ import torch
 import torch.distributed as dist
 
 from data.dataset import VAL_SEED, PairDataset, balance
-from data.make_csv import add_group_pattern, find_table, shared_patients
-from data.table import MODALITIES, SPLITS, DataError, modality_of
+from data.splits import add_group_pattern, find_table, shared_patients
+from data.table import MODALITIES, SPLITS, DataError, modality_name, modality_of
+from models.checkpoint import CheckpointError, load_checkpoint
 from models.edarfusion import PRESETS, EDARFusion
-from utils.arguments import OneLineParser, modality_name, natural, positive, positive_float, print_anywhere, share
-from utils.checkpoint import CheckpointError, load_checkpoint
-from utils.distributed import join_processes, own_device
+from training.distributed import join_processes, own_device
+from training.loop import Training
+from training.run_folder import begin_run, open_run
+from training.stages import STAGES, stages
+from utils.arguments import OneLineParser, natural, positive, positive_float, print_anywhere, share
 from utils.files import InputError, remove_unfinished
-from utils.interruption import INTERRUPTED, stop_on_signal
+from utils.messages import counted
 from utils.processes import rank, world
-from utils.run_folder import begin_run, open_run
-from utils.training import STAGES, Training, stages
-from utils.wording import counted
+from utils.signals import INTERRUPTED, stop_on_signal
 
 PROGRAM = "EDARFusion_train"
 WHERE = {"csv", "device", "workers", "root", "save_minutes", "stop_after", "teacher"}
@@ -48,7 +49,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--modality", type=modality_name, choices=(*MODALITIES, "all"), default="all",
                       help="default: %(default)s")
     data.add_argument("--root", nargs="+", metavar="DIR", help="folders of aligned pairs, or what --csv starts from")
-    data.add_argument("--csv", metavar="FILE", help="table of pairs (python -m data.make_csv)")
+    data.add_argument("--csv", metavar="FILE", help="table of pairs (python -m tools.make_csv)")
     add_group_pattern(data)
     data.add_argument("--overfit", type=positive, metavar="N",
                       help="train and validate on N pairs with fixed deformations")

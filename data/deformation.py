@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from utils.affine import affine_flow
-
-GRID_STRIDE = 4  # the fields are smooth over at least 10 px, so a grid point every 4 px loses nothing
+from utils.geometry.affine import affine_flow
+from utils.imaging.flows import GRID_STRIDE
 
 
 @dataclass(frozen=True)

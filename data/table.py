@@ -232,3 +232,13 @@ def _check_path(csv: str | os.PathLike, line: int, value: str, root: str | os.Pa
         raise DataError.at(csv, f"a path inside the root in line {line}, relative to it (--root DIR)", repr(value))
     if not os.path.isfile(os.path.join(root, value)):
         raise DataError.at(csv, f"a file in line {line}", f"nothing at {os.path.join(root, value)!r}")
+
+
+def modality_name(text: str) -> str:
+    """A modality or all from the command line, capitals make no difference; what is neither stays as it is."""
+    return "all" if text.lower() == "all" else as_choice(text, "modality")
+
+
+def split_name(text: str) -> str:
+    """A split from the command line, likewise."""
+    return as_choice(text, "split")

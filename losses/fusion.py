@@ -11,10 +11,10 @@ from kornia.metrics import ssim
 from torch import Tensor
 
 from data.table import MODALITIES
+from evaluation.metrics.edge_preservation import ORIENTATION, STRENGTH
+from evaluation.metrics.human_vision import BLOCK, contrast_sensitivity
+from evaluation.metrics.visual_information import EYE_NOISE, SCALES
 from utils.filters import sobel
-from utils.metrics.edge_preservation import ORIENTATION, STRENGTH
-from utils.metrics.human_vision import BLOCK, contrast_sensitivity
-from utils.metrics.visual_information import EYE_NOISE, SCALES
 
 TRUE_SHARE = 0.1  # of the loss that is taken under the true alignment, which no user has
 IMITATION = (40.0, 160.0)  # weights of grey values and of their slopes where another network is imitated

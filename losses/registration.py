@@ -9,8 +9,8 @@ from torch import Tensor
 from models.eda_flowreg import CELL, STEP
 from models.edarfusion import Registration
 from utils.filters import halved, sobel
-from utils.foreground import foreground, masked_mean
-from utils.warp import compose, resize_flow, warp
+from utils.geometry.foreground import foreground, masked_mean
+from utils.geometry.warp import compose, resize_flow, warp
 
 BACKGROUND = 0.02  # weight of the flow outside the head, where any smooth continuation will do
 

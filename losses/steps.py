@@ -14,7 +14,7 @@ from data.dataset import Pair
 from losses.fusion import FusionLoss, FusionWeights, for_modalities, fusion_loss, imitation_loss
 from losses.registration import RegistrationLoss, registration_loss
 from models.edarfusion import EDARFusion
-from utils.warp import warp
+from utils.geometry.warp import warp
 
 Autocast = torch.autocast | nullcontext
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.layers import GaussianBlur, UNet, zero_conv
 from utils.filters import resize
-from utils.warp import compose, warp
+from utils.geometry.warp import compose, warp
 
 CELL = 8  # px between places where flow is estimated
 STEP = 4  # px between matching candidates

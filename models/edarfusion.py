@@ -7,18 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.consensus import held_back, mean_spread, spread_of
 from models.eda_flowreg import CELL, EDAFlowReg, FlowStep, Scale
 from models.encoder import Encoders, EntropyAtQuarter
 from models.frg_prereg import FRGPreReg, unit_length
 from models.fusion import FlowGuidedFusion, Fusion
 from models.refinement import Refinement
-from models.shrinkage import held_back, mean_spread, spread_of
-from utils.filters import gradient_magnitude, halved, resize
-from utils.foreground import foreground, masked_means
-from utils.image_io import MIN_SIDE
+from utils.filters import Padder, gradient_magnitude, halved, resize
+from utils.geometry.foreground import foreground, masked_means
+from utils.geometry.warp import compose, invert, resize_flow, warp
+from utils.imaging.images import MIN_SIDE
 from utils.maps import entropy_difference, gate
-from utils.padding import Padder
-from utils.warp import compose, invert, resize_flow, warp
 
 TRAINED_SIDE = 256  # px; heads of that scale are what the registration has learned
 
@@ -124,7 +123,8 @@ class Output(NamedTuple):
         consistency: C in [0, 1], where edges of both images may be joined.
         disagreement: (B,), root mean square in the head of how far the estimates that the flow is the mean of lie from
             it, px at the scale of the training (`TRAINED_SIDE`): the larger, the larger the endpoint error is likely
-            to be. 0 without averaging. Of a registration that began anew (`utils.multistart`) that of its first start.
+            to be. 0 without averaging. Of a registration that began anew (`inference.multistart`) it is that of
+            its first start.
     """
 
     fused: Tensor
@@ -275,7 +275,7 @@ class EDARFusion(nn.Module):
             passes: how often the registration is made, each time on the image aligned so far; of what further passes
                 find, `further_share` counts. 0 takes the images as aligned and only fuses them.
             average: average the estimates of both directions, of the pair and of its mirror image, and hold the global
-                part of the displacement back as far as they disagree (`models.shrinkage`).
+                part of the displacement back as far as they disagree (`models.consensus`).
 
         Raises:
             ValueError: the images are not of one such size, or have more than one channel.

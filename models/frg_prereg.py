@@ -7,11 +7,10 @@ unreliable ones are held back. EDA-FlowReg weighs every matching score with the 
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import ConvBlock, conv
-from utils.filters import box_mean, min_max
+from utils.maps import reliability_prior
 
 FLOOR = 0.02
 
@@ -26,27 +25,6 @@ class PreRegistration(NamedTuple):
 def unit_length(vectors: Tensor, dim: int) -> Tensor:
     """Vectors along `dim` scaled to length 1, or 0 for the zero vector; on a CPU in a tenth of F.normalize's time."""
     return vectors * (vectors.square().sum(dim=dim, keepdim=True) + 1e-12).rsqrt()
-
-
-def reliability_prior(fixed: Tensor, moving: Tensor, moving_edges: Tensor, tau: float = 0.35) -> Tensor:
-    """Reliability before anything is learned: similar features, away from edges that only the moving image has.
-
-    R0 = (cos01(f, m) + exp(-|f - m|_1 / tau)) / 2 and R = 0.15 + 0.85 mean5x5(R0 (1 - edge)^1.5), with `edge` the
-    min-max-scaled Sobel magnitude of the moving image: the skull in CT would speak loudest and say least.
-
-    Args:
-        fixed, moving: (B, C, h, w), features of unit length.
-        moving_edges: (B, 1, H, W), gradient magnitude of the moving image at any resolution.
-        tau: mean absolute feature difference that counts as large.
-
-    Returns:
-        (B, 1, h, w) in [0.15, 1].
-    """
-    cosine = (fixed * moving).sum(dim=1, keepdim=True)
-    distance = (fixed - moving).abs().mean(dim=1, keepdim=True)
-    similar = ((1 + cosine) / 2 + torch.exp(-distance / tau)) / 2
-    edge = F.adaptive_max_pool2d(min_max(moving_edges), fixed.shape[2:])
-    return 0.15 + 0.85 * box_mean(similar * (1 - edge).clamp_min(0) ** 1.5, 5)
 
 
 class FRGPreReg(nn.Module):

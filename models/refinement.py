@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models.eda_flowreg import CELL, STEP, add_increment, soft_gate
 from models.layers import ConvBlock, UNet, side_by_side, zero_conv
 from utils.filters import gradient_magnitude, halved, resize
-from utils.warp import resize_flow, warp
+from utils.geometry.warp import resize_flow, warp
 
 
 class Refinement(nn.Module):

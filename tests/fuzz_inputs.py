@@ -24,7 +24,7 @@ from PIL import Image
 
 from data.table import read_table
 from utils.files import FileError, write_bytes
-from utils.image_io import read_image
+from utils.imaging.images import read_image
 
 TABLE = (
     "fixed,moving,label,modality,group,split\n"

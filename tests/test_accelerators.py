@@ -14,12 +14,12 @@ from EDARFusion_train import parse_arguments
 from losses import steps
 from losses.fusion import FusionWeights
 from losses.registration import RegistrationWeights
+from models.checkpoint import load_checkpoint
 from models.edarfusion import EDARFusion
-from tests.test_dataset import SAMPLE, sample_table
+from tests.data.test_dataset import SAMPLE, sample_table
+from training.stages import STAGES, begin_stage, running_mean
 from utils.arguments import DEFAULT_CHECKPOINT
-from utils.checkpoint import load_checkpoint
 from utils.device import choose_device
-from utils.training import STAGES, begin_stage, running_mean
 
 CPU = torch.device("cpu")
 OPTIONS = parse_arguments(["--root", "nowhere", "--epochs", "1"])

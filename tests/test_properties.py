@@ -14,12 +14,13 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from data.table import DataError, read_table
+from evaluation import metrics
 from tests import fuzz_inputs
-from utils import metrics
-from utils.image_io import ImageError, check_same_size, list_images, pair_files, read_image, write_image
+from utils.filters import Padder
+from utils.geometry.warp import compose, invert, resize_flow, warp
+from utils.imaging.images import ImageError, check_same_size, read_image, write_image
+from utils.imaging.pairing import list_images, pair_files
 from utils.maps import jacobian_determinant
-from utils.padding import Padder
-from utils.warp import compose, invert, resize_flow, warp
 
 settings.register_profile(
     "repeatable",

@@ -16,24 +16,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data.pairs import folder_pairs, read_pair, sample_pairs
 from data.table import MODALITIES
-from utils.checkpoint import load_checkpoint
-from utils.doubt import DOUBTFUL
-from utils.evaluation import Job, save_and_score
+from evaluation.metrics import folding_share, rmse
+from evaluation.metrics.displacement import DOUBTFUL
+from inference.pair_fuser import PairFuser, endpoint_scores
+from inference.result_folder import ResultFolder
+from inference.scoring_pool import Job, save_and_score
+from models.checkpoint import load_checkpoint
 from utils.filters import resize
-from utils.flow_io import load_flow
-from utils.image_io import luma, read_image
-from utils.inference import PairFuser, endpoint_scores
-from utils.metrics import folding_share, rmse
-from utils.pairs import folder_pairs, read_pair, sample_pairs
-from utils.results import ResultFolder
-from utils.warp import resize_flow
+from utils.geometry.warp import resize_flow
+from utils.imaging.flows import load_flow
+from utils.imaging.images import luma, read_image
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINTS = sorted((ROOT / "checkpoints").glob("*.safetensors"))
 BENCHMARK = ROOT.parent / "shared" / "data" / "unaligned"
 
-SAMPLE_RESULTS = Path(__file__).with_name("data") / "sample_results.csv"
+SAMPLE_RESULTS = Path(__file__).with_name("golden") / "sample_results.csv"
 METRICS = ("epe", "disagreement", "qabf", "qvif", "qcv")
 """Columns of that table."""
 TOLERANCE = 0.005

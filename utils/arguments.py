@@ -10,14 +10,13 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from data.table import as_choice
-from utils.image_io import MIN_SIDE
+from utils.imaging.images import MIN_SIDE
 
 DEFAULT_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "edarfusion.safetensors"
 """The weights that come with the project."""
 
 SAMPLE_ROOT = Path(__file__).parents[1] / "data" / "sample"
-"""The simulated pairs that come with the project, made by `data.make_sample`."""
+"""The simulated pairs that come with the project, made by `tools.make_sample`."""
 
 ENGINES = ("torch", "openvino", "openvino-bf16")
 """What a network can be computed with; the others than torch need the package openvino."""
@@ -29,16 +28,6 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the message and exit with status 2."""
         self.exit(2, f"{self.prog}: {message}\n")
-
-
-def modality_name(text: str) -> str:
-    """A modality or all from the command line, capitals make no difference; what is neither stays as it is."""
-    return "all" if text.lower() == "all" else as_choice(text, "modality")
-
-
-def split_name(text: str) -> str:
-    """A split from the command line, likewise."""
-    return as_choice(text, "split")
 
 
 def positive(text: str) -> int:

@@ -6,8 +6,8 @@ import shutil
 
 import torch
 
-from utils.cores import available_cores
 from utils.files import InputError
+from utils.processes import available_cores
 
 SHARED_MEMORY = "/dev/shm"
 """Where Linux keeps what processes hand each other."""

@@ -128,3 +128,24 @@ def jacobian_determinant(flow: Tensor) -> Tensor:
     x_x, x_y = torch.gradient(flow[:, 0], dim=(2, 1))
     y_x, y_y = torch.gradient(flow[:, 1], dim=(2, 1))
     return ((1 + x_x) * (1 + y_y) - x_y * y_x).unsqueeze(1)
+
+
+def reliability_prior(fixed: Tensor, moving: Tensor, moving_edges: Tensor, tau: float = 0.35) -> Tensor:
+    """Reliability before anything is learned: similar features, away from edges that only the moving image has.
+
+    R0 = (cos01(f, m) + exp(-|f - m|_1 / tau)) / 2 and R = 0.15 + 0.85 mean5x5(R0 (1 - edge)^1.5), with `edge` the
+    min-max-scaled Sobel magnitude of the moving image: the skull in CT would speak loudest and say least.
+
+    Args:
+        fixed, moving: (B, C, h, w), features of unit length.
+        moving_edges: (B, 1, H, W), gradient magnitude of the moving image at any resolution.
+        tau: mean absolute feature difference that counts as large.
+
+    Returns:
+        (B, 1, h, w) in [0.15, 1].
+    """
+    cosine = (fixed * moving).sum(dim=1, keepdim=True)
+    distance = (fixed - moving).abs().mean(dim=1, keepdim=True)
+    similar = ((1 + cosine) / 2 + torch.exp(-distance / tau)) / 2
+    edge = F.adaptive_max_pool2d(min_max(moving_edges), fixed.shape[2:])
+    return 0.15 + 0.85 * box_mean(similar * (1 - edge).clamp_min(0) ** 1.5, 5)

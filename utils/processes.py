@@ -4,7 +4,6 @@ Nothing here imports torch at once: the processes that score start the faster fo
 """
 
 import os
-import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -12,8 +11,6 @@ from utils.files import InputError
 
 if TYPE_CHECKING:
     import torch
-
-PROGRAM = "EDARFusion_test_val"
 
 
 def rank() -> int:
@@ -39,12 +36,6 @@ def local_world() -> int:
 def part() -> int | None:
     """Number of the part of the results that this process writes; None where it writes all."""
     return rank() if world() > 1 else None
-
-
-def say(what: str) -> None:
-    """What is no error but should be known; once, however many processes there are."""
-    if rank() == 0:
-        print(f"{PROGRAM}: {what}", file=sys.stderr)
 
 
 def begin_group(backend: str, timeout: timedelta, device: "torch.device | None" = None) -> None:
@@ -79,3 +70,19 @@ def wait_for_others() -> None:
         import torch.distributed as dist
 
         dist.barrier()
+
+
+def available_cores() -> int:
+    """Cores that this process may run on, at least 1.
+
+    A container, a batch system or ``taskset`` may leave it fewer than the machine has; where the system does not tell,
+    those of the machine.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def pool_size(wanted: int) -> int:
+    """`wanted` processes, or as many as a pool can have: Windows waits for no more than 61."""
+    return min(wanted, 61) if os.name == "nt" else wanted

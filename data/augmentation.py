@@ -1,0 +1,105 @@
+"""Variety for training pairs: pose, contrast, shading, structures of one image alone, noise."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from data.deformation import DeformationRange, random_field
+from utils.filters import resize
+
+POSE = DeformationRange(amplitude=(0.0, 2.0), sigma=(24.0, 40.0), translation=8.0, rotation=(-10.0, 10.0), scale=0.08)
+"""How the pair as a whole is posed and shaped, both images together."""
+
+POSED = 0.4
+"""Share of the training pairs that are posed and shaped anew; most scans show the head as an atlas does."""
+
+ONE_SIDED = 0.3
+"""Share of the training images, fixed and moving each, with structures that the other one of the pair does not show."""
+
+NOISY = 0.3
+"""Share of the training images, fixed and moving each, with more than faint noise."""
+
+
+def vary_contrast(images: list[Tensor], generator: torch.Generator) -> list[Tensor]:
+    """Give images of one kind one random gamma (0.7 to 1.4) and gain (0.8 to 1.2), and each its own noise.
+
+    Args:
+        images: (B, C, H, W) in [0, 1]; half of the draws add noise with a standard deviation up to 0.02.
+        generator: the only source of randomness.
+
+    Returns:
+        Images of the same shapes in [0, 1].
+    """
+    gamma, gain, noise = torch.rand(3, generator=generator).tolist()
+    varied = [(0.8 + 0.4 * gain) * image ** (2 ** (gamma - 0.5)) for image in images]
+    sigma = 0.02 * max(0.0, 2 * noise - 1)
+    return [(image + sigma * torch.randn(image.shape, generator=generator)).clamp(0, 1) for image in varied]
+
+
+def vary_shading(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Brighten and darken each image smoothly from place to place, as coils and uptake do, in half of the draws.
+
+    Args:
+        images: (1, C, H, W) in [0, 1]; each channel has a field of its own, up to half an octave deep (one sigma).
+        generator: the only source of randomness.
+
+    Returns:
+        (1, C, H, W) in [0, 1].
+    """
+    channels, height, width = images.shape[1:]
+    depth = torch.rand(1, channels, 1, 1, generator=generator).mul(2).sub(1).clamp_min(0) / 2
+    field = random_field(channels, (height // 16, width // 16), width / 128, generator)
+    return (images * 2 ** (depth * resize(field, (height, width)))).clamp(0, 1)
+
+
+def add_one_sided(image: Tensor, generator: torch.Generator) -> Tensor:
+    """Blend one to three soft-edged ellipses into the tissue: what one modality alone shows, or fails to show.
+
+    Args:
+        image: (1, 1, H, W) in [0, 1].
+        generator: the only source of randomness; it gives semi-axes of 4 to 28 px of 256, a grey value anywhere in the
+            range, so bright lesions as well as blank places, and an opacity above one half.
+
+    Returns:
+        (1, 1, H, W) in [0, 1].
+    """
+    height, width = image.shape[2:]
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    tissue = (image[0, 0] > 0.05).nonzero()
+    places = tissue if len(tissue) else torch.stack((y, x), dim=-1).flatten(0, 1)
+    for _ in range(int(torch.randint(1, 4, (), generator=generator))):
+        top, left = places[torch.randint(len(places), (), generator=generator)]
+        a, b, softness, turn, grey, opacity = torch.rand(6, generator=generator)
+        axes = (4 + 24 * torch.stack((a, b)) ** 2) * width / 256
+        cosine, sine = (math.pi * turn).cos(), (math.pi * turn).sin()
+        across = ((x - left) * cosine + (y - top) * sine) / axes[0]
+        along = ((y - top) * cosine - (x - left) * sine) / axes[1]
+        inside = torch.sigmoid((1 - (across**2 + along**2).sqrt()) * axes.min() / (0.5 + 2 * softness))
+        image = image + (1 + opacity) / 2 * inside * (grey - image)
+    return image
+
+
+def add_noise(image: Tensor, generator: torch.Generator) -> Tensor:
+    """Gaussian noise with a standard deviation up to 0.12, in grains of 1, 2 or 4 px.
+
+    Args:
+        image: (1, 1, H, W) in [0, 1].
+        generator: the only source of randomness.
+
+    Returns:
+        (1, 1, H, W) in [0, 1].
+    """
+    grain = 2 ** int(torch.randint(3, (), generator=generator))
+    sigma = 0.12 * torch.rand((), generator=generator) ** 2
+    size = image.shape[2:]
+    noise = torch.randn(1, 1, *(-(-side // grain) for side in size), generator=generator)
+    return (image + sigma * resize(noise, size)).clamp(0, 1)
+
+
+def sometimes(
+    change: Callable[[Tensor, torch.Generator], Tensor], share: float, image: Tensor, generator: torch.Generator
+) -> Tensor:
+    """The image changed in that share of the draws, else as it is."""
+    return change(image, generator) if torch.rand((), generator=generator) < share else image

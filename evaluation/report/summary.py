@@ -1,0 +1,62 @@
+"""The figures that a reader looks for first: of all pairs, and above the images of each."""
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from evaluation.metrics.displacement import DOUBTFUL
+from evaluation.report.columns import BEFORE, METRICS, before_and_after, improved, written
+
+_CARD_METRICS = ("epe", "rmse", "ssim", "ncc", "disagreement", "qabf", "qvif", "qcv", "seconds")
+
+
+def tiles_of(rows: pd.DataFrame, columns: Sequence[str]) -> list[dict]:
+    """The few figures a reader looks for first."""
+    tiles = []
+    for key in ("epe", "rmse", "ssim", "ncc"):
+        if key not in columns or key + BEFORE not in columns:
+            continue
+        metric, paired = METRICS[key], before_and_after(rows, key)
+        if paired.empty:
+            continue
+        good = int(improved(paired, metric.better).sum())
+        tiles.append(
+            {
+                "metric": metric,
+                "before": written(paired["before"].mean(), metric.digits),
+                "value": written(paired["after"].mean(), metric.digits),
+                "detail": f"{good} of {len(paired)} pairs better than before",
+            }
+        )
+    for key in ("disagreement", "qabf", "qvif", "folding", "seconds"):
+        if key not in columns:
+            continue
+        metric, values = METRICS[key], rows[key].dropna()
+        detail = f"{written(values.min(), metric.digits)} to {written(values.max(), metric.digits)}"
+        if key == "disagreement":
+            doubtful = int((values > DOUBTFUL).sum())
+            detail = f"{doubtful} of {len(values)} pairs above {DOUBTFUL:g}{': look closely' if doubtful else ''}"
+        tiles.append(
+            {"metric": metric, "before": "", "value": written(values.mean(), metric.digits), "detail": detail}
+        )
+    return tiles
+
+
+def facts_of(row: pd.Series, columns: Sequence[str]) -> list[dict]:
+    """The figures that stand above the images of one pair."""
+    facts = []
+    for key in _CARD_METRICS:
+        if key not in columns or pd.isna(row[key]):
+            continue
+        metric, value = METRICS[key], float(row[key])
+        fact = {"metric": metric, "before": "", "value": written(value, metric.digits), "verdict": ""}
+        before = row.get(key + BEFORE, math.nan)
+        if pd.notna(before):
+            fact["before"] = written(float(before), metric.digits)
+            gain = (value - float(before)) * metric.better
+            fact["verdict"] = "better" if gain > 0 else "worse" if gain < 0 else ""
+        elif key == "disagreement" and value > DOUBTFUL:
+            fact["verdict"] = "doubtful"
+        facts.append(fact)
+    return facts

@@ -1,0 +1,58 @@
+"""The network that the test command is asked to use."""
+
+import argparse
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from data.table import DataError, modality_of
+from models.checkpoint import load_checkpoint
+from models.edarfusion import Output
+from utils.device import choose_device
+from utils.messages import say
+from utils.processes import local_rank
+
+
+class Network(NamedTuple):
+    """The network as the options want it.
+
+    Attributes:
+        model: of torch, or of OpenVINO in its place.
+        device: where it is.
+        settings: how `inference.pair_fuser.PairFuser` is to use it.
+        trained_for: modality of the checkpoint, or all.
+    """
+
+    model: Callable[..., Output]
+    device: torch.device
+    settings: dict[str, int | bool]
+    trained_for: str
+
+
+def load_network(options: argparse.Namespace, kinds: list[str]) -> Network:
+    """Load the checkpoint for pairs of these modalities.
+
+    Raises:
+        InputError: the device or the engine is not there, or the checkpoint cannot be used for these pairs.
+    """
+    by_openvino = options.engine != "torch"
+    device = choose_device("cpu" if by_openvino else options.device, local_rank())
+    checkpoint = load_checkpoint(options.checkpoint, modality=modality_of(kinds), device=device)
+    model = checkpoint.model
+    if by_openvino:
+        try:
+            from inference.openvino_model import OpenVINOModel
+
+            model = OpenVINOModel(model, options.engine)
+        except ImportError as error:
+            raise DataError(f"--engine {options.engine}: expected the package openvino, found none") from error
+        except ValueError as error:
+            raise DataError(f"--engine: {error}") from error
+    # Asked of the weights, which begin at zero: the record does not say what a run took over from --init.
+    if not checkpoint.model.fusion.head.weight.any():
+        say(f"{options.checkpoint}: expected a trained fusion, found an untrained one (stage registration only, or a "
+            "run broken off before its fusion): the fused images show hardly more than the brighter of both")
+    settings = checkpoint.inference(options.passes, options.average)
+    settings["multistart"] = settings["average"] and options.multistart
+    return Network(model, device, settings, checkpoint.modality)

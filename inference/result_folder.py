@@ -1,0 +1,340 @@
+"""The results of one modality on disk: where each file lies, the table of metrics, what is finished, the report."""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from data.pairs import read_pair
+from data.table import FILES
+from evaluation.figures import MAPS, figure_pair, figure_strip, save_figure, save_map
+from evaluation.report.page import write_report
+from evaluation.report.pictures import PairImages
+from evaluation.scoring import with_mean
+from utils.files import FileError, remove, remove_unfinished, write_bytes
+from utils.imaging.flows import save_flow
+from utils.imaging.images import read_image, write_image
+from utils.messages import counted
+
+FUSION_METRICS = ("qabf", "qcv", "qvif", "qs", "qssim", "qcb", "qy", "mi", "en", "sd", "sf", "ag")
+REGISTRATION_METRICS = ("rmse", "ssim", "ncc", "rmse_before", "ssim_before", "ncc_before")
+COLUMNS = ("name", "seconds", *FUSION_METRICS, "reference", *REGISTRATION_METRICS, "folding")
+"""Columns of metrics.csv."""
+DIGITS = "%.10g"  # of numbers in metrics.csv
+FURTHER_COLUMNS = ("disagreement", "epe", "epe_before")
+"""Columns of tables that have something to say there: how far averaged estimates disagree, px of heads in 256 px; where
+true flows are known, endpoint error of the flow and of zero flow, px."""
+
+
+class FusedPair(NamedTuple):
+    """What the network makes of one pair.
+
+    Attributes:
+        fused, aligned: (H, W), or (H, W, 3) in colour; float32 in [0, 1].
+        flow: float32 (2, H, W), px; aligned(p) = moving(p + flow(p)), channel 0 is x.
+        maps: (H, W) arrays by their name in `evaluation.figures.MAPS`.
+        seconds: time to align and fuse, without reading and writing.
+        disagreement: of the averaged estimates, as in `models.edarfusion.Output`; None for a single one.
+    """
+
+    fused: np.ndarray
+    aligned: np.ndarray
+    flow: np.ndarray
+    maps: dict[str, np.ndarray]
+    seconds: float
+    disagreement: float | None = None
+
+
+class ResultFolder:
+    """The folder OUTPUT/MODALITY.
+
+    Args:
+        path: the folder.
+        modality: what the pairs in it are.
+        settings: what the results depend on beside the pairs, as JSON: the checkpoint and how it is used.
+        flow, maps, figures: what is saved beside the fused and aligned images.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        modality: str,
+        settings: Mapping | None = None,
+        *,
+        flow: bool = False,
+        maps: bool = False,
+        figures: bool = False,
+    ) -> None:
+        self.path, self.modality, self.settings = Path(path), modality, settings or {}
+        self.table_path, self.report_path = self.path / "metrics.csv", self.path / "report.html"
+        self.settings_path, self.inputs_path = self.path / "settings.json", self.path / "inputs.json"
+        self.volume_paths = [self.path / f"{kind}.nii.gz" for kind in ("aligned", "fused")]
+        self.outdated: list[Path] = []
+        """Of an earlier run, maybe of other pairs; removed before the first new row is written."""
+        self._settings_written = False
+        self.flow, self.maps, self.figures = flow, maps, figures
+
+    def files(self, name: str, *, all_kinds: bool = False) -> dict[str, Path]:
+        """The files of a pair: fused, aligned and, if wanted, flow, maps/MAP, maps/values, figures, figures/strips.
+
+        Args:
+            all_kinds: also those that are not wanted.
+        """
+        flow, maps, figures = (wanted or all_kinds for wanted in (self.flow, self.maps, self.figures))
+        kinds = ["fused", "aligned", *(f"maps/{kind}" for kind in MAPS if maps)]
+        kinds += ["figures", "figures/strips"] * figures
+        files = {kind: self.path / kind / f"{name}.png" for kind in kinds}
+        files |= {"maps/values": self.path / "maps" / "values" / f"{name}.npz"} if maps else {}
+        return files | ({"flow": self.path / "flow" / f"{name}.npy"} if flow else {})
+
+    def all_files(self, pairs: Iterable[Mapping]) -> Iterator[Path]:
+        """Every file that the results of these pairs, or of the volumes whose slices they are, are written to."""
+        yield from (self.table_path, self.report_path, self.settings_path, self.inputs_path)
+        yield from self.volume_paths
+        for pair in pairs:
+            yield from self.files(pair["name"]).values()
+
+    def prepare(self) -> None:
+        """Make the folder.
+
+        Raises:
+            FileError: it cannot be made or nothing can be written in it.
+        """
+        probe = self.path / ".probe"
+        try:
+            write_bytes(probe, b"")
+        except FileError as error:
+            cause = error.__cause__
+            raise FileError.at(self.path, "a folder to write to", cause.strerror or str(cause)) from error
+        remove(probe)
+
+    def strangers(self, pairs: Iterable[Mapping], *, volumes: bool = False) -> list[str]:
+        """What an earlier run left in the folder: names of fused images that are none of these pairs', and files of
+        these pairs, of kinds that were not asked for now, that are older than the images beside them.
+
+        Args:
+            volumes: whether volumes were written beside the images; else those that are there are named as well.
+        """
+        pairs = list(pairs)
+        names = {path.stem for path in self.path.glob("fused/*.png")} - {pair["name"] for pair in pairs}
+        older = [] if volumes else [path for path in self.volume_paths if path.exists()]
+        for pair in pairs:
+            wanted, known = (self.files(pair["name"], all_kinds=kinds) for kinds in (False, True))
+            unasked = [path for kind, path in known.items() if kind not in wanted and path.exists()]
+            made = wanted["fused"].stat().st_mtime_ns if unasked else 0
+            older += [path for path in unasked if path.stat().st_mtime_ns < made]
+        return [*sorted(names), *(path.relative_to(self.path).as_posix() for path in older)]
+
+    def save(self, pair: Mapping, result: FusedPair) -> dict[str, Path]:
+        """Write the files of a pair and return them.
+
+        Raises:
+            FileError: a file cannot be written.
+        """
+        name, files = pair["name"], self.files(pair["name"])
+        write_image(files["fused"], result.fused)
+        write_image(files["aligned"], result.aligned)
+        if self.flow:
+            save_flow(files["flow"], result.flow)
+        if self.maps:
+            for kind in MAPS:
+                save_map(files[f"maps/{kind}"], result.maps[kind], kind)
+            values = io.BytesIO()
+            np.savez_compressed(values, **{kind: result.maps[kind] for kind in MAPS})
+            write_bytes(files["maps/values"], values.getvalue())
+        if self.figures:
+            images = read_pair(pair, self.modality)
+            figure = figure_pair(
+                images.fixed, images.moving, result.aligned, result.fused,
+                label=images.label, flow=result.flow, maps=result.maps, title=f"{self.modality} {name}",
+            )  # fmt: skip
+            save_figure(files["figures"], figure)
+            strip = figure_strip(images.fixed, images.moving, result.aligned, result.fused)
+            save_figure(files["figures/strips"], strip)
+        return files
+
+    def read_rows(self) -> dict[str, dict]:
+        """The rows of metrics.csv by name of the pair, without the mean; none where there is no table.
+
+        Each has what `write_rows` takes, `inputs` as well if that is known. Parts that several processes left when they
+        broke off are newer than metrics.csv and stand in its place.
+
+        Raises:
+            FileError: a table that is not one of ours, or was made with other settings.
+        """
+        rows = {}
+        for path in sorted(self.path.glob(".metrics-*.csv")) or [self.table_path]:
+            rows |= _read_rows(path) if path.exists() else {}
+        for path in sorted(self.path.glob(".inputs-*.json")) or [self.inputs_path]:
+            inputs = _read_inputs(path)
+            for name in rows.keys() & inputs.keys():
+                rows[name]["inputs"] = inputs[name]
+        if rows:
+            self._check_settings()
+        return rows
+
+    def _check_settings(self) -> None:
+        """One table must not mix the results of two checkpoints."""
+        try:
+            earlier = dict(json.loads(self.settings_path.read_text()))
+        except FileNotFoundError:
+            return  # of a version that did not write them
+        except (OSError, ValueError, TypeError) as error:
+            raise FileError.at(self.settings_path, "the settings of an earlier run", str(error)) from error
+        other = [name for name in self.settings if earlier.get(name) != self.settings[name]]
+        if other:
+            expected, found = (", ".join(f"{n} {x.get(n)}" for n in other) for x in (self.settings, earlier))
+            raise FileError.at(self.settings_path, f"results with {expected} to resume", f"some with {found}")
+
+    def has_files(self, name: str) -> bool:
+        """Whether all files wanted of a pair are there."""
+        return all(path.is_file() for path in self.files(name).values())
+
+    def rows_to_keep(self, pairs: Iterable[Mapping], resume: bool, volumes: bool) -> dict[str, dict]:
+        """Rows that an earlier run made of these pairs as they are now, by name.
+
+        Unless these are all that it made, its report and volumes become `outdated`.
+
+        Args:
+            resume: without it there are none.
+            volumes: whether the pairs are slices of volumes.
+
+        Raises:
+            FileError: the earlier table cannot be read, or was made with other settings.
+        """
+        earlier = self.read_rows() if resume else {}
+        with_row = [pair for pair in pairs if pair["name"] in earlier]
+        # Those made of the same images, label and true flow.
+        same = [pair["name"] for pair in with_row if earlier[pair["name"]].get("inputs") == fingerprint(pair)]
+        if not earlier or len(same) < len(earlier):
+            # What may be of other pairs would lie beside the new rows if the run were interrupted.
+            self.outdated = [self.report_path, *(self.volume_paths if volumes else ())]
+        return {name: earlier[name] for name in same if self.has_files(name)}
+
+    def write_rows(self, rows: Iterable[Mapping], part: int | None = None) -> None:
+        """Write metrics.csv with a final row `mean`, whole or not at all, and inputs.json.
+
+        Args:
+            rows: a mapping a pair, keys among `COLUMNS` and `FURTHER_COLUMNS`, what is missing stays empty; and
+                `inputs`, the `inference.result_folder.fingerprint` of its files.
+            part: number of the process, where several share the pairs: each writes files of its own, hidden ones that
+                `read_rows` finds, until one of them writes the whole and removes the parts.
+
+        Raises:
+            FileError: the file cannot be written, or what is outdated not be removed.
+        """
+        # As the table will show them, so that the mean is the same where some of them were read from it.
+        rows = [{key: float(DIGITS % x) if isinstance(x, float) else x for key, x in row.items()} for row in rows]
+        further = (column for column in FURTHER_COLUMNS if any(column in row for row in rows))
+        table = with_mean(pd.DataFrame(rows, columns=[*COLUMNS, *further]))
+        path = self.table_path if part is None else self.path / f".metrics-{part}.csv"
+        inputs_path = self.inputs_path if part is None else self.path / f".inputs-{part}.json"
+        if not self._settings_written:
+            for old in self.outdated:
+                remove(old)
+            write_bytes(self.settings_path, json.dumps(self.settings, indent=2).encode())
+            self._settings_written = True
+        write_bytes(path, table.to_csv(index=False, lineterminator="\n", float_format=DIGITS).encode())
+        # Last: a row whose inputs are not known yet is made again, one that is older than they are would be kept.
+        inputs = {row["name"]: row["inputs"] for row in rows if "inputs" in row}
+        write_bytes(inputs_path, json.dumps(inputs, indent=2).encode())
+
+    def remove_parts(self) -> None:
+        """Remove what processes wrote for themselves, and what they were killed in writing."""
+        remove_unfinished(self.path)
+        for path in (*self.path.glob(".metrics-*.csv"), *self.path.glob(".inputs-*.json")):
+            remove(path)
+
+    def write_report(self, pairs: Sequence[Mapping], notes: Mapping[str, object]) -> None:
+        """Write report.html from metrics.csv and the pictures of the pairs.
+
+        Raises:
+            FileError: a picture cannot be read, or the report not be written.
+        """
+        table = pd.read_csv(self.table_path, dtype=_TEXTS, keep_default_na=False, na_values=_NUMBERS)
+        title = f"EDARFusion: {self.modality} and MRI, {counted(len(pairs), 'pair')}"
+        write_report(self.report_path, table, _Pictures(self, pairs), title, notes)
+
+
+class _Pictures(Sequence):
+    """The pictures of the report, each read when it is looked at: hundreds of pairs need not fit into memory."""
+
+    def __init__(self, folder: ResultFolder, pairs: Sequence[Mapping]) -> None:
+        self.folder, self.pairs = folder, pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> PairImages:
+        pair, folder = self.pairs[index], self.folder
+        images, files = read_pair(pair, folder.modality), folder.files(pair["name"])
+        color = images.moving.ndim == 3
+        results = {kind: read_image(files[kind], color=color) for kind in ("aligned", "fused")}
+        extra = {MAPS[kind].title: read_image(files[f"maps/{kind}"], color=True) for kind in MAPS if folder.maps}
+        return PairImages(pair["name"], **images._asdict(), **results, extra=extra)
+
+    def __iter__(self) -> Iterator[PairImages]:
+        return (self[index] for index in range(len(self)))
+
+
+_TEXTS = {"name": str, "reference": str}
+_NUMBERS = {column: [""] for column in (*COLUMNS, *FURTHER_COLUMNS) if column not in _TEXTS}
+"""Only an empty cell of these is no number: a pair may well be called NA."""
+
+
+def reference_of(pair: Mapping) -> str:
+    """What the fused image of a pair is scored against, beside the fixed image: its label, or the aligned image."""
+    return "aligned" if pair["label"] is None else "label"
+
+
+def _read_rows(path: Path) -> dict[str, dict]:
+    try:
+        table = pd.read_csv(path, dtype=_TEXTS, keep_default_na=False, na_values=_NUMBERS)
+    except (OSError, ValueError) as error:
+        # pandas' own errors are ValueErrors.
+        raise FileError.at(path, "a table of metrics to resume from", str(error)) from error
+    missing = [column for column in COLUMNS if column not in table]
+    if missing:
+        raise FileError.at(path, f"the columns {', '.join(COLUMNS)}", f"no {', '.join(missing)}")
+    rows = table.to_dict("records")
+    if rows and rows[-1]["name"] == "mean":
+        rows.pop()
+    return {row["name"]: row for row in rows}
+
+
+def _read_inputs(path: Path) -> dict[str, str]:
+    """Name of the pair -> fingerprint; nothing where there is no file, or none that can be read."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def fingerprint(pair: Mapping) -> str:
+    """What tells a pair from others that have the same names: what is in its files, and at which scale it is shown.
+
+    Args:
+        pair: paths as fixed, moving, label and flow; `aspect` and `longest`, of `inference.view.choose_view`, if known.
+
+    Returns:
+        The first 16 hexadecimal digits of a SHA-256.
+
+    Raises:
+        FileError: a file cannot be read.
+    """
+    digest = hashlib.sha256(str([pair.get(name) for name in ("aspect", "longest")]).encode())
+    for role in FILES:
+        if pair[role] is None:
+            continue
+        try:
+            with open(pair[role], "rb") as file:
+                digest.update(role.encode() + hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise FileError.at(pair[role], "a file that can be read", error.strerror or str(error)) from error
+    return digest.hexdigest()[:16]

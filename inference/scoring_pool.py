@@ -1,0 +1,127 @@
+"""Saving and scoring of pairs in processes of their own, while the next pairs are aligned.
+
+Nothing here imports torch: the processes start the faster for it.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from multiprocessing import get_context, parent_process
+from typing import NamedTuple
+
+from evaluation.metrics import folding_share
+from evaluation.scoring import score_pair
+from inference.result_folder import (
+    FUSION_METRICS,
+    REGISTRATION_METRICS,
+    FusedPair,
+    ResultFolder,
+    fingerprint,
+    reference_of,
+)
+from utils.processes import pool_size
+
+
+class Job(NamedTuple):
+    """A pair to save and score.
+
+    Attributes:
+        folder: where to.
+        pair: name, fixed, moving, label as of `utils.imaging.pairing.pair_files`.
+        result: what the network made of it.
+        scores: columns of the table that are known already.
+    """
+
+    folder: ResultFolder
+    pair: Mapping
+    result: FusedPair
+    scores: Mapping[str, float]
+
+
+def save_and_score(job: Job) -> dict[str, float | str]:
+    """Write the files of a pair, then score the images as they were saved, with their 8 bits.
+
+    Returns:
+        The pair's row of metrics.csv; without a label the columns that need the truth are missing.
+
+    Raises:
+        FileError: a file cannot be read or written.
+    """
+    pair, files = job.pair, job.folder.save(job.pair, job.result)
+    reference = reference_of(pair)
+    images = {"fixed": pair["fixed"], "fused": files["fused"], "reference": files["aligned"]}
+    if reference == "label":
+        images |= {"reference": pair["label"], "label": pair["label"]}
+        images |= {"aligned": files["aligned"], "moving": pair["moving"]}
+    scores = score_pair({"name": pair["name"], **images})
+    row = {"name": pair["name"], "seconds": job.result.seconds, "reference": reference}
+    row |= {column: scores[column] for column in (*FUSION_METRICS, *REGISTRATION_METRICS) if column in scores}
+    row |= {"folding": folding_share(job.result.flow), "inputs": fingerprint(pair)} | dict(job.scores)
+    return row if job.result.disagreement is None else row | {"disagreement": job.result.disagreement}
+
+
+def scoring_pool(workers: int) -> AbstractContextManager[ProcessPoolExecutor | None]:
+    """Processes for `evaluate`; for one worker None, which leaves all to this process."""
+    if workers == 1:
+        return nullcontext()
+    # Not forked: torch has threads running.
+    return ProcessPoolExecutor(pool_size(workers), get_context("spawn"), initializer=_begin)
+
+
+def evaluate(
+    jobs: Iterable[Job], pool: ProcessPoolExecutor | None, most_waiting: int
+) -> Iterator[dict[str, float | str]]:
+    """Save and score pairs while `jobs` goes on making them.
+
+    Args:
+        jobs: taken only as fast as they are dealt with, so that few images wait in memory.
+        pool: of `scoring_pool`.
+        most_waiting: pairs that are being saved and scored, or wait for it, at one time.
+
+    Yields:
+        The rows of `save_and_score`, in the order in which they are done.
+
+    Raises:
+        FileError: as `save_and_score`.
+    """
+    if pool is None:
+        yield from map(save_and_score, jobs)
+        return
+    waiting: set[Future] = set()
+    for job in jobs:
+        if len(waiting) >= most_waiting:
+            wait(waiting, return_when=FIRST_COMPLETED)
+        done = {future for future in waiting if future.done()}
+        waiting -= done
+        yield from (future.result() for future in done)
+        with _signals_held():
+            waiting.add(pool.submit(save_and_score, job))
+    yield from (future.result() for future in as_completed(waiting))
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Processes started here never see Ctrl-C or SIGTERM: they are to finish their pair, and the parent ends them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin() -> None:
+    """End this process when the one that started it is gone, however that ended, and not before."""
+    # Where signals cannot be held as above, Ctrl-C reaches all processes of a terminal.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def follow() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

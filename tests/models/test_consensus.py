@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+from models.consensus import AGREEMENT, CAUTION, LARGE, held_back, mean_spread, spread_of
+from tests.tensors import constant_flow
+
+SIZE = (6, 10)
+
+
+def scalar(value: float) -> torch.Tensor:
+    return torch.full((1, 1, 1, 1), float(value))
+
+
+def test_spread_by_hand():
+    shifts = ((3, 0), (-3, 0), (0, 4), (0, -4))
+    estimates = torch.stack([constant_flow(x, y, SIZE) for x, y in shifts])
+    estimates[:, :, :, 0] += 7  # what all have in common
+    assert torch.allclose(spread_of(estimates), torch.full((1, 1, *SIZE), (9 + 9 + 16 + 16) / 4), atol=1e-5)
+
+
+def test_mean_spread_is_that_of_the_head():
+    spread, head = torch.full((2, 1, *SIZE), 7.0), torch.zeros(2, 1, *SIZE)
+    head[..., :5] = 1
+    spread[0, ..., :5], spread[1, ..., :5] = 1, 3
+    found = mean_spread(spread, head)
+    assert found.shape == (2, 1, 1, 1)
+    assert torch.allclose(found.flatten(), torch.tensor([1.0, 3.0]), atol=1e-3)
+    assert torch.allclose(mean_spread(spread, 0 * head).flatten(), torch.tensor([4.0, 5.0]))
+
+
+@pytest.mark.parametrize(("doubt", "share"), [(0, 0), (AGREEMENT, 0), (AGREEMENT + 25 / CAUTION, 0.5)])
+def test_share_that_is_held_back(doubt, share):
+    flow = constant_flow(3, 4, SIZE)  # of a mean square of 25
+    taken = held_back(flow, scalar(doubt), torch.ones(1, 1, *SIZE))
+    assert torch.allclose(taken, share * flow, atol=1e-5)
+
+
+def test_a_large_displacement_is_held_back_less():
+    flow = constant_flow(0, 2 * LARGE**0.5, SIZE)  # of a mean square of 4 LARGE
+    taken = held_back(flow, scalar(AGREEMENT + 4 * LARGE / CAUTION), torch.ones(1, 1, *SIZE))
+    assert torch.allclose(taken, flow / (1 + 4), atol=1e-4)
+
+
+def test_only_the_head_counts():
+    flow, head = constant_flow(3, 4, SIZE), torch.zeros(1, 1, *SIZE)
+    head[..., :5] = 1
+    flow[..., 5:] = 20
+    taken = held_back(flow, scalar(AGREEMENT + 25 / CAUTION), head)
+    assert torch.allclose(taken[..., :5], 0.5 * flow[..., :5], rtol=1e-2)
+
+
+def test_what_is_local_stays():
+    flow = constant_flow(3, 4, SIZE)
+    ripple = torch.tensor([1.0, -1, -1, 1, 0, 0, 1, -1, -1, 1]).expand_as(flow)  # orthogonal to all that is affine
+    taken = held_back(flow + ripple, scalar(5), torch.ones(1, 1, *SIZE))
+    assert torch.allclose(taken, taken.mean(dim=(2, 3), keepdim=True).expand_as(taken), atol=1e-5)
+    assert taken.abs().min() > 1
+
+
+def test_no_flow_and_no_head():
+    nothing = torch.zeros(1, 1, *SIZE)
+    assert held_back(constant_flow(0, 0, SIZE), scalar(5), nothing + 1).abs().max() == 0
+    taken = held_back(constant_flow(3, 4, SIZE), scalar(AGREEMENT + 25 / CAUTION), nothing)
+    assert torch.allclose(taken, constant_flow(1.5, 2, SIZE))
+
+
+def test_a_head_in_a_single_row():
+    head = torch.zeros(1, 1, *SIZE)
+    head[..., 2, :] = 1
+    taken = held_back(constant_flow(3, 4, SIZE), scalar(AGREEMENT + 25 / CAUTION), head)
+    assert torch.allclose(taken, constant_flow(1.5, 2, SIZE), atol=1e-3)

@@ -1,0 +1,84 @@
+"""Carrying images along with saved flows."""
+
+import os
+
+import numpy as np
+import pytest
+
+from tools.apply_flow import main
+from utils.geometry.warp import apply_flow
+from utils.imaging.images import read_image, write_image
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("shape", [(70, 90), (70, 90, 3)])
+def test_a_shift_by_hand(shape):
+    image = RNG.random(shape, dtype=np.float32)
+    flow = np.zeros((2, 70, 90), np.float32)
+    flow[0] = 3
+    warped = apply_flow(image, flow)
+    assert warped.shape == shape
+    np.testing.assert_allclose(warped[:, :-3], image[:, 3:], atol=1e-5)
+
+
+@pytest.fixture
+def image():
+    return RNG.integers(0, 256, (64, 80), dtype=np.uint8).astype(np.float32) / 255
+
+
+@pytest.fixture
+def line(tmp_path, image):
+    """Options for two images, the first of which has a flow."""
+    for name in ("a", "b"):
+        write_image(tmp_path / "images" / f"{name}.png", image)
+    (tmp_path / "flow").mkdir()
+    np.save(tmp_path / "flow" / "a.npy", np.zeros((2, 64, 80), np.float32))
+    return ["--images", f"{tmp_path}/images", "--flow", f"{tmp_path}/flow", "--output", f"{tmp_path}/out"]
+
+
+def test_folder(tmp_path, image, line, capsys):
+    assert main(line) == 0
+    said = capsys.readouterr()
+    assert said.out == f"Wrote 1 image to {tmp_path}/out\n"
+    assert said.err == "python -m tools.apply_flow: left out 1 image without a flow: b\n"
+    np.testing.assert_array_equal(read_image(tmp_path / "out" / "a.png"), image)
+    np.save(tmp_path / "flow" / "b.npy", np.zeros((2, 64, 80), np.float32))
+    assert main(line) == 0
+    assert capsys.readouterr() == (f"Wrote 2 images to {tmp_path}/out\n", "")
+    for flow in (tmp_path / "flow").iterdir():
+        flow.unlink()
+    assert main(line) == 2
+    assert "expected flows named like the images" in capsys.readouterr().err
+
+
+def test_colour_stays_colour_and_grey_grey(tmp_path, image, line):
+    colour = RNG.integers(0, 256, (64, 80, 3), dtype=np.uint8)
+    write_image(tmp_path / "images" / "a.png", colour)
+    np.save(tmp_path / "flow" / "b.npy", np.zeros((2, 64, 80), np.float32))
+    assert main(line) == 0
+    np.testing.assert_array_equal(read_image(tmp_path / "out" / "a.png", color=None), np.float32(colour) / 255)
+    np.testing.assert_array_equal(read_image(tmp_path / "out" / "b.png", color=None), image)
+
+
+@pytest.mark.parametrize("output", [
+    "images", "flow/../images",
+    pytest.param("link", marks=pytest.mark.skipif(os.name == "nt", reason="links need rights there")),
+])  # fmt: skip
+def test_images_are_not_written_over(tmp_path, line, capsys, output):
+    if output == "link":
+        (tmp_path / "link").symlink_to(tmp_path / "images", target_is_directory=True)
+    # Written again they would have the same bytes: the flow is zero.
+    before = {path: path.stat().st_ino for path in (tmp_path / "images").iterdir()}
+    assert main([*line[:-1], f"{tmp_path}/{output}"]) == 2
+    (message,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path}/images/a.png: expected" in message and "found" in message
+    assert before == {path: path.stat().st_ino for path in (tmp_path / "images").iterdir()}
+
+
+def test_names_pair_in_whatever_form_of_unicode(tmp_path, image, line):
+    apart, whole = "Rene\u0301", "Ren\u00e9"
+    write_image(tmp_path / "images" / f"{apart}.png", image)
+    np.save(tmp_path / "flow" / f"{whole}.npy", np.zeros((2, 64, 80), np.float32))
+    assert main(line) == 0
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == {"a", apart}

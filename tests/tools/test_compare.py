@@ -1,0 +1,219 @@
+"""tools/compare.py: statistics of hand-made tables, the report, the command, and the published systems."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from tools import compare
+from utils.imaging.images import write_image
+
+SHARED = Path(__file__).resolve().parents[2] / "../shared"
+
+
+def table(**columns: list[float]) -> pd.DataFrame:
+    names = [f"pair {i}" for i in range(len(next(iter(columns.values()))))]
+    return pd.DataFrame(columns, index=pd.Index(names, name="name"))
+
+
+def row(summary: pd.DataFrame, metric: str, system: str) -> pd.Series:
+    (found,) = summary[(summary["metric"] == metric) & (summary["system"] == system)].to_dict("records")
+    return pd.Series(found)
+
+
+# --- statistics ---------------------------------------------------------------------------------------------
+
+OURS = table(qabf=[0.5, 0.6, 0.7, 0.8, 0.4, 0.9], rmse=[1, 2, 3, 4, 5, 6])
+PEER = table(qabf=[0.4, 0.5, 0.71, 0.6, 0.4, 0.1], rmse=[2, 3.5, 2.9, 7, 9, 11])
+
+
+def test_mean_and_sample_standard_deviation() -> None:
+    found = row(compare.summarise({"ours": OURS, "peer": PEER}, "ours"), "rmse", "ours")
+    assert found["pairs"] == 6
+    assert found["mean"] == pytest.approx(3.5)
+    assert found["std"] == pytest.approx(np.sqrt(3.5))
+    assert np.isnan(found["p"]) and np.isnan(found["ours_better"])
+
+
+def test_share_and_test_against_ours_follow_the_direction_of_the_metric() -> None:
+    summary = compare.summarise({"peer": PEER, "ours": OURS}, "ours")
+    higher, lower = row(summary, "qabf", "peer"), row(summary, "rmse", "peer")
+    assert (higher["better"], lower["better"]) == ("higher", "lower")
+    # Of six pairs one is a tie and one is worse, which is no win either.
+    assert higher["ours_better"] == pytest.approx(4 / 6)
+    assert lower["ours_better"] == pytest.approx(5 / 6)
+    # Signed ranks of the differences 1, 1.5, -0.1, 3, 4, 5: the negative one has rank 1 of 6, and 2 of the
+    # 64 sign patterns sum to 1 or less on one side.
+    assert lower["p"] == pytest.approx(2 * 2 / 64)
+    assert higher["p"] == pytest.approx(stats.wilcoxon(OURS["qabf"], PEER["qabf"]).pvalue)
+
+
+def test_equal_systems_do_not_differ() -> None:
+    found = row(compare.summarise({"ours": OURS, "copy": OURS}, "ours"), "qabf", "copy")
+    assert found["p"] == 1
+    assert found["ours_better"] == 0
+
+
+def test_systems_may_lack_metrics_but_not_pairs() -> None:
+    summary = compare.summarise({"ours": OURS, "fused only": PEER[["qabf"]]}, "ours")
+    assert set(summary.loc[summary["system"] == "fused only", "metric"]) == {"qabf"}
+    with pytest.raises(ValueError, match="short: expected the same pairs as ours"):
+        compare.summarise({"ours": OURS, "short": PEER.iloc[:4]}, "ours")
+    with pytest.raises(ValueError, match="expected one of ours, peer, found mine"):
+        compare.summarise({"ours": OURS, "peer": PEER}, "mine")
+
+
+def test_pairs_are_matched_by_name_not_by_order() -> None:
+    shuffled = compare.summarise({"ours": OURS, "peer": PEER.iloc[::-1]}, "ours")
+    expected = compare.summarise({"ours": OURS, "peer": PEER}, "ours")
+    pd.testing.assert_frame_equal(shuffled, expected)
+
+
+def test_one_pair_has_no_spread() -> None:
+    summary = compare.summarise({"ours": OURS.iloc[:1], "peer": PEER.iloc[:1]}, "ours")
+    assert summary["std"].isna().all()
+    assert "| qabf ↑ | **0.500** | 0.400 |" in compare.to_markdown(summary, "ours", "CT")
+
+
+# --- report -------------------------------------------------------------------------------------------------
+
+
+def test_report_marks_the_best_and_the_direction() -> None:
+    summary = compare.summarise({"ours": OURS, "a|b": PEER[["rmse"]] - 2}, "ours")
+    lines = compare.to_markdown(summary, "ours", "CT: ours, a|b").splitlines()
+    assert lines[0] == "# CT: ours, a|b"
+    assert r"| metric | ours | a\|b |" in lines
+    assert "| qabf ↑ | **0.650 ± 0.187** | – |" in lines
+    assert "| rmse ↓ | **3.500 ± 1.871** | 3.900 ± 3.655 |" in lines
+    test_of_rmse = row(summary, "rmse", "a|b")
+    assert f"| rmse ↓ | p = {test_of_rmse['p']:.3f}, {test_of_rmse['ours_better']:.0%} |" in lines
+
+
+def test_report_of_one_system_has_no_tests() -> None:
+    report = compare.to_markdown(compare.summarise({"ours": OURS}, "ours"), "ours", "CT")
+    assert "Wilcoxon" not in report
+
+
+# --- command ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, Path]:
+    """Four pairs; ``good`` is the label with little noise, ``bad`` with much; grey files are darker."""
+    rng = np.random.default_rng(0)
+    for name in "1234":
+        fixed, label = (np.kron(rng.integers(60, 196, (8, 9)), np.ones((8, 8))) for _ in range(2))
+        images = {"fixed": fixed, "label": label, "grey_label": label / 2, "moving": np.roll(label, 3)}
+        images["grey_moving"] = images["moving"] / 2
+        for system, noise in (("good", 4), ("bad", 40)):
+            images[f"{system}_fused"] = (fixed + label) / 2 + rng.normal(0, noise, label.shape)
+            images[f"{system}_aligned"] = label + rng.normal(0, noise, label.shape)
+        for role, image in images.items():
+            write_image(tmp_path / role / f"{name}.png", image / 255)
+    return {path.name: path for path in tmp_path.iterdir()}
+
+
+def arguments(folders: dict[str, Path], output: Path, *extra: str) -> list[str]:
+    command = ["--modality", "CT", "--ours", "good", "--output", str(output), "--workers", "1"]
+    for role in ("fixed", "label", "moving"):
+        command += [f"--{role}", str(folders[role])]
+    for system in ("bad", "good"):
+        command += ["--system", system, str(folders[f"{system}_fused"]), str(folders[f"{system}_aligned"])]
+    return [*command, *extra]
+
+
+def test_command_writes_report_summary_and_pairs(folders: dict[str, Path], tmp_path: Path) -> None:
+    output = tmp_path / "out" / "comparison"
+    assert compare.main(arguments(folders, output)) == 0
+    assert sorted(path.name for path in output.iterdir()) == ["CT.csv", "CT.md", "CT_pairs.csv"]
+    summary = pd.read_csv(output / "CT.csv")
+    assert row(summary, "qabf", "bad")["ours_better"] == 1
+    assert row(summary, "rmse", "good")["mean"] == pytest.approx(4, abs=0.2)
+    assert row(summary, "rmse", "bad")["mean"] > row(summary, "rmse", "good")["mean"]
+    assert row(summary, "ssim", compare.BEFORE)["ours_better"] == 1
+    assert "qabf" not in set(summary.loc[summary["system"] == compare.BEFORE, "metric"])
+    pairs = pd.read_csv(output / "CT_pairs.csv")
+    assert list(pairs["system"].unique()) == ["bad", "good", compare.BEFORE]
+    of_good = pairs[pairs["system"] == "good"]
+    assert of_good["qabf"].mean() == pytest.approx(row(summary, "qabf", "good")["mean"], rel=1e-8)
+    assert "# CT: bad, good" in (output / "CT.md").read_text()
+
+
+def test_registration_is_scored_on_grey_files_where_given(folders: dict[str, Path], tmp_path: Path) -> None:
+    grey = ["--grey-label", str(folders["grey_label"]), "--grey-moving", str(folders["grey_moving"])]
+    assert compare.main(arguments(folders, tmp_path / "colour")) == 0
+    assert compare.main(arguments(folders, tmp_path / "grey", *grey)) == 0
+    colour, grey = (pd.read_csv(tmp_path / folder / "CT.csv") for folder in ("colour", "grey"))
+    expected = row(colour, "rmse", compare.BEFORE)["mean"] / 2
+    assert row(grey, "rmse", compare.BEFORE)["mean"] == pytest.approx(expected, rel=0.02)
+    assert row(grey, "rmse", "good")["mean"] > 30
+    # Fusion is scored against --label all the same.
+    assert row(grey, "qabf", "good")["mean"] == row(colour, "qabf", "good")["mean"]
+
+
+def test_system_without_aligned_images(folders: dict[str, Path], tmp_path: Path) -> None:
+    extra = ["--system", "fused only", str(folders["bad_fused"]), "-"]
+    assert compare.main(arguments(folders, tmp_path / "out", *extra)) == 0
+    summary = pd.read_csv(tmp_path / "out" / "CT.csv")
+    found = set(summary.loc[summary["system"] == "fused only", "metric"])
+    assert "qabf" in found and "rmse" not in found
+
+
+def test_command_names_a_missing_file(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folders["bad_fused"] / "3.png").unlink()
+    assert compare.main(arguments(folders, tmp_path / "out")) == 2
+    error = capsys.readouterr().err
+    assert str(folders["bad_fused"]) in error and "none for 3" in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--ours", "mine"], "expected one of bad, good, found 'mine'"),
+        (["--system", "good", "x", "y"], "found 'good' more than once"),
+        (["--system", compare.BEFORE, "x", "y"], "is the name of the moving images"),
+        (["--grey-label", "x"], "--grey-moving and --grey-label go together"),
+        (["--modality", "../CT"], "expected letters, digits"),
+    ],
+)
+def test_command_refuses_options_that_do_not_fit(
+    folders: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    extra: list[str],
+    message: str,
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        compare.main(arguments(folders, tmp_path / "out", *extra))
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+# --- published systems --------------------------------------------------------------------------------------
+
+
+def test_published_values_are_reproduced() -> None:
+    pairs, published = SHARED / "data/unaligned/CT-MRI", SHARED / "data/published"
+    if not published.is_dir():
+        pytest.skip(f"{published} is absent")
+    systems = {name: published / name / "CT-MRI" for name in ("BSAFusion", "EDARFusion")}
+    scores = compare.compare_folders(
+        {name: (folder / "fused", folder / "aligned") for name, folder in systems.items()},
+        fixed=pairs / "MRI",
+        reference=pairs / "CT_label",
+        label=pairs / "CT_label",
+        moving=pairs / "CT",
+        workers=1,
+    )
+    summary = compare.summarise(scores, "EDARFusion")
+    # The published means are over 20 pairs, of which half are public.
+    assert row(summary, "qabf", "BSAFusion")["mean"] == pytest.approx(0.38, abs=0.03)
+    assert row(summary, "qabf", "EDARFusion")["mean"] == pytest.approx(0.32, abs=0.03)
+    assert row(summary, "rmse", "BSAFusion")["mean"] == pytest.approx(37.9, abs=3)
+    assert row(summary, "rmse", "EDARFusion")["mean"] == pytest.approx(43.4, abs=3)
+    assert row(summary, "rmse", compare.BEFORE)["mean"] == pytest.approx(47.6, abs=3)

@@ -1,0 +1,31 @@
+"""utils/signals.py: signals set the event instead of breaking in, and do what they did before afterwards."""
+
+import signal
+
+import pytest
+
+from utils.signals import stop_on_signal
+
+KINDS = [signal.SIGINT, signal.SIGTERM]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_signals_are_wishes_until_the_end_of_the_block(kind):
+    before = signal.getsignal(kind)
+    with stop_on_signal(second_breaks_in=False) as stop:
+        assert not stop.is_set()
+        signal.raise_signal(kind)
+        assert stop.is_set()
+        # Of torchrun and the terminal both: still no more than a wish.
+        signal.raise_signal(kind)
+    assert signal.getsignal(kind) is before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_second_signal_breaks_in_where_it_may(kind):
+    before, reached = signal.getsignal(kind), []
+    with pytest.raises(KeyboardInterrupt), stop_on_signal(second_breaks_in=True):
+        signal.raise_signal(kind)
+        reached.append(1)
+        signal.raise_signal(kind)
+    assert reached and signal.getsignal(kind) is before

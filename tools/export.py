@@ -1,0 +1,145 @@
+"""ONNX files of a trained network, for programs without PyTorch.
+
+``python -m tools.export --help``. The graph takes ``fixed`` and ``moving`` (1, 1, H, W), float32 in [0, 1], of the one
+size that it was made for, and gives ``fused`` and ``aligned`` (1, 1, H, W) and ``flow`` (1, 2, H, W) in px, with
+channel 0 along the columns: `aligned(p) = moving(p + flow(p))`. By default it does what the test command does: as many
+passes, averaged, as the checkpoint says. Needs the packages onnx, onnxscript and onnxruntime.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.checkpoint import load_checkpoint
+from models.edarfusion import AtSettings
+from utils.arguments import SAMPLE_ROOT, OneLineParser, natural, print_anywhere, side
+from utils.files import FileError, check_inputs_stay, write_bytes
+from utils.imaging.images import read_image
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+TOLERANCE = {"fused": 1e-4, "aligned": 1e-4, "flow": 1e-3}
+"""Largest accepted difference between the file's outputs and the network's: grey value in [0, 1], px of flow.
+
+Rounding alone moves the flow by some 1e-4 px, as another number of threads does."""
+
+
+class Exported(NamedTuple):
+    """Outputs of the graph, in its order."""
+
+    fused: Tensor
+    aligned: Tensor
+    flow: Tensor
+
+
+def to_onnx(graph: AtSettings, size: tuple[int, int], metadata: dict[str, str] | None = None) -> bytes:
+    """The ONNX file of a network for images of one size.
+
+    Args:
+        graph: what it is to compute, with the outputs of `Exported`.
+        size: height and width, from `MIN_SIDE` up.
+        metadata: name -> text that is kept in the file.
+    """
+    pair = tuple(torch.rand(2, 1, 1, *size, generator=torch.Generator().manual_seed(0)))
+    # The exporter warns of its own deprecated calls and of operators of packages that are not installed.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            graph, pair, dynamo=True, verbose=False, input_names=["fixed", "moving"],
+            output_names=list(Exported._fields),
+        )  # fmt: skip
+    program.model.metadata_props.update(metadata or {})
+    return program.model_proto.SerializeToString()
+
+
+def run_onnx(data: bytes, fixed: Tensor, moving: Tensor) -> Exported:
+    """Outputs of an ONNX file of `to_onnx` by onnxruntime on the CPU, for images (1, 1, H, W) in [0, 1]."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    outputs = session.run(list(Exported._fields), {"fixed": fixed.numpy(), "moving": moving.numpy()})
+    return Exported(*map(torch.from_numpy, outputs))
+
+
+def sample_pair(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """A pair of the embedded sample, (1, 1, *size): noise would magnify the rounding that is to be compared."""
+    paths = (SAMPLE_ROOT / "CT" / role / "simulated_090.png" for role in ("fixed", "moving"))
+    images = (torch.from_numpy(read_image(path))[None, None] for path in paths)
+    return tuple(F.interpolate(image, size, mode="bilinear", antialias=True) for image in images)
+
+
+@contextmanager
+def accurate_means(model: nn.Module) -> Iterator[None]:
+    """Inside, the network normalises groups of channels from copies that lie as PyTorch averages them accurately.
+
+    As convolutions leave them, PyTorch on a CPU adds up their values one by one, the longer the fewer its threads. What
+    that rounds off grows to more than the 1e-4 of a grey value that an exported file is allowed to differ by.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.GroupNorm)]
+    hooks = [norm.register_forward_pre_hook(lambda _, inputs: inputs[0].contiguous()) for norm in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def largest_differences(data: bytes, graph: AtSettings, fixed: Tensor, moving: Tensor) -> dict[str, float]:
+    """Largest absolute difference of each output between the ONNX file and the network: grey value, or px of flow."""
+    with torch.inference_mode(), accurate_means(graph):
+        expected = graph(fixed, moving)
+    found = run_onnx(data, fixed, moving)
+    return {name: (a - b).abs().max().item() for name, a, b in zip(Exported._fields, found, expected, strict=True)}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """``python -m tools.export``; returns the exit status."""
+    print_anywhere()
+    parser = OneLineParser(
+        prog="python -m tools.export",
+        description="Write a trained network as an ONNX file for images of one size, and check it with onnxruntime.",
+    )
+    parser.add_argument("--checkpoint", metavar="FILE", required=True, help="trained network")
+    parser.add_argument("--output", metavar="FILE", required=True, type=Path, help="file to write, by custom NAME.onnx")
+    parser.add_argument("--size", metavar=("H", "W"), nargs=2, type=side, default=(256, 256), help="default: 256 256")
+    parser.add_argument("--passes", type=natural, metavar="N", help="registrations (default: as the checkpoint says)")
+    parser.add_argument("--average", action=argparse.BooleanOptionalAction,
+                        help="average both directions of pair and mirror image (default: as the checkpoint says)")
+    options = parser.parse_args(arguments)
+    size = tuple(options.size)
+    try:
+        check_inputs_stay([options.checkpoint], [options.output], "--output FILE")
+        checkpoint = load_checkpoint(options.checkpoint)
+        settings = checkpoint.inference(options.passes, options.average)
+        graph = AtSettings(checkpoint.model, **settings, names=Exported._fields)
+        metadata = {"modality": checkpoint.modality, "arguments": json.dumps(checkpoint.model.arguments)}
+        data = to_onnx(graph, size, metadata | {"inference": json.dumps(settings)})
+        differences = largest_differences(data, graph, *sample_pair(size))
+        described = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
+        if not all(differences[name] <= limit for name, limit in TOLERANCE.items()):
+            limits = ", ".join(f"{name} {limit:.0e}" for name, limit in TOLERANCE.items())
+            raise FileError.at(options.checkpoint, f"outputs of the ONNX file within {limits}", described)
+        write_bytes(options.output, data)
+    except FileError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    except ImportError as error:
+        print(f"{parser.prog}: expected the packages {', '.join(PACKAGES)}, found: {error}", file=sys.stderr)
+        return 2
+    made = f"{size[0]} x {size[1]}, {settings['passes']} passes{', averaged' * settings['average']}"
+    print(f"{options.output}: {len(data) / 2**20:.1f} MiB, {made}; largest difference: {described}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

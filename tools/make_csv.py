@@ -1,0 +1,59 @@
+"""Write the table of the aligned pairs in a folder, split by patient; see `data.splits`.
+
+    python -m tools.make_csv --root DIR --modality CT|PET|SPECT|all [--output FILE]
+    python -m tools.make_csv --root DIR --modality all --draw [--ratio 0.8] [--seed 0]
+"""
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):
+    # Run as a file instead of with -m: the repository is not on the path.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.splits import add_group_pattern, make_table, shared_patients
+from data.table import MODALITIES, modality_name
+from utils.arguments import OneLineParser, natural, print_anywhere
+from utils.files import FileError, write_bytes
+from utils.messages import counted
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """``python -m tools.make_csv``; returns the exit status."""
+    print_anywhere()
+    parser = OneLineParser("python -m tools.make_csv", description="Make a table of aligned pairs, split by patient.")
+    parser.add_argument("--root", type=Path, required=True, help="folder with CT-MRI, PET-MRI or SPECT-MRI in it")
+    parser.add_argument("--modality", type=modality_name, choices=(*MODALITIES, "all"), required=True)
+    parser.add_argument("--output", type=Path, help="file to write (default: MODALITY.csv here)")
+    parser.add_argument("--split-csv", metavar="FILE",
+                        help="take the split from this file (columns split, name), in the modality's folder or a path "
+                             "(default: from split.csv in the folders that have one; the others' is drawn)")
+    parser.add_argument("--draw", action="store_true", help="draw the split, whatever a split.csv says")
+    parser.add_argument("--ratio", type=float, default=0.8,
+                        help="share of slices for training, where it is drawn (default: %(default)s)")
+    parser.add_argument("--seed", type=natural, default=0, help="of the draw (default: %(default)s)")
+    add_group_pattern(parser)
+    options = parser.parse_args(arguments)
+    if options.draw and options.split_csv:
+        parser.error("expected either --draw or --split-csv, found both")
+    output = options.output or Path(f"{options.modality}.csv")
+    try:
+        table = make_table(
+            options.root, options.modality, ratio=options.ratio, seed=options.seed,
+            group_pattern=options.group_pattern, split_csv=None if options.draw else options.split_csv or "split.csv",
+            draw_others=options.split_csv is None,
+        )  # fmt: skip
+        write_bytes(output, table.to_csv(index=False, lineterminator="\n").encode())
+    except FileError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    print(f"Wrote {output}")
+    for (modality, split), part in table.groupby(["modality", "split"]):
+        print(f"  {modality:5} {split:5} {len(part):4} pairs of {part['group'].nunique()} patients")
+    if shared := shared_patients(table):
+        print(f"  {counted(shared, 'patient')} with slices in both train and val: scores on val will flatter")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""Weights for passing on: a run's checkpoint in half precision, without its training state and without your paths.
+
+python -m tools.publish runs/all-001/last.safetensors mine.safetensors --average --passes 2
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from models.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from utils.arguments import OneLineParser, positive, print_anywhere, share
+from utils.files import FileError, check_inputs_stay
+
+PATHS = ("root", "csv", "output", "resume", "init", "teacher")
+"""Options of a training run that name places on the machine where it ran."""
+
+
+def publish(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    average: bool | None = None,
+    passes: int | None = None,
+    blend: tuple[str | os.PathLike, float] | None = None,
+) -> None:
+    """Write the model of a checkpoint, with how it was trained, small enough to pass on.
+
+    Weights go to float16 on disk, which moves displacements by some thousandths of a pixel; they come back as float32.
+
+    Args:
+        source: checkpoint of a training run.
+        target: file to write.
+        average: whether the test command is to average the estimates of both directions and of the mirrored pair;
+            None leaves it as the source says.
+        passes: how often it is to make the registration; None leaves it as the source says.
+        blend: another checkpoint of the same network and the share, 0 to 1, with which its weights count. The mean of
+            a network and the one it was trained from (`--init`) can be better than both, as each has learned other
+            pairs by heart (Wortsman et al., Model soups, ICML 2022).
+
+    Raises:
+        CheckpointError: the source or the one to blend in cannot be used, or they differ in their networks.
+        FileError: the target cannot be written, or is one of the two.
+    """
+    check_inputs_stay([source, *([blend[0]] if blend else [])], [target], "another FILE")
+    checkpoint = load_checkpoint(source)
+    known = checkpoint.training
+    training = {name: known[name] for name in ("step", "seconds", "history") if name in known}
+    options = known.get("options", {})
+    training["options"] = {name: value for name, value in options.items() if name not in PATHS}
+    wanted = {"average": average, "passes": passes}
+    inference = known.get("inference", {}) | {name: value for name, value in wanted.items() if value is not None}
+    if inference:
+        training["inference"] = inference
+    metrics = checkpoint.metrics
+    if blend:
+        blend_in(checkpoint, *blend)
+        metrics = {}  # they were those of the source
+    save_checkpoint(target, checkpoint.model.half(), modality=checkpoint.modality, training=training, metrics=metrics)
+
+
+def blend_in(checkpoint: Checkpoint, path: str | os.PathLike, share: float) -> None:
+    """Move the weights of a checkpoint's model towards those of another one, by a share of the way."""
+    other = load_checkpoint(path).model
+    if other.arguments != checkpoint.model.arguments:
+        raise CheckpointError.at(path, f"a network with {checkpoint.model.arguments}", f"one with {other.arguments}")
+    weights = zip(checkpoint.model.parameters(), other.parameters(), strict=True)
+    with torch.no_grad():
+        for weight, target in weights:
+            weight.lerp_(target, share)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """``python -m tools.publish``; returns the exit status."""
+    print_anywhere()
+    parser = OneLineParser(prog="python -m tools.publish", description=__doc__.partition("\n")[0])
+    parser.add_argument("source", metavar="CHECKPOINT", help="of a training run")
+    parser.add_argument("target", metavar="FILE", help="to write")
+    parser.add_argument(
+        "--average",
+        action=argparse.BooleanOptionalAction,
+        help="what the test command does by default with these weights (default: as the checkpoint says)",
+    )
+    parser.add_argument("--passes", type=positive, metavar="N", help="likewise")
+    parser.add_argument("--blend", metavar="FILE", help="checkpoint whose weights are to be averaged in")
+    parser.add_argument("--share", type=share, help="with which it counts (default: 0.5)")
+    options = parser.parse_args(arguments)
+    if options.share is not None and not options.blend:
+        parser.error("--share: expected --blend FILE with it, found none")
+    try:
+        blend = (options.blend, 0.5 if options.share is None else options.share) if options.blend else None
+        publish(options.source, options.target, options.average, options.passes, blend)
+    except FileError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.target}: {Path(options.target).stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""How far noise, and structures that one image alone shows, pull the alignment wrong.
+
+``python -m tools.robustness --root DATA`` misaligns the validation pairs below a folder by known deformations, disturbs
+the images, aligns them, and prints the endpoint error by modality as Markdown. The deformations and the disturbances
+are the same each time.
+"""
+
+import sys
+from collections.abc import Callable
+
+import pandas as pd
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from data.augmentation import add_one_sided
+from data.dataset import VAL_SEED, Pair, PairDataset, seeded
+from data.splits import add_group_pattern, find_table
+from data.table import MODALITIES, modality_name, modality_of
+from models.checkpoint import load_checkpoint
+from models.edarfusion import EDARFusion
+from training.validation import by_modality, validate
+from utils.arguments import DEFAULT_CHECKPOINT, OneLineParser, print_anywhere
+from utils.device import choose_device
+from utils.files import InputError
+from utils.messages import markdown_table
+
+NOISE = 0.1
+"""Standard deviation, in units of the grey range."""
+
+Disturbance = Callable[[Pair, torch.Generator], Pair]
+
+
+def leave(pair: Pair, generator: torch.Generator) -> Pair:
+    """The pair as it is."""
+    return pair
+
+
+def structures_in_fixed(pair: Pair, generator: torch.Generator) -> Pair:
+    """Lesions or blanks in the fixed image, of which the moving one shows nothing."""
+    return pair._replace(fixed=add_one_sided(pair.fixed[None], generator)[0])
+
+
+def structures_in_moving(pair: Pair, generator: torch.Generator) -> Pair:
+    """Lesions or blanks in the moving image, of which the fixed one shows nothing."""
+    return pair._replace(moving=add_one_sided(pair.moving[None], generator)[0])
+
+
+def noise(pair: Pair, generator: torch.Generator) -> Pair:
+    """White noise of standard deviation `NOISE` in both images."""
+    images = {name: getattr(pair, name) for name in ("fixed", "moving")}
+    noisy = {name: x + NOISE * torch.randn(x.shape, generator=generator) for name, x in images.items()}
+    return pair._replace(**{name: x.clamp(0, 1) for name, x in noisy.items()})
+
+
+CONDITIONS: dict[str, Disturbance] = {
+    "as they are": leave,
+    "structures in the fixed image only": structures_in_fixed,
+    "structures in the moving image only": structures_in_moving,
+    "noise in both": noise,
+}
+
+
+class DisturbedPairs(Dataset[Pair]):
+    """Pairs of another dataset with a disturbance, each its own and the same every time; the truth stays as it is."""
+
+    def __init__(self, pairs: PairDataset, disturb: Disturbance) -> None:
+        self.pairs, self.disturb = pairs, disturb
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, row: int) -> Pair:
+        return self.disturb(self.pairs[row], seeded(VAL_SEED + 1, row))
+
+
+def robustness(model: EDARFusion, pairs: PairDataset, device: torch.device) -> pd.DataFrame:
+    """Endpoint error under each of `CONDITIONS`.
+
+    Args:
+        model: in evaluation mode.
+        pairs: without augmentation.
+        device: where the model is.
+
+    Returns:
+        A row a condition and modality: ``condition``, ``modality``, ``pairs``, ``epe`` and ``zero``, the mean endpoint
+        errors (px, inside the foreground) of the plain estimate and of zero flow, and ``better``, the share of pairs
+        in which the estimate has the smaller one.
+    """
+    rows = []
+    for condition, disturb in tqdm(CONDITIONS.items(), desc="conditions", leave=False):
+        scores = validate(model, DisturbedPairs(pairs, disturb), device)
+        means = by_modality(scores)[["epe", "zero", "better"]]
+        rows.append(means.assign(condition=condition, pairs=scores["modality"].value_counts()).reset_index())
+    return pd.concat(rows, ignore_index=True)
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """A line a condition, a column a modality: endpoint error of zero flow's, and the share of pairs improved."""
+    kinds = list(table["modality"].unique())
+    lines = []
+    for condition, rows in table.groupby("condition", sort=False):
+        cells = [f"{row.epe:.2f} of {row.zero:.2f} ({row.better:.0%})" for row in rows.itertuples()]
+        lines.append([condition, *cells])
+    return markdown_table(["endpoint error of zero flow's, px (pairs improved)", *kinds], lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """``python -m tools.robustness``; returns the exit status."""
+    print_anywhere()
+    parser = OneLineParser(
+        prog="python -m tools.robustness", description="Endpoint error under noise and one-sided structures."
+    )
+    parser.add_argument("--root", metavar="DIR", required=True, help="folder of aligned pairs, as for training")
+    parser.add_argument("--csv", metavar="FILE", help="table of pairs (python -m tools.make_csv)")
+    add_group_pattern(parser)
+    parser.add_argument("--modality", type=modality_name, choices=(*MODALITIES, "all"), default="all",
+                        help="default: %(default)s")
+    parser.add_argument("--checkpoint", metavar="FILE", default=DEFAULT_CHECKPOINT, help="default: %(default)s")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    try:
+        table = find_table(
+            options.root, options.modality, csv=options.csv, split="val", group_pattern=options.group_pattern
+        )
+        device = choose_device(options.device)
+        modality = modality_of(table["modality"].unique())
+        model = load_checkpoint(options.checkpoint, modality=modality, device=device).model
+        result = robustness(model, PairDataset(table, options.root, seed=VAL_SEED), device)
+    except InputError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    print(to_markdown(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

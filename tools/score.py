@@ -1,0 +1,52 @@
+"""Score folders of fused or aligned images, of any method.
+
+    python -m tools.score --fixed DIR --reference DIR --fused DIR [--aligned DIR --label DIR] --csv OUT
+"""
+
+import sys
+from pathlib import Path
+
+from evaluation.scoring import score_folders, with_mean
+from utils.arguments import OneLineParser, positive, print_anywhere
+from utils.files import FileError, write_bytes
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """``python -m tools.score``; returns the exit status."""
+    print_anywhere()
+    parser = OneLineParser(
+        prog="python -m tools.score",
+        description="Score fused and aligned images of any method. Files pair by stem; colour is scored on "
+        "BT.601 luma.",
+    )
+    parser.add_argument("--fixed", metavar="DIR", required=True, help="fixed images (MRI)")
+    parser.add_argument(
+        "--reference", metavar="DIR", required=True, help="other source, truly aligned if it is known"
+    )
+    parser.add_argument("--fused", metavar="DIR", required=True, help="fused images to score")
+    parser.add_argument("--aligned", metavar="DIR", help="aligned moving images to score against --label")
+    parser.add_argument(
+        "--moving", metavar="DIR", help="moving images before alignment, scored as columns *_before"
+    )
+    parser.add_argument("--label", metavar="DIR", help="truly aligned moving images")
+    parser.add_argument("--csv", metavar="FILE", required=True, type=Path, help="table to write")
+    parser.add_argument("--workers", metavar="N", type=positive, help="processes (default: one a core)")
+    options = parser.parse_args(arguments)
+    registration = options.aligned or options.moving
+    if bool(registration) != bool(options.label):
+        parser.error("--label goes together with --aligned, --moving or both")
+    roles = ("fixed", "reference", "fused", "aligned", "moving", "label")
+    try:
+        table = score_folders(workers=options.workers, **{role: getattr(options, role) for role in roles})
+        table = with_mean(table)
+        write_bytes(options.csv, table.to_csv(index=False, float_format="%.10g").encode())
+    except FileError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    print(table.iloc[-1].drop("name").astype(float).to_string(float_format="%.4f"))
+    print(f"{len(table) - 1} pairs -> {options.csv}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

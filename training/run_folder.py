@@ -1,0 +1,197 @@
+"""The folder of a training run: its options, checkpoints, and its log as a table, a picture and for TensorBoard."""
+
+import argparse
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from evaluation.figures import save_figure
+from models.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from models.edarfusion import EDARFusion
+from training.learning_curve import learning_curve_figure
+from utils.files import FileError, InputError, write_bytes
+from utils.processes import world
+
+_RAW, _OPTIMIZER = "raw.", "optimizer."
+
+REFUSALS = 3  # of a checkpoint, one after the other, that end a run
+
+
+class RunFolder:
+    """The folder of a run.
+
+    Args:
+        path: the folder, which exists.
+        network: whose weights are kept, the running mean of those in training.
+        record: all that is noted of the run, saved with the weights; its `history` has a row an epoch and stage. Shared
+            with what trains, which goes on writing it.
+        modality: what the run is for.
+        next_epoch: where TensorBoard forgets what a broken-off run showed of later ones.
+    """
+
+    def __init__(self, path: Path, network: EDARFusion, record: dict[str, Any], modality: str, next_epoch: int) -> None:
+        self.path, self.network, self.record, self.modality = path, network, record, modality
+        self.board = SummaryWriter(str(path / "tensorboard"), purge_step=next_epoch)
+        self._refused = 0
+
+    def save(self, name: str, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write the checkpoint `name` with the latest validation's figures.
+
+        Args:
+            state: of `utils.training_state`, to go on from.
+
+        Raises:
+            FileError: it cannot be written; the earlier one stays.
+        """
+        metrics = next((row for row in reversed(self.record["history"]) if "score" in row), {})
+        save_checkpoint(
+            self.path / f"{name}.safetensors", self.network, modality=self.modality, training=self.record,
+            metrics=metrics, state=state,
+        )  # fmt: skip
+
+    def save_last(self, state: Mapping[str, Tensor], *, needed: bool = False) -> None:
+        """As `save`, but where the checkpoint cannot be written now the run may go on with the earlier one.
+
+        Raises:
+            FileError: there is no earlier one, it is `needed`, or this is the `REFUSALS`th time in a row.
+        """
+        try:
+            self.save("last", state)
+            self._refused = 0
+        except FileError as error:
+            self._refused += 1
+            if needed or self._refused == REFUSALS or not (self.path / "last.safetensors").exists():
+                raise
+            tqdm.write(str(error))
+
+    def keep_if_best(self, row: Mapping[str, float | str]) -> None:
+        """Save the weights as `best` if the `score` of their row of the history is the least so far.
+
+        Raises:
+            FileError: they cannot be written.
+        """
+        best = self.record["best"]
+        if math.isnan(row["score"]):
+            tqdm.write(f"step {row['step']}: the score is not a number, so this is not kept as best.safetensors")
+        # A best that is not a number, of a run by an older version, must not stay.
+        elif best is None or math.isnan(best) or row["score"] < best:
+            self.record["best"] = row["score"]
+            self.save("best")
+
+    def add_scalars(self, group: str, values: Mapping[str, float], epoch: int) -> None:
+        """Show values in TensorBoard."""
+        for name, value in values.items():
+            self.board.add_scalar(f"{group}/{name}", value, epoch)
+
+    def add_picture(self, group: str, picture: Figure, epoch: int) -> None:
+        """Show a pair in TensorBoard."""
+        self.board.add_figure(f"{group}/pair", picture, epoch)
+
+    def write_history(self) -> None:
+        """Write the log as history.csv and, where its last row was validated, as learning_curve.png.
+
+        It is in the checkpoint as well, so that a file which cannot be written now is no reason to end the run.
+        """
+        history = self.record["history"]
+        table = pd.DataFrame(history)
+        try:
+            write_bytes(self.path / "history.csv", table.to_csv(index=False).encode())
+            if any(name.startswith("epe_") for name in history[-1]):
+                # A stage may end within an epoch and be validated once more there.
+                by_epoch = table.groupby("epoch", as_index=False).last()
+                save_figure(self.path / "learning_curve.png", learning_curve_figure(by_epoch))
+        except FileError as error:
+            tqdm.write(str(error))
+
+    def close(self) -> None:
+        """Write what TensorBoard has not been given yet."""
+        self.board.close()
+
+
+def new_run_folder(modality: str) -> Path:
+    """The next free runs/MODALITY-NNN, made at once so that no other run takes it.
+
+    Raises:
+        FileError: there are 999 of them, or none can be made.
+    """
+    for number in range(1, 1000):
+        folder = Path("runs", f"{modality}-{number:03d}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise FileError.at(folder, "a place for the run's folder", error.strerror or str(error)) from error
+    raise FileError.at("runs", "a free run folder", "999 runs")
+
+
+def begin_run(options: argparse.Namespace) -> Path:
+    """Make the folder of a new run, with its options in it.
+
+    Raises:
+        FileError: there is a run in it, or it cannot be written to.
+    """
+    folder = Path(options.output) if options.output else new_run_folder(options.modality)
+    if (folder / "last.safetensors").exists():
+        raise FileError.at(folder, "a folder without a run in it", "one; --resume goes on with it")
+    # Also shows before the first step whether the folder can be written to.
+    write_bytes(folder / "options.json", json.dumps(vars(options), indent=2).encode())
+    return folder
+
+
+def open_run(options: argparse.Namespace) -> tuple[argparse.Namespace, Path, Checkpoint]:
+    """The options, the folder and the last checkpoint of the run to --resume.
+
+    Raises:
+        FileError: there is none that can be gone on with, or it began with another number of processes.
+    """
+    folder = Path(options.resume)
+    checkpoint = load_checkpoint(folder / "last.safetensors")
+    if not checkpoint.state:
+        expected, found = "a run's last.safetensors, with its training state", "published weights or the best ones"
+        raise CheckpointError.at(folder / "last.safetensors", expected, found)
+    if (began := checkpoint.training.get("processes", world())) != world():
+        # The number of steps, and which pairs a step sees, follow from it.
+        expected = f"{began} processes (torchrun --nproc_per_node), as it began with"
+        raise CheckpointError.at(folder, expected, str(world()))
+    # Options that a run of an older version does not know are at their defaults.
+    defaults = dict(vars(options))
+    moved = {"stop_after": None} | defaults.pop("moved")
+    return argparse.Namespace(**(defaults | checkpoint.training["options"] | moved)), folder, checkpoint
+
+
+def pack_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Weights as the optimizer left them (the checkpoint's own are averaged ones) and the optimizer's moments."""
+    state = {_RAW + name: value for name, value in model.state_dict().items()}
+    for index, entry in optimizer.state_dict()["state"].items():
+        state |= {f"{_OPTIMIZER}{index}.{key}": torch.as_tensor(value) for key, value in entry.items()}
+    return state
+
+
+def unpack_state(state: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put back what `pack_state` took.
+
+    Raises:
+        InputError: the state belongs to another model.
+    """
+    raw = {name.removeprefix(_RAW): value for name, value in state.items() if name.startswith(_RAW)}
+    try:
+        model.load_state_dict(raw)
+    except RuntimeError as error:
+        raise InputError(f"training state: {' '.join(str(error).split())[:300]}") from error
+    entries: dict[int, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        if name.startswith(_OPTIMIZER):
+            index, key = name.removeprefix(_OPTIMIZER).split(".")
+            entries.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})

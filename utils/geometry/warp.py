@@ -1,0 +1,118 @@
+"""The one place where images and displacement fields are sampled.
+
+Convention: `flow` is (B, 2, H, W), channel 0 is x (columns), channel 1 is y (rows), in pixels of its own grid,
+and `aligned(p) = moving(p + flow(p))`.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from kornia.image import image_to_tensor, tensor_to_image
+from torch import Tensor
+
+
+def _centres(grid: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns (W,) and rows (H,) of a grid (..., H, W) for `_sample`: pixel i at (2 i + 1) / size - 1."""
+    height, width = grid.shape[-2:]
+    x, y = (torch.linspace(1 / size - 1, 1 - 1 / size, size, device=grid.device) for size in (width, height))
+    return x, y
+
+
+def _sample(image: Tensor, places: Tensor) -> Tensor:
+    return F.grid_sample(image, places, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def warp(image: Tensor, flow: Tensor) -> Tensor:
+    """Sample `image` at `p + flow(p)`, bilinear, with border padding.
+
+    Args:
+        image: (B, C, H, W), any real values.
+        flow: (B, 2, H, W), pixels.
+
+    Returns:
+        (B, C, H, W), float32. Where the displacement is exactly zero the pixel comes back bit for bit.
+
+    Raises:
+        ValueError: if the shapes do not belong together.
+    """
+    if image.ndim != 4 or flow.shape != (image.shape[0], 2, *image.shape[2:]):
+        raise ValueError(
+            f"warp: expected image (B, C, H, W) and flow (B, 2, H, W) of one size, "
+            f"found {tuple(image.shape)} and {tuple(flow.shape)}"
+        )
+    height, width = image.shape[2:]
+    image, flow = image.float(), flow.float()
+    x, y = _centres(flow)
+    grid = torch.stack((x + flow[:, 0] * (2 / width), y[:, None] + flow[:, 1] * (2 / height)), dim=-1)
+    sampled = _sample(image, grid)
+    # Normalised coordinates round to about 1e-5 px; zero flow must still be the identity, gradients included.
+    still = (flow[:, :1] == 0) & (flow[:, 1:] == 0)
+    if torch.is_grad_enabled():
+        image = image.detach() + (sampled - sampled.detach())
+    return torch.where(still, image, sampled)
+
+
+def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a displacement field to `size` = (H, W) and scale its values to pixels of the new grid.
+
+    Args:
+        flow: (B, 2, h, w), pixels of the (h, w) grid.
+        size: new height and width.
+
+    Returns:
+        (B, 2, H, W), pixels of the new grid.
+    """
+    height, width = flow.shape[2:]
+    if (height, width) == tuple(size):
+        return flow
+    pixels = flow.new_tensor([size[1] / width, size[0] / height], dtype=torch.float32).view(1, 2, 1, 1)
+    # Convolutions leave their two channels side by side, which takes four times as long to enlarge.
+    return F.interpolate((flow.float() * pixels).contiguous(), size=size, mode="bilinear", align_corners=False)
+
+
+def compose(first: Tensor, second: Tensor) -> Tensor:
+    """The displacement field of two warps in a row: `warp(warp(x, first), second) = warp(x, compose(first, second))`.
+
+    Args:
+        first: (B, 2, H, W), pixels, applied to the image first.
+        second: (B, 2, H, W), pixels, applied to the result.
+
+    Returns:
+        (B, 2, H, W): `second(p) + first(p + second(p))`, pixels.
+    """
+    return second + warp(first, second)
+
+
+def invert(flow: Tensor, iterations: int = 8) -> Tensor:
+    """Inverse of a smooth displacement field by fixed-point iteration v <- -u(p + v(p)) (Chen et al. 2008).
+
+    Args:
+        flow: (B, 2, H, W), pixels; converges where the field's derivative stays below 1.
+        iterations: 8 bring a benchmark deformation to within 0.05 px at its worst place, and the wide ones of training
+            to 0.0003 px on average, one in a hundred to 1 px or more at its worst place.
+
+    Returns:
+        (B, 2, H, W), pixels: `compose(flow, invert(flow))` is near zero away from the border.
+    """
+    # All in the units of the sampling: every pair comes here, with a grid so small that each operation counts.
+    height, width = flow.shape[2:]
+    pixel = flow.new_tensor([2 / width, 2 / height], dtype=torch.float32).view(1, 2, 1, 1)
+    places = torch.stack(torch.meshgrid(*_centres(flow), indexing="xy"), dim=-1)
+    flow = flow * pixel
+    inverse = -flow
+    for _ in range(iterations):
+        inverse = -_sample(flow, places + inverse.permute(0, 2, 3, 1))
+    return inverse / pixel
+
+
+def apply_flow(image: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    """Warp an image.
+
+    Args:
+        image: float32 (H, W) or (H, W, 3).
+        flow: float32 (2, H, W), px: the result at p is the image at p + flow(p).
+
+    Returns:
+        Array of the image's shape.
+    """
+    return tensor_to_image(warp(image_to_tensor(image, keepdim=False), torch.from_numpy(flow)[None]))

@@ -1,0 +1,260 @@
+"""DICOM files: which they are, and the arrays that they hold with their place in space."""
+
+import os
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.pixels import apply_modality_lut, get_decoder
+from pydicom.uid import MediaStorageDirectoryStorage
+
+from utils.files import entries
+from utils.imaging.images import IMAGE_SUFFIXES, ImageError, check_voxels
+from utils.messages import counted
+
+DICOM_SUFFIX = ".dcm"
+UNEVEN = 0.1
+"""Largest deviation of the step from one DICOM slice to the next, as a share of the mean step."""
+NO_STEP = 0.01
+"""Step, as a share of the usual one, up to which two DICOM slices lie in one place."""
+
+_MACROS = (
+    "PixelMeasuresSequence",
+    "PlanePositionSequence",
+    "PlaneOrientationSequence",
+    "PixelValueTransformationSequence",
+)
+"""Functional groups of a multi-frame DICOM file that say where a frame lies and what its values mean."""
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def read_dicom(path: Path) -> tuple[np.ndarray, np.ndarray, str, str, str]:
+    """Read a DICOM file, or all those of a folder, which are put in order along the slices' normal.
+
+    What a folder holds beside images, such as a report, is left out.
+
+    Returns:
+        float32 array (columns, rows, slices) in the file's own units; affine (4, 4), from its indices to RAS mm;
+        DICOM's modality; units, "" where they are unknown; UID of the frame of reference, "" where there is none.
+
+    Raises:
+        ImageError: as `utils.imaging.volumes.read_volume`.
+    """
+    files = dicom_files(path) if path.is_dir() else [path]
+    frames, no_images = [], []
+    for file in files:
+        try:
+            frames += _read_frames(file)
+        except _NoImage as error:
+            no_images.append(error)
+    if not frames:
+        raise no_images[0]
+    first, *others = frames
+    for frame in others:
+        for what, here, there in (
+            ("the series", first.series, frame.series),
+            ("the rows and columns", first.values.shape, frame.values.shape),
+            ("the pixel spacing", first.spacing, frame.spacing),
+            ("the direction", first.directions, frame.directions),
+            ("the units", first.units or "unknown", frame.units or "unknown"),
+        ):
+            same = np.allclose(here, there, atol=1e-3) if isinstance(here, np.ndarray) else here == there
+            if not same:
+                raise ImageError.at(frame.file, f"{what} of {first.file.name}, {_text(here)}", _text(there))
+    check_voxels(path, (len(frames), *first.values.shape))
+    normal = np.cross(*first.directions)
+    frames.sort(key=lambda frame: float(frame.position @ normal))
+    step = _even_step(path, frames) if others else normal * first.thickness
+    lps = np.eye(4)
+    lps[:3] = np.column_stack((*(first.directions * first.spacing[::-1, None]), step, frames[0].position))
+    array = np.stack([frame.values for frame in frames]).transpose(2, 1, 0)
+    return array, _LPS_TO_RAS @ lps, first.modality, first.units, first.space
+
+
+def dicom_files(folder: Path) -> list[Path]:
+    """The DICOM files directly in a folder, by name; hidden files are skipped."""
+    # A disc's table of contents is DICOM too, but no image.
+    return sorted(p for p in entries(folder) if p.is_file() and is_dicom(p) and p.name.upper() != "DICOMDIR")
+
+
+def is_dicom(path: Path) -> bool:
+    """By its suffix or, as archives and scanners often give none, by the letters that follow the preamble."""
+    if path.suffix.lower() == DICOM_SUFFIX:
+        return True
+    # os.path takes impossible names for missing files, where pathlib raises.
+    if path.suffix.lower() in IMAGE_SUFFIXES or not os.path.isfile(path):
+        return False
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False  # whoever reads it says why it cannot be read
+
+
+class _NoImage(ImageError):
+    """A DICOM object that has no pixels by its kind."""
+
+
+class _Frame(NamedTuple):
+    """One frame and where it lies, in DICOM's LPS mm."""
+
+    file: Path
+    values: np.ndarray  # float32 (rows, columns), rescaled
+    position: np.ndarray  # (3,): centre of the first pixel
+    directions: np.ndarray  # (2, 3): where the column index and the row index run to
+    spacing: np.ndarray  # (2,): from row to row, from column to column
+    thickness: float
+    series: str
+    modality: str
+    units: str
+    space: str  # UID of the frame of reference
+
+
+def _read_frames(path: Path) -> list[_Frame]:
+    """All frames of one DICOM file."""
+    try:
+        with warnings.catch_warnings():
+            # pydicom warns of odd values, and of truncated files, which are errors below.
+            warnings.simplefilter("ignore")
+            dataset = pydicom.dcmread(path)
+            _check_kind(path, dataset)
+            shape = tuple(int(dataset.get(name) or 1) for name in ("NumberOfFrames", "Rows", "Columns"))
+            check_voxels(path, shape)
+            photometric = dataset.get("PhotometricInterpretation", "MONOCHROME2")
+            if not photometric.startswith("MONOCHROME"):
+                raise ImageError.at(path, "one value a pixel (MONOCHROME1 or MONOCHROME2)", photometric)
+            pixels = _decoded(path, dataset).reshape(shape)
+            return [_frame(path, dataset, number, values) for number, values in enumerate(pixels)]
+    except ImageError:
+        raise
+    except InvalidDicomError as error:
+        raise ImageError.at(path, "a DICOM file", "another format or an empty file") from error
+    except Exception as error:
+        # pydicom and its decoders let many kinds escape: AttributeError, EOFError, ValueError, RuntimeError ...
+        raise ImageError.at(path, "a complete DICOM image", f"a damaged or truncated file ({error})") from error
+
+
+def _check_kind(path: Path, dataset: Dataset) -> None:
+    """Check that a file without pixels is of a kind that should have some, as a truncated one is.
+
+    Raises:
+        _NoImage: it is not.
+    """
+    if any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        return
+    kind = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
+    if kind == MediaStorageDirectoryStorage:
+        raise _NoImage.at(path, "the folder of one series", "a DICOMDIR")
+    if kind and "Image" not in kind.name:
+        raise _NoImage.at(path, "an image", f"a DICOM object without pixels ({kind.name})")
+
+
+def _decoded(path: Path, dataset: Dataset) -> np.ndarray:
+    """The stored values of all frames.
+
+    Raises:
+        ImageError: nothing is installed that decodes them; the message names what to install, where there is anything.
+    """
+    syntax = dataset.file_meta.TransferSyntaxUID
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError as error:
+        raise ImageError.at(path, "a transfer syntax of images", syntax.name) from error
+    # Such as "pylibjpeg - requires pylibjpeg>=2.0 and pylibjpeg-libjpeg>=2.1", one for each package that might do.
+    needed = decoder.missing_dependencies[-1:]
+    expected = f"a transfer syntax that can be decoded ({''.join(needed).rpartition(' requires ')[2]} would do)"
+    if not decoder.is_available:
+        raise ImageError.at(path, expected, syntax.name)
+    try:
+        return dataset.pixel_array
+    except RuntimeError as error:
+        # Of JPEG with 12 bits, for one, a decoder is there that cannot.
+        if needed and "Unable to decompress" in str(error):
+            raise ImageError.at(path, expected, f"{syntax.name} ({error})") from error
+        raise
+
+
+def _frame(path: Path, dataset: Dataset, number: int, values: np.ndarray) -> _Frame:
+    """Place and rescale one frame of a file."""
+    groups = _functional_groups(dataset, number)
+
+    def numbers(name: str, count: int) -> np.ndarray:
+        found = groups.get(name) or dataset.get(name)
+        if found is None or np.size(found) != count:
+            raise ImageError.at(path, f"the position tag {name}", "none" if found is None else f"{found}")
+        return np.array(found, np.float64).reshape(count)
+
+    position = numbers("ImagePositionPatient", 3)
+    directions = numbers("ImageOrientationPatient", 6).reshape(2, 3)
+    thickness = next((n for n in ("SpacingBetweenSlices", "SliceThickness") if groups.get(n) or dataset.get(n)), None)
+    count = int(dataset.get("NumberOfFrames") or 1)
+    if count > 1 and "PerFrameFunctionalGroupsSequence" not in dataset:
+        # Nuclear medicine gives the first frame's position and the distance from frame to frame.
+        if dataset.get("NumberOfSlices", count) != count:
+            raise ImageError.at(path, f"one volume of {dataset.NumberOfSlices} slices", f"{count} frames")
+        position = position + number * numbers("SpacingBetweenSlices", 1) * np.cross(*directions)
+    modality = str(dataset.get("Modality") or "")
+    tags = Dataset()  # of this frame alone; `dataset` is that of the others as well
+    tags.update(groups if "RescaleSlope" in groups else dataset)
+    given = [name for name in ("RescaleSlope", "RescaleIntercept") if tags.get(name) is not None]
+    # pydicom wants both; one may be missing, or there but empty.
+    tags.RescaleSlope, tags.RescaleIntercept = tags.get("RescaleSlope") or 1, tags.get("RescaleIntercept") or 0
+    units = dataset.get("Units") or groups.get("RescaleType") or dataset.get("RescaleType")
+    units = str(units or ("HU" if modality == "CT" else ""))
+    if units == "US" or units == "HU" and len(given) < 2:
+        units = ""  # unspecified, or what is stored before it is rescaled
+    return _Frame(
+        file=path,
+        values=apply_modality_lut(values, tags).astype(np.float32),
+        position=position,
+        directions=directions,
+        spacing=numbers("PixelSpacing", 2),
+        thickness=abs(numbers(thickness, 1)[0]) if thickness else 1.0,
+        series=str(dataset.get("SeriesInstanceUID") or ""),
+        modality=modality,
+        units=units,
+        space=str(dataset.get("FrameOfReferenceUID") or ""),
+    )
+
+
+def _functional_groups(dataset: Dataset, number: int) -> Dataset:
+    """Tags that hold for one frame: what multi-frame files keep in nested sequences, flattened."""
+    flat = Dataset()
+    for detector in (dataset.get("DetectorInformationSequence") or [])[:1]:
+        flat.update(detector)
+    shared = dataset.get("SharedFunctionalGroupsSequence") or []
+    own = (dataset.get("PerFrameFunctionalGroupsSequence") or [])[number : number + 1]
+    for group in (*shared, *own):
+        for name in _MACROS:
+            for item in group.get(name) or []:
+                flat.update(item)
+    return flat
+
+
+def _even_step(path: Path, frames: list[_Frame]) -> np.ndarray:
+    """Mean step (3,) in mm from one frame to the next; an error if any step differs or is none."""
+    steps = np.diff([frame.position for frame in frames], axis=0)
+    lengths = np.linalg.norm(steps, axis=1)
+    none = lengths <= NO_STEP * np.median(lengths[lengths > 1e-6] if lengths.any() else lengths)
+    if none.any():
+        # Where a run of such steps begins.
+        first = np.flatnonzero(none & ~np.insert(none[:-1], 0, False))
+        names = dict.fromkeys(frame.file.name for frame in frames[first[0] : first[0] + 2])
+        found = f"{counted(len(first), 'place')} with several, such as {' and '.join(names)}"
+        raise ImageError.at(path, "one slice a place (one time, one acquisition)", found)
+    mean = steps.mean(axis=0)
+    deviation = np.linalg.norm(steps - mean, axis=1)
+    worst = int(deviation.argmax())
+    if deviation[worst] > UNEVEN * np.linalg.norm(mean):
+        distance, names = np.linalg.norm(steps[worst]), [frame.file.name for frame in frames[worst : worst + 2]]
+        expected = f"evenly spaced slices, {np.linalg.norm(mean):.3f} mm apart on average"
+        raise ImageError.at(path, expected, f"{distance:.3f} mm from {names[0]} to {names[1]}")
+    return mean
+
+
+def _text(value: str | tuple[int, ...] | np.ndarray) -> str:
+    return value if isinstance(value, str) else " ".join(f"{number:g}" for number in np.ravel(value))

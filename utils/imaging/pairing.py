@@ -1,0 +1,86 @@
+"""Images of several folders, matched by file name."""
+
+import os
+import re
+import unicodedata
+from pathlib import Path
+
+from utils.files import entries
+from utils.imaging.images import IMAGE_SUFFIXES, ImageError
+
+
+def list_images(folder: str | os.PathLike) -> list[Path]:
+    """The image files directly in a folder, in natural order (``2.png`` before ``10.png``); hidden files are skipped.
+
+    Raises:
+        FileError: no such folder, it cannot be read, it holds no image, or two of its images share a stem.
+    """
+    folder = Path(folder)
+    if not os.path.isdir(folder):
+        raise ImageError.at(folder, "a folder of images", "a file" if os.path.exists(folder) else "nothing there")
+    found = (path for path in entries(folder) if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    images = sorted(found, key=_natural_key)
+    if not images:
+        raise ImageError.at(folder, f"images ({' '.join(IMAGE_SUFFIXES)})", "none")
+    by_stem: dict[str, Path] = {}
+    for image in images:
+        other = by_stem.setdefault(image.stem, image)
+        if other is not image:
+            raise ImageError.at(folder, "one image a name", f"{other.name} and {image.name}")
+    return images
+
+
+def plain_stem(path: str | os.PathLike) -> str:
+    """The name of a file without its suffix, in one form of Unicode: macOS takes accents apart."""
+    return unicodedata.normalize("NFC", Path(path).stem)
+
+
+def pair_files(*, left_out: list[str] | None = None, **folders: str | os.PathLike | None) -> list[dict]:
+    """Pair the images of several folders by stem, in whatever form of Unicode: macOS takes accents apart.
+
+    Args:
+        left_out: where stems that are lacking somewhere are named, a line for each folder, instead of an error.
+        folders: role -> folder, or None for a role that is not given, such as
+            ``pair_files(fixed="MRI", moving="CT", label=None)``. If every role that is given names a file instead
+            of a folder, these files are the one pair, whatever their names.
+
+    Returns:
+        A dict for each pair in natural order: ``name`` (the stem, NFC; for single files the first one's) and each
+        role's Path, None where the role is None.
+
+    Raises:
+        ImageError: a folder is missing, empty or ambiguous, or a stem of one folder is lacking in another.
+    """
+    given = {role: Path(folder) for role, folder in folders.items() if folder is not None}
+    if not given:
+        raise ValueError("pair_files needs at least one folder")
+    absent = dict.fromkeys(folders.keys() - given.keys())
+    for role, path in given.items():
+        if not os.path.exists(path):
+            raise ImageError.at(path, f"the folder of {role} images", "nothing there")
+    if all(path.is_file() for path in given.values()):
+        return [{"name": plain_stem(next(iter(given.values()))), **given, **absent}]
+    images: dict[str, dict[str, Path]] = {role: {} for role in given}
+    for role, folder in given.items():
+        for path in list_images(folder):
+            if images[role].setdefault(plain_stem(path), path) is not path:
+                raise ImageError.at(folder, "one image a name", f"{path.name} twice, in two forms of Unicode")
+    first, *others = images
+    for other in others:
+        for here, there in ((first, other), (other, first)):
+            missing = [stem for stem in images[here] if stem not in images[there]]
+            if missing:
+                listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+                error = ImageError.at(given[there], f"a {there} image for each {here} image in {given[here]}",
+                                      f"none for {listed}")
+                if left_out is None:
+                    raise error
+                left_out.append(str(error))
+    common = [stem for stem in images[first] if all(stem in images[role] for role in given)]
+    return [{"name": stem, **{role: images[role][stem] for role in given}, **absent} for stem in common]
+
+
+def _natural_key(path: Path) -> list[tuple[int, int, str]]:
+    """Digits compare as numbers and come before letters; tuples keep the two kinds comparable."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", path.name.lower())
+    return [(0, int(p), "") if p[0] in "0123456789" else (1, 0, p) for p in parts]

@@ -1,0 +1,361 @@
+"""Volumes and single slices from NIfTI and DICOM files, and NIfTI files of what was made from them.
+
+Axes: whatever order a file has, `Volume.slices[k]` is an axial slice as (rows, columns): k runs to the patient's head
+(superior), rows from front to back (anterior to posterior), columns from the patient's right to the left. That is
+how radiologists look at a brain and how the training images lie. Oblique volumes go by the nearest axis. A single
+slice stays the slice that it is: a coronal or sagittal one has its rows from top to bottom.
+
+Values stay in the file's own units. DICOM rescale slopes and intercepts are applied, slice by slice, so that CT is in
+Hounsfield units. MONOCHROME1 says that a viewer paints small values bright; the values are measurements all the same
+and are not inverted.
+"""
+
+import gzip
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+from nibabel.affines import apply_affine
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from nibabel.processing import resample_from_to
+from nibabel.spatialimages import HeaderDataError
+from scipy.ndimage import uniform_filter1d
+
+from utils.files import entries, write_bytes
+from utils.imaging.dicom import dicom_files, is_dicom, read_dicom
+from utils.imaging.images import IMAGE_SUFFIXES, ImageError, check_voxels
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+
+_MILLIMETRES = {1: 1000.0, 3: 0.001}
+"""NIfTI's codes of metres and micrometres; without a unit, lengths are taken to be mm."""
+
+_VIEWS = {0: "PIR", 1: "LIP", 2: "LPS"}
+"""Normal of a slice (0 left-right, 1 front-back, 2 foot-head) -> where columns, rows and slices run to."""
+
+
+class Volume(NamedTuple):
+    """A stack of slices.
+
+    Attributes:
+        slices: float32 (S, H, W), see the module for the axes; in the file's own units, finite.
+        affine: float64 (4, 4), voxel (i, j, k) of the file's own array to RAS mm. A DICOM array counts columns, rows,
+            slices.
+        modality: DICOM tag such as "CT", "MR", "PT", "NM"; "" where the file does not say.
+        units: of the values: "HU", DICOM's such as "BQML", or "" where the file does not say.
+        space: UID of DICOM's frame of reference, in which the file's positions are; "" where there is none.
+        forms: of NIfTI sform and qform, each with its code; the matrix is None where the code is 0.
+    """
+
+    slices: np.ndarray
+    affine: np.ndarray
+    modality: str
+    units: str
+    space: str = ""
+    forms: tuple[tuple[np.ndarray | None, int], ...] = ()
+
+    @property
+    def placed(self) -> bool:
+        """Whether the file says how it lies; else its axes are taken to run to the left, the front and the head."""
+        return not self.forms or any(code for _, code in self.forms)
+
+    @property
+    def aspect(self) -> float:
+        """Height of a pixel of the slices over its width."""
+        width, height = np.linalg.norm(_slices_affine(self)[:3, :2], axis=0)
+        return float(height / width)
+
+
+def is_volume(path: str | os.PathLike) -> bool:
+    """True for a NIfTI file by its name, for a DICOM file, and for a folder that holds DICOM files."""
+    if os.path.isdir(path):
+        return bool(dicom_files(Path(path)))
+    return Path(path).name.lower().endswith(NIFTI_SUFFIXES) or is_dicom(Path(path))
+
+
+def holds_images(path: str | os.PathLike) -> bool:
+    """True for an image by its name, and for a folder that holds images.
+
+    Raises:
+        FileError: the folder cannot be read.
+    """
+    inside = entries(Path(path)) if os.path.isdir(path) else [Path(path)]
+    return any(p.suffix.lower() in IMAGE_SUFFIXES for p in inside)
+
+
+def check_no_volumes(paths: Iterable[str | os.PathLike]) -> None:
+    """Say how volumes are given where one stands, or a folder of them and of no images, in the place of images.
+
+    Raises:
+        FileError: that is so, or a folder cannot be read.
+    """
+    expected = "images, or volumes one pair at a time (--fixed, --moving: a file or the folder of a DICOM series each)"
+    for path in paths:
+        if holds_images(path):
+            continue
+        if is_volume(path):
+            raise ImageError.at(path, expected, "a volume")
+        inside = entries(Path(path)) if os.path.isdir(path) else []
+        if volumes := sorted(p.name for p in inside if is_volume(p)):
+            raise ImageError.at(path, expected, f"a folder with {len(volumes)} of them, such as {volumes[0]}")
+
+
+def read_volume(path: str | os.PathLike) -> Volume:
+    """Read a volume or a single slice.
+
+    Args:
+        path: NIfTI file (2D or 3D), DICOM file (one frame or several), or folder of DICOM files of one series, which
+            are put in order by their position along the slice normal.
+
+    Raises:
+        ImageError: nothing there, damaged or truncated, another format, 4D, colour, NaN or infinity, slices of one
+            row or column, more than `MAX_VOXELS` voxels, an affine that cannot be inverted; and for DICOM: no
+            position tags, nothing installed that decodes the pixels, or slices of more than one series, size, spacing
+            or direction, unevenly spaced, or several in one place.
+    """
+    path = Path(path)
+    if not os.path.exists(path):
+        raise ImageError.at(path, "a NIfTI or DICOM file or a folder of DICOM files", "nothing there")
+    if not is_volume(path):
+        found = "a folder without DICOM files" if path.is_dir() else repr(path.name)
+        raise ImageError.at(path, "a .nii, .nii.gz or DICOM file or a folder of DICOM files", found)
+    nifti = path.name.lower().endswith(NIFTI_SUFFIXES) and path.is_file()
+    array, affine, *about = _read_nifti(path) if nifti else read_dicom(path)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise ImageError.at(path, "an affine that can be inverted", f"{np.array2string(affine, precision=3)}")
+    if not np.isfinite(array).all():
+        raise ImageError.at(path, "finite values", f"NaN or infinity in {int((~np.isfinite(array)).sum())} voxels")
+    slices = _to_slices(array, affine)
+    count, height, width = slices.shape
+    # What is too coarse to be aligned may still be resampled.
+    if min(height, width) == 1 or count == 1 < array.shape[2]:
+        expected = "axial slices of several rows and columns, or one slice along the third axis"
+        raise ImageError.at(path, expected, f"{count} of {width} x {height}")
+    return Volume(slices, affine, *about)
+
+
+def write_volume(path: str | os.PathLike, slices: np.ndarray, like: Volume) -> None:
+    """Write a NIfTI file whose array has the axes and the affine of `like`, so that viewers overlay the two.
+
+    What `read_volume` returned is written back as the same array and affine, of NIfTI with sform, qform and their
+    codes; a 2D array comes back as (X, Y, 1). The file appears whole or not at all.
+
+    Args:
+        path: file to write; its name ends in ``.nii`` or ``.nii.gz``.
+        slices: (S, H, W), written as float32, or RGB (S, H, W, 3): uint8, or float clipped to [0, 1].
+        like: the volume that the slices belong to, as a rule the fixed one.
+
+    Raises:
+        ImageError: wrong suffix, a shape that is not that of `like`, NaN or infinity, or the system refused.
+    """
+    path, slices = Path(path), np.asarray(slices)
+    if not path.name.lower().endswith(NIFTI_SUFFIXES):
+        raise ImageError.at(path, "a file name that ends in .nii or .nii.gz", repr(path.name))
+    if slices.shape not in (like.slices.shape, (*like.slices.shape, 3)):
+        raise ImageError.at(path, f"slices of shape {like.slices.shape}, or RGB, to write", f"shape {slices.shape}")
+    if not np.isfinite(slices).all():
+        raise ImageError.at(path, "finite values to write", "NaN or infinity")
+    if slices.ndim == 4:
+        if slices.dtype != np.uint8:
+            slices = np.rint(np.clip(slices, 0, 1) * 255).astype(np.uint8)
+        slices = np.ascontiguousarray(slices).view([(channel, np.uint8) for channel in "RGB"])[..., 0]
+    else:
+        slices = slices.astype(np.float32)
+    image = _to_nifti(slices, like.affine)
+    if like.forms:
+        # Some viewers go by sform, others by qform: both are those of the file, or it would not be overlaid everywhere.
+        sform, qform = like.forms
+        image.set_sform(*sform)
+        image.set_qform(*qform)
+    image.header.set_xyzt_units("mm")
+    data = image.to_bytes()
+    write_bytes(path, gzip.compress(data, mtime=0) if path.name.lower().endswith(".gz") else data)
+
+
+def distance_between(volume: Volume, like: Volume) -> float:
+    """Largest distance, in mm, between the same corner voxel of two volumes of one shape, by their affines."""
+    last = np.array(like.slices.shape) - 1
+    corners = np.array(list(np.ndindex(2, 2, 2))) * last  # slices, rows, columns
+    places = [apply_affine(_slices_affine(x), corners[:, ::-1]) for x in (volume, like)]
+    return float(np.linalg.norm(places[0] - places[1], axis=1).max())
+
+
+def resample_volume(volume: Volume, like: Volume) -> Volume:
+    """Bring a volume onto the grid of another one by both affines, linearly; finer voxels are averaged first.
+
+    Args:
+        volume: whose values are wanted.
+        like: on whose grid.
+
+    Returns:
+        Slices of the shape of `like` and its affine and forms, in the volume's own units; its lowest value where it
+        does not reach. It reaches to the outer faces of its voxels, so that a single slice has the thickness that its
+        affine gives it.
+
+    Raises:
+        ValueError: the volumes do not overlap.
+    """
+    source, target = (_to_nifti(x.slices, x.affine) for x in (volume, like))
+    array = resample_from_to(_averaged(source, target), target, order=1, mode="nearest").get_fdata(dtype=np.float32)
+    inside = _covered(target, source)
+    if not inside.any():
+        raise ValueError("expected volumes that overlap in space, found one beside the other")
+    array[~inside] = volume.slices.min()
+    return volume._replace(slices=_to_slices(array, like.affine), affine=like.affine, forms=like.forms)
+
+
+def coverage(volume: Volume, like: Volume) -> float:
+    """Share of the voxels of `like`, 0 to 1, whose centre lies in a voxel of `volume`, by both affines."""
+    source, target = (_to_nifti(x.slices, x.affine) for x in (volume, like))
+    return float(_covered(target, source).mean())
+
+
+def window(slices: np.ndarray, center: float, width: float) -> np.ndarray:
+    """Map [center - width / 2, center + width / 2] linearly to [0, 1] and clip (DICOM PS3.3 C.11.2.1.3.2).
+
+    Args:
+        slices: any shape, for CT in HU.
+        center, width: such as 40 and 80 for brain tissue in CT.
+
+    Returns:
+        float32 in [0, 1].
+
+    Raises:
+        ValueError: width is not above 0.
+    """
+    if not width > 0:
+        raise ValueError(f"width: expected a window wider than 0, found {width}")
+    # Takes seconds to import, which only volumes are to cost.
+    from monai.transforms import ScaleIntensityRange
+
+    return np.asarray(ScaleIntensityRange(center - width / 2, center + width / 2, 0, 1, clip=True)(slices), np.float32)
+
+
+def robust_window(slices: np.ndarray) -> tuple[float, float]:
+    """Center and width of the window from the 1st to the 99.5th percentile of a whole volume.
+
+    For modalities without a scale of their own (MRI) or with rare extremes (PET, SPECT). Where both percentiles are
+    the same value the full range takes their place; that of a constant volume has its value as lower end, so that the
+    window makes it 0.
+
+    Args:
+        slices: (S, H, W), finite.
+    """
+    low, high = map(float, np.percentile(slices, (1, 99.5)))
+    if low == high:
+        low, high = float(slices.min()), float(slices.max())
+    width = high - low or 1.0
+    return low + width / 2, width
+
+
+def looks_like_hu(slices: np.ndarray) -> bool:
+    """True if values are plausibly Hounsfield units: air, under -200, in at least 1 % of the voxels, and tissue.
+
+    To be asked of CT: emission images with noise below zero look the same.
+    """
+    return bool(np.percentile(slices, 1) <= -200 and slices.max() > 0)
+
+
+def _orientations(affine: np.ndarray, single: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Orientations, as nibabel writes them, of the file's array (i, j, k) and of (columns, rows, slices).
+
+    A stack is looked at along the axis nearest to foot-head, a single slice along the file's third axis.
+    """
+    own = io_orientation(affine)
+    normal = int(own[2, 0]) if single else 2
+    return own, axcodes2ornt(_VIEWS[normal])
+
+
+def _to_slices(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """The file's own array (i, j, k) under its affine as slices (S, H, W)."""
+    own, view = _orientations(affine, single=array.shape[2] == 1)
+    return np.ascontiguousarray(apply_orientation(array, ornt_transform(own, view)).transpose(2, 1, 0))
+
+
+def _to_nifti(slices: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
+    """The way back from `_to_slices`."""
+    own, view = _orientations(affine, single=len(slices) == 1)
+    return nib.Nifti1Image(apply_orientation(slices.transpose(2, 1, 0), ornt_transform(view, own)), affine)
+
+
+def _averaged(source: nib.Nifti1Image, target: nib.Nifti1Image) -> nib.Nifti1Image:
+    """`source`, each voxel the mean of as many as a step of `target` spans along each axis, at the mean's place.
+
+    Points of a fine, noisy volume would say less of a thick slice than what lies within it.
+    """
+    array, affine = source.get_fdata(dtype=np.float32), source.affine.copy()
+    steps = np.linalg.norm((np.linalg.inv(source.affine) @ target.affine)[:3, :3], axis=1)
+    for axis, step in enumerate(steps):
+        count = min(round(step), array.shape[axis])
+        if count > 1:
+            array = uniform_filter1d(array, count, axis, mode="nearest")
+            # Of an even number, one more lies before the voxel than behind it.
+            affine[:3, 3] -= affine[:3, axis] * (0.5 if count % 2 == 0 else 0)
+    return nib.Nifti1Image(array, affine)
+
+
+def _covered(target: nib.Nifti1Image, source: nib.Nifti1Image) -> np.ndarray:
+    """Which voxels of `target` have their centre in a voxel of `source`: boolean, of the target's shape."""
+    to_source = np.linalg.inv(source.affine) @ target.affine
+    along = np.ogrid[tuple(slice(side) for side in target.shape)]
+    inside = np.ones(target.shape, bool)
+    for row, side in zip(to_source[:3], source.shape, strict=True):
+        index = sum(step * place for step, place in zip(row[:3], along, strict=True)) + row[3]
+        # The faces belong to it, whatever the rounding of the affines.
+        inside &= (index >= -0.5 - 1e-4) & (index <= side - 0.5 + 1e-4)
+    return inside
+
+
+def _slices_affine(volume: Volume) -> np.ndarray:
+    """(column, row, slice) of `Volume.slices` to RAS mm."""
+    turn = ornt_transform(*_orientations(volume.affine, single=len(volume.slices) == 1))
+    shape = np.array(volume.slices.shape[::-1])[turn[:, 0].astype(int)]  # of the file's own array
+    return volume.affine @ inv_ornt_aff(turn, shape)
+
+
+def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, str, str, str, tuple[tuple[np.ndarray | None, int], ...]]:
+    """float32 array (X, Y, Z), affine, modality, units and space, which NIfTI does not name, and `Volume.forms`."""
+    if not path.stat().st_size:
+        raise ImageError.at(path, "a NIfTI file", "an empty file (0 bytes)")
+    try:
+        image = nib.load(path)
+    except nib.filebasedimages.ImageFileError as error:
+        raise ImageError.at(path, "a NIfTI file", f"another format or a damaged header ({error})") from error
+    except Exception as error:
+        # nibabel lets the errors of gzip, zlib, mmap and NumPy through.
+        raise ImageError.at(path, "a complete NIfTI file", f"a damaged or truncated file ({error})") from error
+    if not isinstance(image, nib.Nifti1Image):
+        raise ImageError.at(path, "a NIfTI file", type(image).__name__)
+    if len(image.shape) < 2 or 0 in image.shape or np.prod(image.shape[3:]) != 1:
+        raise ImageError.at(path, "a slice (2D) or a volume (3D)", f"{len(image.shape)}D, shape {image.shape}")
+    if image.get_data_dtype().kind not in "iuf":
+        raise ImageError.at(path, "one real number a voxel", f"data type {image.header.get_value_label('datatype')}")
+    check_voxels(path, image.shape)
+    try:
+        array = image.get_fdata(dtype=np.float32)
+        if path.suffix.lower() == ".gz":
+            # nibabel stops before the checksum, which alone shows damage inside the data.
+            with gzip.open(path) as file:
+                while file.read(2**20):
+                    pass
+    except Exception as error:
+        raise ImageError.at(path, "a complete NIfTI file", f"a damaged or truncated file ({error})") from error
+    # PET is often written with a fourth axis of one time.
+    array = array.reshape(*array.shape[:3], *(1,) * (3 - array.ndim))
+    to_mm = np.ones((4, 1))
+    to_mm[:3] = _MILLIMETRES.get(int(image.header["xyzt_units"]) & 7, 1)  # the other bits are those of time
+    forms = (_form(get, to_mm) for get in (image.get_sform, image.get_qform))
+    return array, to_mm * image.affine, "", "", "", tuple(forms)
+
+
+def _form(get: Callable[..., tuple[np.ndarray | None, int]], to_mm: np.ndarray) -> tuple[np.ndarray | None, int]:
+    """What `get` finds in a header, matrix times `to_mm` and code; as if it were not there where it is none."""
+    try:
+        matrix, code = get(coded=True)
+    except (ValueError, HeaderDataError):
+        # A quaternion of no length 1; it is the other one that places the volume.
+        return None, 0
+    return (to_mm * matrix, code) if matrix is not None and np.isfinite(matrix).all() else (None, 0)
