@@ -19,7 +19,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.visualize import MAPS, flow_to_color
+from evaluation.figures import MAPS
+from evaluation.pictures import flow_to_color
 
 INK, LINE = "#1d2733", "#5c6670"
 STAGES = {"reliability": "#dbe8f6", "flow": "#e3f0df", "fusion": "#fbe8d3", "plain": "#eef0f2"}
@@ -56,8 +57,9 @@ def box(axes: Axes, x: float, y: float, width: float, height: float, title: str,
     axes.add_patch(FancyBboxPatch(corner, width, height, boxstyle="round,pad=0,rounding_size=1.2",
                                   facecolor=STAGES[stage], edgecolor=LINE, linewidth=0.8, zorder=2))
     lines = text.count("\n") + 1
-    axes.text(x, y + 1.15 * lines + 0.3, title, ha="center", va="center", fontsize=9.5, weight="bold", color=INK, zorder=3)
-    axes.text(x, y - 1.6, text, ha="center", va="center", fontsize=8, color=INK, zorder=3, linespacing=1.2)
+    place = {"ha": "center", "va": "center", "color": INK, "zorder": 3}
+    axes.text(x, y + 1.15 * lines + 0.3, title, fontsize=9.5, weight="bold", **place)
+    axes.text(x, y - 1.6, text, fontsize=8, linespacing=1.2, **place)
 
 
 def arrow(axes: Axes, *points: tuple[float, float]) -> None:

@@ -38,7 +38,7 @@ also end what only beginning anew has found to be a large one."""
 BEGINNING = 0.25
 """How much the disagreement at the start adds to that at the end, to make up the doubt of a start.
 
-All were chosen on validation pairs (experiment 96 in checkpoints/README.md)."""
+All were chosen on validation pairs (experiment 96 in docs/experiments.md)."""
 
 Estimate = Callable[[Tensor], Output]
 """What aligns and fuses a moving image (1, 1, H, W) with the fixed one, by averaged estimates."""

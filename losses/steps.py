@@ -2,7 +2,7 @@
 
 With a teacher, a network learns what that trained one makes of the same pairs instead of the truth (knowledge
 distillation, Hinton et al. 2015), so that what cannot be known from the images is no longer part of the task.
-Experiments 78, 104 and 105 in checkpoints/README.md say what it brings.
+Experiments 78, 104 and 105 in docs/experiments.md say what it brings.
 """
 
 from contextlib import nullcontext

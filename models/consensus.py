@@ -17,7 +17,7 @@ AGREEMENT = 0.3
 CAUTION = 10.0
 """Mean square error of the global part, px^2, for each px^2 of disagreement beyond `AGREEMENT`.
 
-Both were chosen on validation pairs (experiments 77 and 80 in checkpoints/README.md)."""
+Both were chosen on validation pairs (experiments 77 and 80 in docs/experiments.md)."""
 
 LARGE = 36.0
 """Mean square displacement, px^2, beyond which it is ever less in doubt: modalities do not differ by so much."""

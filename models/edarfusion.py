@@ -24,7 +24,7 @@ TRAINED_SIDE = 256  # px; heads of that scale are what the registration has lear
 SECOND_PASS = (2.0, 6.0)
 """Mean displacement found so far, px, from which a further pass counts, and at which it counts in full.
 
-Chosen on validation pairs (experiments 70 and 74 in checkpoints/README.md)."""
+Chosen on validation pairs (experiments 70 and 74 in docs/experiments.md)."""
 
 PRESETS = {
     "tiny": {

@@ -5,7 +5,7 @@ import numpy as np
 DOUBTFUL = 1.0
 """Disagreement, px of 256, above which an alignment is tried anew (`inference.multistart`) and to be looked at.
 
-Few validation pairs lie there, and nearly all pairs that do not belong together: experiment 83, checkpoints/README.md.
+Few validation pairs lie there, and nearly all pairs that do not belong together: experiment 83, docs/experiments.md.
 """
 
 
