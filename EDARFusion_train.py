@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from data.dataset import VAL_SEED, PairDataset, balance
+from data.simulated_heads import LabelledHeads
 from data.splits import add_group_pattern, find_table, shared_patients
 from data.table import MODALITIES, SPLITS, DataError, modality_name, modality_of
 from models.checkpoint import CheckpointError, load_checkpoint
@@ -37,7 +38,7 @@ from utils.processes import rank, world
 from utils.signals import INTERRUPTED, stop_on_signal
 
 PROGRAM = "EDARFusion_train"
-WHERE = {"csv", "device", "workers", "root", "save_minutes", "stop_after", "teacher"}
+WHERE = {"csv", "device", "heads", "workers", "root", "save_minutes", "stop_after", "teacher"}
 """Options that --resume may be given anew: they change where and how long a run computes, but not what."""
 ABLATIONS = ("entropy", "prereg", "reliability", "aggregation", "gate", "refinement", "consistency")
 
@@ -54,6 +55,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--overfit", type=positive, metavar="N",
                       help="train and validate on N pairs with fixed deformations")
     data.add_argument("--wide", type=share, default=0.5, help="share of large deformations (default: %(default)s)")
+    data.add_argument("--simulated", type=share, default=0.0, metavar="SHARE",
+                      help="of the training pairs that show simulated heads (default: %(default)s)")
+    data.add_argument("--heads", metavar="DIR", help="labelled heads to simulate on (python -m tools.make_heads);\n"
+                      "without them --simulated draws random shapes")
     data.add_argument("--second-pass", type=share, default=0.0, metavar="SHARE",
                       help="of the steps whose pairs are first aligned by the network itself (default: %(default)s)")
     data.add_argument("--workers", type=natural, metavar="N",
@@ -101,6 +106,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("expected either --epochs or --minutes")
     if options.seed >= 2**32:
         parser.error(f"--seed: expected a number below {2**32}, found {options.seed}")
+    if options.heads and not options.simulated:
+        parser.error("--heads: expected --simulated SHARE with it, found none")
     if options.stage == "fusion" and not options.init:
         parser.error("--stage fusion: expected --init FILE with a trained registration, found none")
     return options
@@ -138,7 +145,10 @@ def build_datasets(options: argparse.Namespace, table: pd.DataFrame) -> tuple[Pa
         found = ", ".join(f"{(table['split'] == split).sum()} {split}" for split in SPLITS)
         raise DataError.at(options.csv or options.root[0], "pairs of the splits train and val", found)
     return (
-        PairDataset(balance(train, options.seed), ".", seed=options.seed, augment=True, wide=options.wide),
+        PairDataset(
+            balance(train, options.seed), ".", seed=options.seed, augment=True, wide=options.wide,
+            simulated=options.simulated, heads=LabelledHeads(options.heads) if options.heads else None,
+        ),  # fmt: skip
         PairDataset(val, ".", seed=VAL_SEED),
     )
 

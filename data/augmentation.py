@@ -21,6 +21,12 @@ ONE_SIDED = 0.3
 NOISY = 0.3
 """Share of the training images, fixed and moving each, with more than faint noise."""
 
+STILL = 0.25
+"""Share of the simulated training pairs that lie nearly right. Their truth is known not to hide an offset."""
+
+REMAPPED = 0.2
+"""Share of the other training pairs whose MRI gets other grey values, where a training simulates heads."""
+
 
 def vary_contrast(images: list[Tensor], generator: torch.Generator) -> list[Tensor]:
     """Give images of one kind one random gamma (0.7 to 1.4) and gain (0.8 to 1.2), and each its own noise.

@@ -22,13 +22,16 @@ from data.augmentation import (
     ONE_SIDED,
     POSE,
     POSED,
+    REMAPPED,
+    STILL,
     add_noise,
     add_one_sided,
     sometimes,
     vary_contrast,
     vary_shading,
 )
-from data.deformation import BENCHMARK, WIDE, random_flow
+from data.deformation import BENCHMARK, SMALL, WIDE, random_flow
+from data.simulated_heads import Draw, LabelledHeads, remapped, simulated_pair
 from data.table import MODALITIES, DataError
 from utils.geometry.foreground import foreground
 from utils.geometry.head_box import TISSUE
@@ -130,6 +133,8 @@ class PairDataset(Dataset[Pair]):
             benchmark's kind, the same each time.
         size: side of the square that pairs of other sizes are scaled and padded to, so that they batch.
         wide: share of the training pairs that are drawn from `WIDE` instead of `BENCHMARK`.
+        simulated: share of the training pairs that show a simulated head of the row's modality instead of its images.
+        heads: to simulate on; None draws random shapes only.
 
     Raises:
         FileError: on access and by `check`, for images that cannot be read or differ in size within a pair.
@@ -145,6 +150,8 @@ class PairDataset(Dataset[Pair]):
         augment: bool = False,
         size: int = 256,
         wide: float = 0.5,
+        simulated: float = 0.0,
+        heads: LabelledHeads | None = None,
     ) -> None:
         if table.empty:
             raise DataError.at(root, "at least one pair", "none")
@@ -152,6 +159,7 @@ class PairDataset(Dataset[Pair]):
         self.moving = [Path(root, path) for path in table["moving"]]
         self.modalities = [MODALITIES.index(name) for name in table["modality"]]
         self.seed, self.augment, self.size, self.wide = seed, augment, size, wide
+        self.simulated, self.heads = simulated, heads
         self._cache: dict[tuple[Path, Path], Tensor] = {}
 
     def __len__(self) -> int:
@@ -167,6 +175,10 @@ class PairDataset(Dataset[Pair]):
             pair = torch.stack([torch.from_numpy(images[role]) for role in paths])
             self._cache[key] = (letterbox(pair, self.size) * 255).round().byte()
         return self._cache[key][None].float() / 255
+
+    def simulate(self, row: int, generator: torch.Generator) -> Tensor:
+        """A simulated pair of the row's modality, (1, 2, size, size) in [0, 1]."""
+        return letterbox(simulated_pair(MODALITIES[self.modalities[row]], generator, self.heads)[0], self.size)[None]
 
     def __getstate__(self) -> dict[str, object]:
         # Loading processes that do not share this one's memory read what they need faster than it reaches them.
@@ -192,22 +204,27 @@ class PairDataset(Dataset[Pair]):
         if not self.augment:
             draw = row
         generator = seeded(self.seed, draw)
-        pair = self.images(row)
+        simulated = self.augment and self.simulated > 0 and Draw(generator).chance(self.simulated)
+        pair = self.simulate(row, generator) if simulated else self.images(row)
         full = tuple(pair.shape[2:])
         ranges = WIDE if self.augment and torch.rand((), generator=generator) < self.wide else BENCHMARK
+        if simulated and Draw(generator).chance(STILL):
+            ranges = SMALL
         deformation = random_flow(full, ranges, generator)
         applied = resize_flow(deformation, full)
         if self.augment:
             flips = [axis for axis in (2, 3) if torch.rand((), generator=generator) < (0.1, 0.5)[axis - 2]]
             pair = vary_shading(pair.flip(flips), generator)
             pair = torch.cat([sometimes(add_one_sided, ONE_SIDED, x, generator) for x in pair.split(1, dim=1)], dim=1)
-            if torch.rand((), generator=generator) < POSED:
+            if torch.rand((), generator=generator) < POSED or simulated:
                 # The misaligned image is sampled once from the original, as a real one would be.
                 pose = resize_flow(random_flow(full, POSE, generator), full)
                 moving, pair = warp(pair[:, 1:], compose(pose, applied)), warp(pair, pose)
             else:
                 moving = warp(pair[:, 1:], applied)
             (fixed,) = vary_contrast([pair[:, :1]], generator)
+            if self.simulated and not simulated and Draw(generator).chance(REMAPPED):
+                fixed = torch.from_numpy(remapped(fixed.numpy(), Draw(generator)))
             aligned, moving = vary_contrast([pair[:, 1:], moving], generator)
             fixed, moving = (sometimes(add_noise, NOISY, x, generator) for x in (fixed, moving))
         else:

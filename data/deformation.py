@@ -37,6 +37,7 @@ class DeformationRange:
 # 256 px times the standard deviation sqrt(1/3) / (2 sqrt(pi) 16) of blurred uniform noise.
 BENCHMARK = DeformationRange(amplitude=(2.606, 2.606), sigma=(16.0, 16.0), translation=2.56)
 WIDE = DeformationRange(amplitude=(0.0, 4.5), sigma=(12.0, 28.0), translation=12.0, rotation=(-12.0, 12.0), scale=0.08)
+SMALL = DeformationRange(amplitude=(0.0, 2.0), sigma=(14.0, 24.0), translation=2.0)
 
 
 def _uniform(low: float, high: float, generator: torch.Generator) -> float:

@@ -23,6 +23,8 @@ from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from data.deformation import BENCHMARK, DeformationRange, random_flow
+from data.simulated_heads import COLORS, SIZE
+from data.tissue import Tissue as Label
 from tools.misalign import write_misaligned
 from utils.arguments import SAMPLE_ROOT, OneLineParser, natural, print_anywhere
 from utils.files import FileError, write_bytes
@@ -33,20 +35,10 @@ SLICES = {"CT": (70, 90, 116), "PET": (76, 96, 108), "SPECT": (72, 84, 102)}
 """Axial slices of the template in the embedded sample, in voxels of 1 mm from its lowest one."""
 TRAINING_SLICES = (50, 141)
 """First and last + 1 of the slices that training pairs show."""
-SIZE = 256
-"""Height and width of a simulated image; a pixel is about 1 mm."""
 
 _SHELL_MARGIN = 36
 _SHELL_STEP = 2
 _INDIVIDUAL = DeformationRange(amplitude=(1.0, 3.0), sigma=(30.0, 45.0))
-
-# Colours from no to full uptake, each (level, R, G, B), in the manner of the two displays of the Harvard atlas.
-_COLORS = {
-    "PET": ((0, 0, 0, 0), (0.2, 0, 0, 135), (0.4, 0, 80, 240), (0.55, 115, 160, 120), (0.68, 240, 235, 0),
-            (0.8, 255, 150, 0), (0.91, 255, 0, 0), (1, 255, 0, 220)),
-    "SPECT": ((0, 0, 0, 0), (0.18, 32, 66, 70), (0.36, 72, 0, 132), (0.54, 140, 42, 128), (0.7, 205, 90, 92),
-              (0.84, 250, 106, 4), (0.93, 255, 175, 150), (1, 255, 255, 255)),
-}  # fmt: skip
 
 Array = NDArray[np.float32]
 
@@ -139,6 +131,29 @@ def simulate_pair(
         return fixed, _ct(tissue, draw)
     uptake = _pet(tissue, draw) if modality == "PET" else _spect(tissue, draw)
     return fixed, _colored(uptake, modality)
+
+
+def simulated_tissue(
+    slice_index: float, weighting: str, generator: torch.Generator
+) -> tuple[Array, NDArray[np.uint8]]:
+    """Simulate an MRI slice with its tissue labels.
+
+    Args:
+        slice_index: height in the template, as in `simulate_pair`.
+        weighting: ``T1`` or ``T2``.
+        generator: the only source of randomness.
+
+    Returns:
+        MRI (256, 256), float32 in [0, 1], and labels (256, 256) of `data.tissue.Tissue`.
+    """
+    draw = _Draw(generator)
+    tissue = _cut(load_anatomy(), slice_index, draw, max_tilt=8.0, max_rotation=6.0)
+    shares = {
+        Label.SCALP: tissue.scalp, Label.BONE: tissue.skull, Label.FLUID: tissue.fluid, Label.GREY: tissue.grey,
+        Label.WHITE: tissue.white,
+    }  # fmt: skip
+    shares[Label.AIR] = 1 - np.sum(list(shares.values()), axis=0)
+    return _mri(tissue, weighting, draw), np.argmax([shares[label] for label in Label], axis=0).astype(np.uint8)
 
 
 class _Draw:
@@ -246,7 +261,7 @@ def _scanned(uptake: Array, blur: float, noise: Array, exposure: float) -> Array
 
 def _colored(uptake: Array, modality: str) -> Array:
     """(H, W) uptake in [0, 1] to (H, W, 3) RGB in [0, 1] through the modality's colour table."""
-    level, *channels = np.array(_COLORS[modality], np.float64).T
+    level, *channels = np.array(COLORS[modality], np.float64).T
     return np.stack([np.interp(uptake, level, channel) for channel in channels], -1).astype(np.float32) / 255
 
 

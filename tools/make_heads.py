@@ -1,0 +1,177 @@
+"""Make a folder of labelled heads to simulate training images on.
+
+    python -m tools.make_heads --output HEADS --root HARVARD --template 120 \
+        --volume T1.nii.gz --volume other_T1.mgz other_aparc+aseg.mgz --test flair.nii.gz
+
+The slices come from the MRI of aligned pairs, from the ICBM152 template and from volumes of the head. Tissue labels
+come from intensities (`data.tissue`) or, where a second file is given, from FreeSurfer's labels.
+`EDARFusion_train.py --simulated 0.5 --heads HEADS` simulates on those of the split train, and
+`python -m tools.unseen --heads HEADS` scores on those of the split test.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import nibabel
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import zoom
+from tqdm import tqdm
+
+from data.simulated_heads import SIZE
+from data.splits import find_table
+from data.tissue import Tissue, tissue_of_freesurfer, tissue_of_slice
+from tools.make_sample import simulated_tissue
+from utils.arguments import OneLineParser, natural, print_anywhere
+from utils.files import FileError, write_bytes
+from utils.imaging.images import read_image, write_image
+
+STEP = 2
+"""mm between the axial slices that are taken of a volume."""
+
+LEAST = 0.06
+"""Share of the frame that a slice's head must fill to be taken."""
+
+BRAIN = 0.03
+"""Share of the frame that its brain must fill."""
+
+
+class LabelledSlice(NamedTuple):
+    """A slice with its name and the patient or volume that it is of."""
+
+    name: str
+    group: str
+    mri: NDArray[np.float32]
+    tissue: NDArray[np.uint8]
+
+
+def slices_of_pairs(root: str) -> Iterator[LabelledSlice]:
+    """The MRI of the training pairs below a folder."""
+    for row in find_table(root, "all", split="train").itertuples():
+        mri = read_image(Path(root, row.fixed))
+        if mri.shape == (SIZE, SIZE):
+            yield LabelledSlice(f"{row.modality}_{Path(row.fixed).stem}", row.group, mri, tissue_of_slice(mri))
+
+
+def slices_of_template(count: int) -> Iterator[LabelledSlice]:
+    """Individual heads made of the ICBM152 template, every other one with the contrast of T2."""
+    generator = torch.Generator().manual_seed(0)
+    for number in range(count):
+        height = 50 + 91 * number / count
+        mri, tissue = simulated_tissue(height, ("T1", "T2")[number % 2], generator)
+        yield LabelledSlice(f"icbm_{number:03d}", "icbm", mri, tissue)
+
+
+def slices_of_volume(path: str, labels: str | None) -> Iterator[LabelledSlice]:
+    """Axial slices of a volume, at 1 mm.
+
+    Args:
+        path: NIfTI or MGH file of an MRI of the head.
+        labels: FreeSurfer's labels on the same grid; None classifies by intensity.
+    """
+    volume = _at_one_mm(path, order=1)
+    brain = None if labels is None else tissue_of_freesurfer(np.rint(_at_one_mm(labels, order=0)).astype(np.int32))
+    name = Path(path).name.partition(".")[0]
+    for height in range(0, volume.shape[2], STEP):
+        mri = _framed(volume[:, :, height])
+        tissue = tissue_of_slice(mri)
+        if brain is not None:
+            known = _framed(brain[:, :, height])
+            inside = cv2.morphologyEx((known > 0).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8)) > 0
+            tissue = np.where(tissue > Tissue.BONE, np.uint8(Tissue.SCALP), tissue)
+            tissue = np.where(inside, np.where(known > 0, known, np.uint8(Tissue.FLUID)), tissue)
+        yield LabelledSlice(f"{name}_{height:03d}", name, mri, tissue)
+
+
+def _at_one_mm(path: str, order: int) -> NDArray[np.float32]:
+    """A volume with axes to the right, front and top, resampled to 1 mm; MRI of other types than bytes scaled to 1."""
+    try:
+        image = nibabel.as_closest_canonical(nibabel.load(path))
+    except (OSError, nibabel.filebasedimages.ImageFileError) as error:
+        raise FileError.at(path, "a volume that nibabel reads (NIfTI, MGH)", str(error)) from error
+    data = np.asanyarray(image.dataobj).astype(np.float32)
+    if order:
+        data /= 255 if image.get_data_dtype() == np.uint8 else np.percentile(data, 99.8)
+    return zoom(data, image.header.get_zooms()[:3], order=order).clip(0, None if order == 0 else 1)
+
+
+def _framed(plane: NDArray) -> NDArray:
+    """A plane (right, front) as an image (row, column), front up, in the middle of a frame of 256 x 256."""
+    image = plane.T[::-1, ::-1]
+    out = np.zeros((SIZE, SIZE), image.dtype)
+    take = [min(SIZE, side) for side in image.shape]
+    at = [(side - n) // 2 for side, n in zip(image.shape, take, strict=True)]
+    to = [(SIZE - n) // 2 for n in take]
+    out[to[0] : to[0] + take[0], to[1] : to[1] + take[1]] = image[at[0] : at[0] + take[0], at[1] : at[1] + take[1]]
+    return out
+
+
+def _shows_enough(tissue: NDArray[np.uint8]) -> bool:
+    return (tissue > Tissue.AIR).mean() > LEAST and (tissue >= Tissue.FLUID).mean() > BRAIN
+
+
+def write_heads(output: Path, train: Iterator[LabelledSlice], test: Iterator[LabelledSlice]) -> int:
+    """Write ``mri/NAME.png``, ``tissue/NAME.png`` and last ``heads.csv``; returns how many slices.
+
+    Raises:
+        FileError: a file cannot be written or read.
+    """
+    rows = []
+    for split, slices in (("train", train), ("test", test)):
+        for piece in tqdm(slices, desc=split, unit="slice", disable=None):
+            if not _shows_enough(piece.tissue):
+                continue
+            paths = {"fixed": f"mri/{piece.name}.png", "moving": f"tissue/{piece.name}.png"}
+            write_image(output / paths["fixed"], piece.mri)
+            write_image(output / paths["moving"], piece.tissue.astype(np.float32) / 255)
+            rows.append(paths | {"group": piece.group, "split": split})
+    write_bytes(output / "heads.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n").encode())
+    return len(rows)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """``python -m tools.make_heads``; returns the exit status."""
+    print_anywhere()
+    parser = OneLineParser(prog="python -m tools.make_heads", description=__doc__.partition("\n")[0])
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--root", help="folder of aligned pairs, whose training MRI is taken")
+    parser.add_argument("--template", type=natural, default=0, metavar="N", help="slices of the ICBM152 template")
+    for name, use in (("volume", "train"), ("test", "test")):
+        parser.add_argument(
+            f"--{name}",
+            nargs="+",
+            action="append",
+            default=[],
+            metavar="FILE",
+            help=f"MRI volume for the split {use}, and FreeSurfer's labels if there are any",
+        )
+    options = parser.parse_args(arguments)
+    if any(len(files) > 2 for files in (*options.volume, *options.test)):
+        parser.error("--volume, --test: expected one or two files each time")
+
+    def from_volumes(volumes: list[list[str]]) -> Iterator[LabelledSlice]:
+        for path, *labels in volumes:
+            yield from slices_of_volume(path, *(labels or [None]))
+
+    def train() -> Iterator[LabelledSlice]:
+        if options.root:
+            yield from slices_of_pairs(options.root)
+        yield from slices_of_template(options.template)
+        yield from from_volumes(options.volume)
+
+    try:
+        count = write_heads(options.output, train(), from_volumes(options.test))
+    except (FileError, ImportError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    print(f"Wrote {count} slices to {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
