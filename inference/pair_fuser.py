@@ -49,7 +49,14 @@ class PairFuser:
 
     @torch.inference_mode()
     def __call__(
-        self, fixed: np.ndarray, moving: np.ndarray, *, aspect: float = 1.0, longest: float | None = None
+        self,
+        fixed: np.ndarray,
+        moving: np.ndarray,
+        *,
+        aspect: float = 1.0,
+        longest: float | None = None,
+        flow: np.ndarray | None = None,
+        disagreement: float | None = None,
     ) -> FusedPair:
         """Align and fuse a pair.
 
@@ -60,6 +67,8 @@ class PairFuser:
             fixed: (H, W) in [0, 1], sides of at least 64.
             moving: (H, W) or (H, W, 3) in [0, 1]; the results have the same channels.
             aspect, longest: of `inference.view.choose_view`.
+            flow: (2, H, W), px, where the displacement is known already, as of a volume; nothing is estimated then.
+            disagreement: of the estimates that it came from.
 
         Raises:
             ValueError: shapes that do not go together, an array that is not of floating point, or values beyond [0, 1].

@@ -11,14 +11,12 @@ from utils.files import FileError
 from utils.imaging.dicom import DICOM_SUFFIX
 from utils.imaging.flows import load_flow
 from utils.imaging.images import read_image, write_image
+from utils.imaging.resampling import coverage, distance_between, resample_volume
 from utils.imaging.volumes import (
     NIFTI_SUFFIXES,
     Volume,
-    coverage,
-    distance_between,
     looks_like_hu,
     read_volume,
-    resample_volume,
     robust_window,
     window,
     write_volume,

@@ -25,13 +25,12 @@ from pydicom.uid import (
 
 from inference.volume_pair import BRAIN_WINDOW, read_volumes
 from utils.imaging.images import ImageError
+from utils.imaging.resampling import distance_between, resample_volume
 from utils.imaging.volumes import (
     Volume,
-    distance_between,
     is_volume,
     looks_like_hu,
     read_volume,
-    resample_volume,
     robust_window,
     window,
     write_volume,

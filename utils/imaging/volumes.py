@@ -18,11 +18,8 @@ from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
-from nibabel.affines import apply_affine
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
-from nibabel.processing import resample_from_to
 from nibabel.spatialimages import HeaderDataError
-from scipy.ndimage import uniform_filter1d
 
 from utils.files import entries, write_bytes
 from utils.imaging.dicom import dicom_files, is_dicom, read_dicom
@@ -65,8 +62,15 @@ class Volume(NamedTuple):
     @property
     def aspect(self) -> float:
         """Height of a pixel of the slices over its width."""
-        width, height = np.linalg.norm(_slices_affine(self)[:3, :2], axis=0)
+        width, height = np.linalg.norm(self.slices_affine[:3, :2], axis=0)
         return float(height / width)
+
+    @property
+    def slices_affine(self) -> np.ndarray:
+        """(column, row, slice) of `slices` to RAS mm: float64 (4, 4)."""
+        turn = ornt_transform(*_orientations(self.affine, single=len(self.slices) == 1))
+        shape = np.array(self.slices.shape[::-1])[turn[:, 0].astype(int)]  # of the file's own array
+        return self.affine @ inv_ornt_aff(turn, shape)
 
 
 def is_volume(path: str | os.PathLike) -> bool:
@@ -175,43 +179,6 @@ def write_volume(path: str | os.PathLike, slices: np.ndarray, like: Volume) -> N
     write_bytes(path, gzip.compress(data, mtime=0) if path.name.lower().endswith(".gz") else data)
 
 
-def distance_between(volume: Volume, like: Volume) -> float:
-    """Largest distance, in mm, between the same corner voxel of two volumes of one shape, by their affines."""
-    last = np.array(like.slices.shape) - 1
-    corners = np.array(list(np.ndindex(2, 2, 2))) * last  # slices, rows, columns
-    places = [apply_affine(_slices_affine(x), corners[:, ::-1]) for x in (volume, like)]
-    return float(np.linalg.norm(places[0] - places[1], axis=1).max())
-
-
-def resample_volume(volume: Volume, like: Volume) -> Volume:
-    """Bring a volume onto the grid of another one by both affines, linearly; finer voxels are averaged first.
-
-    Args:
-        volume: whose values are wanted.
-        like: on whose grid.
-
-    Returns:
-        Slices of the shape of `like` and its affine and forms, in the volume's own units; its lowest value where it
-        does not reach. It reaches to the outer faces of its voxels, so that a single slice has the thickness that its
-        affine gives it.
-
-    Raises:
-        ValueError: the volumes do not overlap.
-    """
-    source, target = (_to_nifti(x.slices, x.affine) for x in (volume, like))
-    array = resample_from_to(_averaged(source, target), target, order=1, mode="nearest").get_fdata(dtype=np.float32)
-    inside = _covered(target, source)
-    if not inside.any():
-        raise ValueError("expected volumes that overlap in space, found one beside the other")
-    array[~inside] = volume.slices.min()
-    return volume._replace(slices=_to_slices(array, like.affine), affine=like.affine, forms=like.forms)
-
-
-def coverage(volume: Volume, like: Volume) -> float:
-    """Share of the voxels of `like`, 0 to 1, whose centre lies in a voxel of `volume`, by both affines."""
-    source, target = (_to_nifti(x.slices, x.affine) for x in (volume, like))
-    return float(_covered(target, source).mean())
-
 
 def window(slices: np.ndarray, center: float, width: float) -> np.ndarray:
     """Map [center - width / 2, center + width / 2] linearly to [0, 1] and clip (DICOM PS3.3 C.11.2.1.3.2).
@@ -280,40 +247,6 @@ def _to_nifti(slices: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
     own, view = _orientations(affine, single=len(slices) == 1)
     return nib.Nifti1Image(apply_orientation(slices.transpose(2, 1, 0), ornt_transform(view, own)), affine)
 
-
-def _averaged(source: nib.Nifti1Image, target: nib.Nifti1Image) -> nib.Nifti1Image:
-    """`source`, each voxel the mean of as many as a step of `target` spans along each axis, at the mean's place.
-
-    Points of a fine, noisy volume would say less of a thick slice than what lies within it.
-    """
-    array, affine = source.get_fdata(dtype=np.float32), source.affine.copy()
-    steps = np.linalg.norm((np.linalg.inv(source.affine) @ target.affine)[:3, :3], axis=1)
-    for axis, step in enumerate(steps):
-        count = min(round(step), array.shape[axis])
-        if count > 1:
-            array = uniform_filter1d(array, count, axis, mode="nearest")
-            # Of an even number, one more lies before the voxel than behind it.
-            affine[:3, 3] -= affine[:3, axis] * (0.5 if count % 2 == 0 else 0)
-    return nib.Nifti1Image(array, affine)
-
-
-def _covered(target: nib.Nifti1Image, source: nib.Nifti1Image) -> np.ndarray:
-    """Which voxels of `target` have their centre in a voxel of `source`: boolean, of the target's shape."""
-    to_source = np.linalg.inv(source.affine) @ target.affine
-    along = np.ogrid[tuple(slice(side) for side in target.shape)]
-    inside = np.ones(target.shape, bool)
-    for row, side in zip(to_source[:3], source.shape, strict=True):
-        index = sum(step * place for step, place in zip(row[:3], along, strict=True)) + row[3]
-        # The faces belong to it, whatever the rounding of the affines.
-        inside &= (index >= -0.5 - 1e-4) & (index <= side - 0.5 + 1e-4)
-    return inside
-
-
-def _slices_affine(volume: Volume) -> np.ndarray:
-    """(column, row, slice) of `Volume.slices` to RAS mm."""
-    turn = ornt_transform(*_orientations(volume.affine, single=len(volume.slices) == 1))
-    shape = np.array(volume.slices.shape[::-1])[turn[:, 0].astype(int)]  # of the file's own array
-    return volume.affine @ inv_ornt_aff(turn, shape)
 
 
 def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, str, str, str, tuple[tuple[np.ndarray | None, int], ...]]:

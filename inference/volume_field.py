@@ -1,0 +1,155 @@
+"""One displacement field for a volume, from estimates of its slices.
+
+Each slice is estimated by itself, so the estimates of neighbours differ, and where a slice shows little of a head they
+mean nothing. A deformation of tissue is smooth in all three directions. The field of the volume is therefore a
+robust mean along the slices: an estimate counts by how much of the head its slice shows, by how well its four
+directions agree, and by how well it agrees with its neighbours (iteratively reweighted least squares with Cauchy's
+weights, Holland and Welsch 1977).
+
+Displacements lie within the slices, so the Jacobian determinant in three dimensions is that of the slice: the volume
+folds nowhere if no slice does.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter, gaussian_filter1d
+
+from utils.geometry.warp import resize_flow
+from utils.imaging.volumes import Volume
+from utils.maps import jacobian_determinant
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+STRIDE = 4
+"""Pixels between the points at which the field is kept: estimates are no finer than that."""
+
+REACH = 8.0
+"""Standard deviation of the smoothing along the slices, mm."""
+
+TOLERANCE = 1.5
+"""Distance from the neighbours' mean at which an estimate counts half, px."""
+
+SHOWN = (0.2, 0.5)
+"""Share of the largest slice's tissue up to which a slice counts nothing, and from which on it counts in full."""
+
+UNSURE = 0.5
+"""Disagreement, in px, that is added to that of every slice: agreement by chance makes no slice count alone."""
+
+LITTLE = 1.0
+"""Mean displacement below which two volumes lie right already, px; of twice the disagreement as well."""
+
+TISSUE = 0.08  # intensity in [0, 1] above which a pixel counts as tissue
+_ROUNDS, _LEAST_DETERMINANT = 4, 0.02
+
+
+class VolumeField(NamedTuple):
+    """The displacement field of a volume.
+
+    Attributes:
+        flows: float32 (S, 2, h, w), one of every `STRIDE`-th pixel for each slice, px of that grid.
+        disagreements: (S,), of each slice's estimates, px; None where they are not known.
+        size: height and width of the slices, px.
+    """
+
+    flows: NDArray[np.float32]
+    disagreements: Sequence[float | None]
+    size: tuple[int, int]
+
+    def flow(self, number: int) -> NDArray[np.float32]:
+        """Displacement field of a slice: (2, H, W), px."""
+        return resize_flow(torch.from_numpy(self.flows[number])[None], self.size)[0].numpy()
+
+    def transform(self, grid: Volume) -> "sitk.Transform":
+        """The field as SimpleITK's transform, point of the fixed space -> point where the moving tissue lies.
+
+        Args:
+            grid: the volume whose slices were estimated.
+        """
+        import SimpleITK as sitk
+
+        from utils.imaging.resampling import itk_image
+
+        height, width = self.flows.shape[2:]
+        steps = np.array([self.size[1] / width, self.size[0] / height, 1])
+        affine = grid.slices_affine @ np.diag([*steps, 1])
+        affine[:3, 3] = grid.slices_affine[:3] @ [*(steps - 1) / 2, 1]
+        along = affine[:3, :2] * np.array([[-1], [-1], [1]])  # LPS mm of one step along columns and rows
+        vectors = np.moveaxis(self.flows, 1, -1).astype(np.float64) @ along.T
+        return sitk.DisplacementFieldTransform(itk_image(vectors, affine))
+
+    def lies_right(self, shares: NDArray) -> bool:
+        """Whether the slices that show much of the head were moved by less than `LITTLE` and leave little doubt."""
+        shown = shares > 0.5
+        known = [x for x, much in zip(self.disagreements, shown, strict=True) if much and x is not None]
+        if not known:
+            return False
+        length = np.linalg.norm(self.flows[shown], axis=1).mean() * STRIDE
+        return bool(length < LITTLE and np.median(known) < LITTLE / 2)
+
+
+def shown_shares(*volumes: NDArray[np.float32]) -> NDArray[np.float64]:
+    """How much of the head each slice shows, in all of the volumes: (S,), 0 to 1.
+
+    Args:
+        volumes: (S, H, W) in [0, 1].
+    """
+    areas = [(slices > TISSUE).mean(axis=(1, 2)) for slices in volumes]
+    share = np.min([area / max(area.max(), 1e-6) for area in areas], axis=0)
+    low, high = SHOWN
+    return np.clip((share - low) / (high - low), 0, 1)
+
+
+def coarse(flow: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A displacement field (2, H, W) at every `STRIDE`-th pixel: (2, h, w), in pixels of that grid."""
+    size = tuple(-(-side // STRIDE) for side in flow.shape[1:])
+    return resize_flow(torch.from_numpy(flow)[None], size)[0].numpy()
+
+
+def join_slices(
+    flows: NDArray[np.float32], shares: NDArray, disagreements: Sequence[float | None], spacing: float
+) -> NDArray[np.float32]:
+    """The field of a volume that the estimates of its slices tell of.
+
+    Args:
+        flows: (S, 2, h, w), px of their grid.
+        shares: (S,), of `shown_shares`.
+        disagreements: (S,), px; None where an estimate means nothing or nothing is known of it.
+        spacing: from slice to slice, mm.
+
+    Returns:
+        float32 (S, 2, h, w), px of the same grid: smooth along the slices, with a positive Jacobian determinant.
+    """
+    known = np.array([np.nan if x is None else x for x in disagreements], np.float64)
+    if np.isnan(known).all():
+        known[:] = 0  # single estimates, which cannot disagree
+    trust = np.nan_to_num(shares / (UNSURE + known) ** 2)
+    if not trust.any():
+        return np.zeros_like(flows)
+    trust = (trust / trust.max()).astype(np.float32)[:, None, None, None]
+    weights = np.broadcast_to(trust, (len(flows), 1, *flows.shape[2:]))
+    for _ in range(_ROUNDS):
+        mean = _mean_along(flows, weights, REACH / spacing)
+        distance = np.linalg.norm(flows - mean, axis=1, keepdims=True) * STRIDE
+        weights = trust / (1 + (distance / TOLERANCE) ** 2)
+    return _unfolded(mean)
+
+
+def _mean_along(flows: NDArray[np.float32], weights: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+    """Weighted Gaussian mean along the first axis; where no weight is near, wider Gaussians take the place."""
+    total, share = np.zeros_like(flows), np.zeros_like(weights)
+    for factor, part in ((1, 1.0), (4, 1e-4), (16, 1e-8)):
+        for into, values in ((total, weights * flows), (share, weights)):
+            into += part * gaussian_filter1d(values, factor * sigma, axis=0, mode="constant", truncate=4)
+    return total / np.maximum(share, 1e-20)
+
+
+def _unfolded(flows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The field, smoothed within the slices until it folds nowhere."""
+    while jacobian_determinant(torch.from_numpy(flows)).min() < _LEAST_DETERMINANT:
+        flows = gaussian_filter(flows, (0, 0, 1, 1), mode="nearest")
+    return flows
