@@ -1,8 +1,10 @@
-"""Speed, memory and size of the network, stage by stage, as Markdown and JSON.
+"""Time the network stage by stage and measure its memory. Writes benchmark.md and benchmark.json.
 
-``python -m tools.benchmark --help``. All times are medians over repeats after a warm-up, and the stages of one size
-take turns, so that a machine that slows down slows all of them. One 3 x 3 convolution that everybody has is timed in
-the same way and makes times of different machines comparable.
+    python -m tools.benchmark --checkpoint checkpoints/edarfusion.safetensors
+    python -m tools.benchmark --preset fast --sizes 256x256 512x512 --output results
+
+Times are medians over repeats after a warm-up. The stages of one size take turns, so a machine that slows down slows
+all of them. One 3 x 3 convolution is timed in the same way and makes times of different machines comparable.
 """
 
 import argparse
@@ -291,24 +293,30 @@ def main(arguments: list[str] | None = None) -> int:
     print_anywhere()
     parser = OneLineParser(
         prog="python -m tools.benchmark",
-        description="Time the network stage by stage; write benchmark.md and benchmark.json.",
+        description=__doc__,
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--checkpoint", metavar="FILE", help="trained network to time")
-    source.add_argument("--preset", choices=PRESETS, default="small", help="untrained network (default: %(default)s)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
+    source.add_argument("--preset", choices=PRESETS, default="small",
+                        help="size of an untrained network to time (default: %(default)s)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
+                        help="where to compute (default: %(default)s)")
     parser.add_argument(
         "--sizes",
         metavar="HxW",
         nargs="+",
         type=_size,
         default=SIZES,
-        help=f"default: {' '.join(f'{h}x{w}' for h, w in SIZES)}; training is timed at the first",
+        help=f"image sizes (default: {' '.join(f'{h}x{w}' for h, w in SIZES)}); training is timed at the first one",
     )
-    parser.add_argument("--batches", metavar="N", nargs="+", type=positive, default=BATCHES, help="default: 1 8")
-    parser.add_argument("--training-batch", metavar="N", type=positive, default=8, help="default: %(default)s")
-    parser.add_argument("--repeats", metavar="N", type=positive, default=20, help="at most (default: %(default)s)")
-    parser.add_argument("--output", metavar="DIR", type=Path, default=Path("results"), help="default: %(default)s")
+    parser.add_argument("--batches", metavar="N", nargs="+", type=positive, default=BATCHES,
+                        help="batch sizes (default: 1 8)")
+    parser.add_argument("--training-batch", metavar="N", type=positive, default=8,
+                        help="batch size of the training step (default: %(default)s)")
+    parser.add_argument("--repeats", metavar="N", type=positive, default=20,
+                        help="largest number of measurements, whose median counts (default: %(default)s)")
+    parser.add_argument("--output", metavar="DIR", type=Path, default=Path("results"),
+                        help="folder to write to (default: %(default)s)")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
     try:

@@ -1,9 +1,10 @@
-"""ONNX files of a trained network, for programs without PyTorch.
+"""Write a trained network as an ONNX file for images of one size, and check it with onnxruntime.
 
-``python -m tools.export --help``. The graph takes ``fixed`` and ``moving`` (1, 1, H, W), float32 in [0, 1], of the one
-size that it was made for, and gives ``fused`` and ``aligned`` (1, 1, H, W) and ``flow`` (1, 2, H, W) in px, with
-channel 0 along the columns: `aligned(p) = moving(p + flow(p))`. By default it does what the test command does: as many
-passes, averaged, as the checkpoint says. Needs the packages onnx, onnxscript and onnxruntime.
+    python -m tools.export --checkpoint checkpoints/edarfusion.safetensors --output edarfusion.onnx --size 256 256
+
+Inputs of the graph are `fixed` and `moving`, float32 (1, 1, H, W) in [0, 1]. Outputs are `fused` and `aligned`
+(1, 1, H, W) and `flow` (1, 2, H, W) in px: aligned(p) = moving(p + flow(p)), channel 0 is x. Passes and averaging are
+those of the checkpoint by default. Needs the packages onnx, onnxscript and onnxruntime.
 """
 
 import argparse
@@ -107,14 +108,17 @@ def main(arguments: list[str] | None = None) -> int:
     print_anywhere()
     parser = OneLineParser(
         prog="python -m tools.export",
-        description="Write a trained network as an ONNX file for images of one size, and check it with onnxruntime.",
+        description=__doc__,
     )
     parser.add_argument("--checkpoint", metavar="FILE", required=True, help="trained network")
-    parser.add_argument("--output", metavar="FILE", required=True, type=Path, help="file to write, by custom NAME.onnx")
-    parser.add_argument("--size", metavar=("H", "W"), nargs=2, type=side, default=(256, 256), help="default: 256 256")
-    parser.add_argument("--passes", type=natural, metavar="N", help="registrations (default: as the checkpoint says)")
+    parser.add_argument("--output", metavar="FILE", required=True, type=Path, help="file to write, such as NAME.onnx")
+    parser.add_argument("--size", metavar=("H", "W"), nargs=2, type=side, default=(256, 256),
+                        help="height and width of the images, px (default: 256 256)")
+    parser.add_argument("--passes", type=natural, metavar="N",
+                        help="number of registrations of a pair (default: that of the checkpoint)")
     parser.add_argument("--average", action=argparse.BooleanOptionalAction,
-                        help="average both directions of pair and mirror image (default: as the checkpoint says)")
+                        help="average the estimates of both directions and of the mirrored pair (default: that of the "
+                             "checkpoint)")
     options = parser.parse_args(arguments)
     size = tuple(options.size)
     try:

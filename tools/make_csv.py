@@ -1,7 +1,7 @@
-"""Write the table of the aligned pairs in a folder, split by patient; see `data.splits`.
+"""Write a table of the aligned pairs in a folder, split by patient.
 
-    python -m tools.make_csv --root DIR --modality CT|PET|SPECT|all [--output FILE]
-    python -m tools.make_csv --root DIR --modality all --draw [--ratio 0.8] [--seed 0]
+    python -m tools.make_csv --root DATA --modality all --output all.csv
+    python -m tools.make_csv --root DATA --modality all --draw --ratio 0.8 --seed 0
 """
 
 import sys
@@ -21,17 +21,20 @@ from utils.messages import counted
 def main(arguments: list[str] | None = None) -> int:
     """``python -m tools.make_csv``; returns the exit status."""
     print_anywhere()
-    parser = OneLineParser("python -m tools.make_csv", description="Make a table of aligned pairs, split by patient.")
-    parser.add_argument("--root", type=Path, required=True, help="folder with CT-MRI, PET-MRI or SPECT-MRI in it")
-    parser.add_argument("--modality", type=modality_name, choices=(*MODALITIES, "all"), required=True)
-    parser.add_argument("--output", type=Path, help="file to write (default: MODALITY.csv here)")
+    parser = OneLineParser("python -m tools.make_csv", description=__doc__)
+    parser.add_argument("--root", metavar="DIR", type=Path, required=True,
+                        help="folder that holds CT-MRI, PET-MRI or SPECT-MRI")
+    parser.add_argument("--modality", type=modality_name, choices=(*MODALITIES, "all"), required=True,
+                        help="which pairs to list")
+    parser.add_argument("--output", metavar="FILE", type=Path,
+                        help="table to write (default: MODALITY.csv in the current folder)")
     parser.add_argument("--split-csv", metavar="FILE",
-                        help="take the split from this file (columns split, name), in the modality's folder or a path "
-                             "(default: from split.csv in the folders that have one; the others' is drawn)")
-    parser.add_argument("--draw", action="store_true", help="draw the split, whatever a split.csv says")
+                        help="file with the columns split and name to take the split from, in the modality's folder "
+                             "or a path (default: split.csv where a folder has one; other splits are drawn)")
+    parser.add_argument("--draw", action="store_true", help="draw the split and ignore every split.csv")
     parser.add_argument("--ratio", type=float, default=0.8,
-                        help="share of slices for training, where it is drawn (default: %(default)s)")
-    parser.add_argument("--seed", type=natural, default=0, help="of the draw (default: %(default)s)")
+                        help="share of slices for training in a drawn split (default: %(default)s)")
+    parser.add_argument("--seed", type=natural, default=0, help="seed of a drawn split (default: %(default)s)")
     add_group_pattern(parser)
     options = parser.parse_args(arguments)
     if options.draw and options.split_csv:
@@ -51,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     for (modality, split), part in table.groupby(["modality", "split"]):
         print(f"  {modality:5} {split:5} {len(part):4} pairs of {part['group'].nunique()} patients")
     if shared := shared_patients(table):
-        print(f"  {counted(shared, 'patient')} with slices in both train and val: scores on val will flatter")
+        print(f"  {counted(shared, 'patient')} with slices in both train and val: figures on val flatter")
     return 0
 
 

@@ -1,6 +1,7 @@
-"""Weights for passing on: a run's checkpoint in half precision, without its training state and without your paths.
+"""Write weights to pass on: a checkpoint in half precision, without training state and without paths of this machine.
 
-python -m tools.publish runs/all-001/last.safetensors mine.safetensors --average --passes 2
+    python -m tools.publish runs/all-001/last.safetensors mine.safetensors --average --passes 2
+    python -m tools.publish runs/all-002/last.safetensors mine.safetensors --blend mine_before.safetensors --share 0.5
 """
 
 import argparse
@@ -74,17 +75,19 @@ def blend_in(checkpoint: Checkpoint, path: str | os.PathLike, share: float) -> N
 def main(arguments: list[str] | None = None) -> int:
     """``python -m tools.publish``; returns the exit status."""
     print_anywhere()
-    parser = OneLineParser(prog="python -m tools.publish", description=__doc__.partition("\n")[0])
-    parser.add_argument("source", metavar="CHECKPOINT", help="of a training run")
-    parser.add_argument("target", metavar="FILE", help="to write")
+    parser = OneLineParser(prog="python -m tools.publish", description=__doc__)
+    parser.add_argument("source", metavar="CHECKPOINT", help="checkpoint of a training run")
+    parser.add_argument("target", metavar="FILE", help="file to write")
     parser.add_argument(
         "--average",
         action=argparse.BooleanOptionalAction,
-        help="what the test command does by default with these weights (default: as the checkpoint says)",
+        help="whether the test command averages estimates (default: that of the checkpoint)",
     )
-    parser.add_argument("--passes", type=positive, metavar="N", help="likewise")
-    parser.add_argument("--blend", metavar="FILE", help="checkpoint whose weights are to be averaged in")
-    parser.add_argument("--share", type=share, help="with which it counts (default: 0.5)")
+    parser.add_argument("--passes", type=positive, metavar="N",
+                        help="number of registrations the test command makes (default: that of the checkpoint)")
+    parser.add_argument("--blend", metavar="FILE",
+                        help="second checkpoint, whose weights are averaged with those of the first one")
+    parser.add_argument("--share", type=share, help="weight of the second checkpoint, 0 to 1 (default: 0.5)")
     options = parser.parse_args(arguments)
     if options.share is not None and not options.blend:
         parser.error("--share: expected --blend FILE with it, found none")

@@ -1,8 +1,9 @@
-"""How far noise, and structures that one image alone shows, pull the alignment wrong.
+"""Measure how noise and one-sided structures disturb the alignment of the validation pairs.
 
-``python -m tools.robustness --root DATA`` misaligns the validation pairs below a folder by known deformations, disturbs
-the images, aligns them, and prints the endpoint error by modality as Markdown. The deformations and the disturbances
-are the same each time.
+    python -m tools.robustness --root DATA
+
+The pairs are misaligned by known deformations, disturbed and aligned. Prints a table of endpoint errors. Deformations
+and disturbances are the same each time. A one-sided structure is one that a single image of the pair shows.
 """
 
 import sys
@@ -109,15 +110,18 @@ def main(arguments: list[str] | None = None) -> int:
     """``python -m tools.robustness``; returns the exit status."""
     print_anywhere()
     parser = OneLineParser(
-        prog="python -m tools.robustness", description="Endpoint error under noise and one-sided structures."
+        prog="python -m tools.robustness", description=__doc__
     )
-    parser.add_argument("--root", metavar="DIR", required=True, help="folder of aligned pairs, as for training")
+    parser.add_argument("--root", metavar="DIR", required=True,
+                        help="folder of aligned pairs in the layout of the training data")
     parser.add_argument("--csv", metavar="FILE", help="table of pairs (python -m tools.make_csv)")
     add_group_pattern(parser)
     parser.add_argument("--modality", type=modality_name, choices=(*MODALITIES, "all"), default="all",
-                        help="default: %(default)s")
-    parser.add_argument("--checkpoint", metavar="FILE", default=DEFAULT_CHECKPOINT, help="default: %(default)s")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
+                        help="which pairs (default: %(default)s)")
+    parser.add_argument("--checkpoint", metavar="FILE", default=DEFAULT_CHECKPOINT,
+                        help="trained network (default: checkpoints/edarfusion.safetensors)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
+                        help="where to compute (default: %(default)s)")
     options = parser.parse_args(arguments)
     try:
         table = find_table(

@@ -1,6 +1,7 @@
-"""Score folders of fused or aligned images, of any method.
+"""Score fused and aligned images of any method. Images are matched by file name, colour is scored on its luma (BT.601).
 
-    python -m tools.score --fixed DIR --reference DIR --fused DIR [--aligned DIR --label DIR] --csv OUT
+    python -m tools.score --fixed MRI --reference CT_label --fused FUSED --csv scores.csv
+    python -m tools.score --fixed MRI --reference LABEL --fused FUSED --aligned ALIGNED --label LABEL --csv scores.csv
 """
 
 import sys
@@ -16,21 +17,21 @@ def main(arguments: list[str] | None = None) -> int:
     print_anywhere()
     parser = OneLineParser(
         prog="python -m tools.score",
-        description="Score fused and aligned images of any method. Files pair by stem; colour is scored on "
-        "BT.601 luma.",
+        description=__doc__,
     )
-    parser.add_argument("--fixed", metavar="DIR", required=True, help="fixed images (MRI)")
+    parser.add_argument("--fixed", metavar="DIR", required=True, help="folder of fixed images (MRI)")
     parser.add_argument(
-        "--reference", metavar="DIR", required=True, help="other source, truly aligned if it is known"
+        "--reference", metavar="DIR", required=True,
+        help="folder of the second source of the fusion: the truly aligned moving images if known",
     )
-    parser.add_argument("--fused", metavar="DIR", required=True, help="fused images to score")
-    parser.add_argument("--aligned", metavar="DIR", help="aligned moving images to score against --label")
+    parser.add_argument("--fused", metavar="DIR", required=True, help="folder of fused images to score")
+    parser.add_argument("--aligned", metavar="DIR", help="folder of aligned moving images to score against --label")
     parser.add_argument(
-        "--moving", metavar="DIR", help="moving images before alignment, scored as columns *_before"
+        "--moving", metavar="DIR", help="folder of moving images before alignment, scored in the columns *_before"
     )
-    parser.add_argument("--label", metavar="DIR", help="truly aligned moving images")
+    parser.add_argument("--label", metavar="DIR", help="folder of truly aligned moving images")
     parser.add_argument("--csv", metavar="FILE", required=True, type=Path, help="table to write")
-    parser.add_argument("--workers", metavar="N", type=positive, help="processes (default: one a core)")
+    parser.add_argument("--workers", metavar="N", type=positive, help="number of processes (default: one per core)")
     options = parser.parse_args(arguments)
     registration = options.aligned or options.moving
     if bool(registration) != bool(options.label):

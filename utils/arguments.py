@@ -1,14 +1,13 @@
-"""What command lines share: the weights and the sample that come with the project, a parser of few words, names and
-numbers as `type` of an argument, and output that any console takes.
+"""Shared parts of the command lines: default files, a parser with errors of one line, and types of arguments.
 
-What is out of range is named in argparse's own message.
+A type raises an error that argparse prints with the name of the option.
 """
 
 import argparse
 import io
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from utils.imaging.images import MIN_SIDE
 
@@ -19,11 +18,18 @@ SAMPLE_ROOT = Path(__file__).parents[1] / "data" / "sample"
 """The simulated pairs that come with the project, made by `tools.make_sample`."""
 
 ENGINES = ("torch", "openvino", "openvino-bf16")
-"""What a network can be computed with; the others than torch need the package openvino."""
+"""Engines that can compute a network. All but torch need the package openvino."""
+
+VERSION = "0.1.0"
+"""Version of the project, as `--version` of every command prints it."""
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
+    """Parser with `--version`. Its description keeps its lines, its errors are one line without the usage."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **{"formatter_class": argparse.RawDescriptionHelpFormatter} | settings)
+        self.add_argument("--version", action="version", version=f"EDARFusion {VERSION}")
 
     def error(self, message: str) -> NoReturn:
         """Print the message and exit with status 2."""
@@ -31,19 +37,19 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def positive(text: str) -> int:
-    """A positive whole number from the command line."""
+    """Parse a positive whole number."""
     return _whole(text, 1)
 
 
 def positive_float(text: str) -> float:
-    """A finite number above 0 from the command line."""
+    """Parse a finite number above 0."""
     if not 0 < float(text) < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a number above 0, found {text}")
     return float(text)
 
 
 def natural(text: str) -> int:
-    """A whole number from 0 from the command line."""
+    """Parse a whole number of at least 0."""
     return _whole(text, 0)
 
 
@@ -55,21 +61,21 @@ def _whole(text: str, low: int) -> int:
 
 
 def side(text: str) -> int:
-    """A height or width that images may have, px, from the command line."""
+    """Parse the height or width of an image, px."""
     if not text.isdecimal() or int(text) < MIN_SIDE:
         raise argparse.ArgumentTypeError(f"expected a side of at least {MIN_SIDE} px, found {text!r}")
     return int(text)
 
 
 def share(text: str) -> float:
-    """A share from the command line."""
+    """Parse a share from 0 to 1."""
     if not 0 <= float(text) <= 1:
         raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, found {text}")
     return float(text)
 
 
 def print_anywhere() -> None:
-    """From now on print ? for a sign that the output's encoding lacks, such as an arrow in a log file on Windows."""
+    """Print ? for characters that the output cannot encode, such as an arrow in a log file on Windows."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
