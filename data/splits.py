@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from data.table import MODALITIES, DataError, as_choice, check_choice, read_csv, read_table
+from utils.files import lacking
 from utils.imaging.pairing import pair_files, plain_stem
 
 GROUP_PATTERN = r"(.+)[0-9]{3}"
@@ -94,6 +95,9 @@ def _pairs_of(
         folder = root
     rows = []
     for pair in pair_files(fixed=folder / "MRI", moving=folder / modality):
+        for role in ("fixed", "moving"):
+            if not pair[role].is_file():
+                raise DataError.at(pair[role], "an image file", f"{lacking(pair[role])}")
         match = pattern.fullmatch(pair["name"])
         paths = {role: pair[role].relative_to(root).as_posix() for role in ("fixed", "moving")}
         rows.append({**paths, "modality": modality, "group": match and match[match.re.groups and 1], "split": ""})

@@ -13,7 +13,7 @@ from pathlib import Path, PureWindowsPath
 
 import pandas as pd
 
-from utils.files import FileError
+from utils.files import FileError, lacking
 
 MODALITIES = ("CT", "PET", "SPECT")
 SPLITS = ("train", "val", "test")
@@ -131,7 +131,7 @@ def _usable(
 def read_csv(path: str | os.PathLike, needed: tuple[str, ...]) -> pd.DataFrame:
     """Strings throughout, indexed by the line in the file (as long as no cell spans lines), columns checked."""
     if not os.path.isfile(path):
-        raise DataError.at(path, "a CSV file", "a folder" if os.path.isdir(path) else "nothing there")
+        raise DataError.at(path, "a CSV file", f"{lacking(path)}")
     form = {"dtype": str, "keep_default_na": False, "index_col": False, "encoding": "utf-8-sig",
             "skipinitialspace": True, "skip_blank_lines": False}  # fmt: skip
     try:
@@ -230,8 +230,10 @@ def _check_path(csv: str | os.PathLike, line: int, value: str, root: str | os.Pa
     path = PureWindowsPath(value)
     if path.anchor or ".." in path.parts:
         raise DataError.at(csv, f"a path inside the root in line {line}, relative to it (--root DIR)", repr(value))
-    if not os.path.isfile(os.path.join(root, value)):
-        raise DataError.at(csv, f"a file in line {line}", f"nothing at {os.path.join(root, value)!r}")
+    file = os.path.join(root, value)
+    if not os.path.isfile(file):
+        found = "nothing" if not os.path.lexists(file) else lacking(file)
+        raise DataError.at(csv, f"a file in line {line}", f"{found} at {file!r}")
 
 
 def modality_name(text: str) -> str:

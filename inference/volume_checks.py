@@ -40,7 +40,9 @@ def open_volumes(options: argparse.Namespace) -> VolumePair:
     if options.window:
         check_window(volumes, *options.window)
     elif options.modality == "CT" and volumes.window != BRAIN_WINDOW:
-        say(f"{options.moving}: expected Hounsfield units with air in them, found other values; shown with a window of "
+        units = volumes.volumes["moving"].units
+        found = f"values in {units}" if units else "other values"
+        say(f"{options.moving}: expected Hounsfield units with air in them, found {found}; shown with a window of "
             f"{volumes.window_text()} (--window CENTER WIDTH)")
     for role in volumes.unplaced():
         say(f"{getattr(options, role)}: expected a header that says how the volume lies, found neither sform nor qform "

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from models.edarfusion import EDARFusion
-from utils.files import FileError, write_bytes
+from utils.files import FileError, lacking, write_bytes
 
 FORMAT = 1
 """Raised when a file can no longer be read by an older version."""
@@ -100,8 +100,8 @@ def load_checkpoint(
             another modality, or with weights that do not fit its arguments.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError.at(path, "a checkpoint", "a folder" if path.is_dir() else "nothing there")
+    if found := lacking(path):
+        raise CheckpointError.at(path, "a complete safetensors file" if path.is_file() else "a checkpoint", found)
     try:
         with path.open("rb") as file:
             start = file.read(9)

@@ -38,6 +38,35 @@ def entries(folder: str | os.PathLike) -> list[Path]:
         raise FileError.at(folder, "a folder that can be read", error.strerror or str(error)) from error
 
 
+def lacking(path: str | os.PathLike) -> str | None:
+    """Say why a file has no content to read; None where it has.
+
+    Without content are links to nothing, files that cannot be opened, empty ones, and what git-annex, DataLad and
+    Git LFS leave in the place of a file that was not fetched.
+    """
+    fetch = "whose content is not here (git annex get, or datalad get)"
+    # os.path takes impossible names (too long, with a zero byte) for missing files, where pathlib raises.
+    if not os.path.exists(path):
+        if not os.path.islink(path):
+            return "nothing there"
+        target = os.readlink(path)
+        return f"a file of git-annex {fetch}" if ".git/annex" in target else f"a link to nothing ({target})"
+    if not os.path.isfile(path):
+        return "a folder" if os.path.isdir(path) else "no regular file"
+    try:
+        with open(path, "rb") as file:
+            head = file.read(256)
+    except OSError as error:
+        return error.strerror or str(error)
+    if head.startswith(b"version https://git-lfs"):
+        return "a file of Git LFS whose content is not here (git lfs pull)"
+    if head.lstrip(b"./\\").startswith((b"annex/objects/", b"git/annex/objects/")):
+        return f"a file of git-annex {fetch}"
+    if not any(head):
+        return "an empty file (0 bytes)" if not head else "zero bytes where the file should begin"
+    return None
+
+
 def check_inputs_stay(
     inputs: Iterable[str | os.PathLike], outputs: Iterable[str | os.PathLike], option: str = "--output DIR"
 ) -> None:

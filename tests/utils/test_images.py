@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.splits import make_table
+from inference.checks import check_pairs
 from utils.files import FileError, remove_unfinished, write_bytes
 from utils.imaging.images import MIN_SIDE, ImageError, check_same_size, read_image, write_image
 from utils.imaging.pairing import list_images, pair_files
@@ -334,6 +336,41 @@ class TestFolders:
         save(tmp_path / "a.tif", grey)
         with pytest.raises(ImageError, match="a.png and a.tif"):
             list_images(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("stump", "found"),
+        [
+            ("../.git/annex/objects/x1/y2/SHA256E-s1--00.png", "a file of git-annex whose content is not here"),
+            ("none", "a link to nothing"),
+            (b"../.git/annex/objects/x1/y2/SHA256E-s1--00.png", "a file of git-annex whose content is not here"),
+            (b"version https://git-lfs.github.com/spec/v1\n", "a file of Git LFS"),
+            (b"", "an empty file"),
+        ],
+    )
+    def test_an_image_without_content_is_not_left_out(self, tmp_path, grey, stump, found):
+        for folder in ("MRI", "CT"):
+            (tmp_path / folder).mkdir()
+            save(tmp_path / folder / "1.png", grey)
+        for folder in ("MRI", "CT"):
+            path = tmp_path / folder / "2.png"
+            path.symlink_to(stump) if isinstance(stump, str) else path.write_bytes(stump)
+        (tmp_path / "MRI/3.png").mkdir()
+        pairs = pair_files(fixed=tmp_path / "MRI", moving=tmp_path / "CT")
+        assert [pair["name"] for pair in pairs] == ["1", "2"]
+        message_of(pairs[1]["fixed"], found)
+        left, bad = check_pairs([pair | {"label": None, "flow": None} for pair in pairs], "CT", keep_going=True)
+        assert [pair["name"] for pair in left] == ["1"] and len(bad) == 1 and found in bad[0]
+        if isinstance(stump, str):
+            with pytest.raises(FileError, match=found):
+                make_table(tmp_path, "CT", group_pattern="(.+)")
+
+    def test_a_folder_of_links_to_nothing_says_so(self, tmp_path):
+        (tmp_path / "IM1").symlink_to("none")
+        with pytest.raises(ImageError, match="expected images .*, found IM1, a link to nothing"):
+            list_images(tmp_path)
+        (tmp_path / "mri").symlink_to("none")
+        with pytest.raises(ImageError, match="mri: expected the folder of fixed images, found a link to nothing"):
+            pair_files(fixed=tmp_path / "mri")
 
     def make(self, root: Path, **names: list[str]) -> None:
         for folder, files in names.items():

@@ -9,10 +9,15 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.pixels import apply_modality_lut, get_decoder
-from pydicom.uid import MediaStorageDirectoryStorage
+from pydicom.pixels import apply_modality_lut, get_decoder, pixel_array
+from pydicom.uid import (
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    MediaStorageDirectoryStorage,
+)
 
-from utils.files import entries
+from utils.files import entries, lacking
 from utils.imaging.images import IMAGE_SUFFIXES, ImageError, check_voxels
 from utils.messages import counted
 
@@ -31,20 +36,36 @@ _MACROS = (
 """Functional groups of a multi-frame DICOM file that say where a frame lies and what its values mean."""
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
+_MODALITIES = {"MRI": "MR", "PET": "PT", "SPECT": "NM", "ST": "NM", "OT": ""}
+"""DICOM's term for other spellings and for the retired ST; OT, "other", says nothing."""
+_HOUNSFIELD = {"HU", "HUMOD", "HOUNSFIELD", "HOUNSFIELDUNIT", "HOUNSFIELDUNITS", "HNSFU"}
+"""RescaleType for Hounsfield units, letters only. HU_MOD is DICOM's term for modified ones, [hnsf'U] that of UCUM."""
+_UNSPECIFIED = {"", "US", "UNSPECIFIED", "UNKNOWN", "NONE", "NORMALIZED"}
+_PADDING = {
+    "PixelData": ("PixelPaddingValue", "PixelPaddingRangeLimit"),
+    "FloatPixelData": ("FloatPixelPaddingValue", "FloatPixelPaddingRangeLimit"),
+    "DoubleFloatPixelData": ("DoubleFloatPixelPaddingValue", "DoubleFloatPixelPaddingRangeLimit"),
+}
+"""Tag of the pixels -> tags of the values that fill the frame where nothing was measured."""
+
 
 def read_dicom(path: Path) -> tuple[np.ndarray, np.ndarray, str, str, str]:
     """Read a DICOM file, or all those of a folder, which are put in order along the slices' normal.
 
     What a folder holds beside images, such as a report, is left out.
 
+    Pixels of padding get the lowest value that was measured anywhere in the series: the background.
+
     Returns:
         float32 array (columns, rows, slices) in the file's own units; affine (4, 4), from its indices to RAS mm;
-        DICOM's modality; units, "" where they are unknown; UID of the frame of reference, "" where there is none.
+        DICOM's modality; units, "HU" for every spelling of Hounsfield units, "" where they are unknown; UID of the
+        frame of reference, "" where there is none.
 
     Raises:
         ImageError: as `utils.imaging.volumes.read_volume`.
     """
     files = dicom_files(path) if path.is_dir() else [path]
+    _check_stumps(path, files)
     frames, no_images = [], []
     for file in files:
         try:
@@ -71,18 +92,23 @@ def read_dicom(path: Path) -> tuple[np.ndarray, np.ndarray, str, str, str]:
     step = _even_step(path, frames) if others else normal * first.thickness
     lps = np.eye(4)
     lps[:3] = np.column_stack((*(first.directions * first.spacing[::-1, None]), step, frames[0].position))
-    array = np.stack([frame.values for frame in frames]).transpose(2, 1, 0)
+    array = np.stack([frame.values for frame in frames])
+    padded = np.stack([frame.padded for frame in frames])
+    if padded.all():
+        raise ImageError.at(path, "pixels that were measured", "padding alone")
+    array[padded] = array[~padded].min()
+    array = array.transpose(2, 1, 0)
     return array, _LPS_TO_RAS @ lps, first.modality, first.units, first.space
 
 
 def dicom_files(folder: Path) -> list[Path]:
     """The DICOM files directly in a folder, by name; hidden files are skipped."""
     # A disc's table of contents is DICOM too, but no image.
-    return sorted(p for p in entries(folder) if p.is_file() and is_dicom(p) and p.name.upper() != "DICOMDIR")
+    return sorted(p for p in entries(folder) if not p.is_dir() and is_dicom(p) and p.name.upper() != "DICOMDIR")
 
 
 def is_dicom(path: Path) -> bool:
-    """By its suffix or, as archives and scanners often give none, by the letters that follow the preamble."""
+    """By its suffix or, as archives and scanners often give none, by how the file begins."""
     if path.suffix.lower() == DICOM_SUFFIX:
         return True
     # os.path takes impossible names for missing files, where pathlib raises.
@@ -90,9 +116,34 @@ def is_dicom(path: Path) -> bool:
         return False
     try:
         with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
+            head = file.read(132)
     except OSError:
         return False  # whoever reads it says why it cannot be read
+    return head[128:] == b"DICM" or _begins_with_a_tag(head)
+
+
+def _begins_with_a_tag(head: bytes) -> bool:
+    """Whether a file begins as old archives write DICOM, without preamble: with a tag of group 2 or 8."""
+    if len(head) < 132:
+        return False
+    group, element, length = (int.from_bytes(head[at : at + size], "little") for at, size in ((0, 2), (2, 2), (4, 4)))
+    explicit = head[4:6].decode("latin-1") in {"UL", "UI", "CS", "OB", "SH", "LO", "DA"}
+    return group in (2, 8) and element <= 0x70 and (explicit or 0 < length <= 64)
+
+
+def _check_stumps(path: Path, files: list[Path]) -> None:
+    """Check that no slice of a series is a stump, such as a link to nothing, which says nothing of what it should be.
+
+    Raises:
+        ImageError: a DICOM file has no content, or a file of the folder has none that is named as those are, or by a
+            number, or has no suffix at all.
+    """
+    suffixes = {file.suffix.lower() for file in files} | {""}
+    others = (p for p in (entries(path) if path.is_dir() else ()) if not p.is_dir() and p not in files)
+    alike = (p for p in others if p.suffix.lower() in suffixes or p.suffix[1:].isdecimal())
+    for file in (*files, *sorted(alike)):
+        if found := lacking(file):
+            raise ImageError.at(file, "a DICOM file" if path.is_file() else "a slice of the series", found)
 
 
 class _NoImage(ImageError):
@@ -104,6 +155,7 @@ class _Frame(NamedTuple):
 
     file: Path
     values: np.ndarray  # float32 (rows, columns), rescaled
+    padded: np.ndarray  # boolean (rows, columns): where nothing was measured
     position: np.ndarray  # (3,): centre of the first pixel
     directions: np.ndarray  # (2, 3): where the column index and the row index run to
     spacing: np.ndarray  # (2,): from row to row, from column to column
@@ -120,15 +172,18 @@ def _read_frames(path: Path) -> list[_Frame]:
         with warnings.catch_warnings():
             # pydicom warns of odd values, and of truncated files, which are errors below.
             warnings.simplefilter("ignore")
-            dataset = pydicom.dcmread(path)
+            dataset = _dataset(path)
             _check_kind(path, dataset)
             shape = tuple(int(dataset.get(name) or 1) for name in ("NumberOfFrames", "Rows", "Columns"))
             check_voxels(path, shape)
             photometric = dataset.get("PhotometricInterpretation", "MONOCHROME2")
             if not photometric.startswith("MONOCHROME"):
                 raise ImageError.at(path, "one value a pixel (MONOCHROME1 or MONOCHROME2)", photometric)
-            pixels = _decoded(path, dataset).reshape(shape)
-            return [_frame(path, dataset, number, values) for number, values in enumerate(pixels)]
+            stored = _decoded(path, dataset).reshape(shape)
+            values = _within_bits_stored(dataset, stored)
+            padded = _padded(dataset, stored) | _padded(dataset, values)
+            frames = enumerate(zip(values, padded, strict=True))
+            return [_frame(path, dataset, number, *pixels) for number, pixels in frames]
     except ImageError:
         raise
     except InvalidDicomError as error:
@@ -136,6 +191,28 @@ def _read_frames(path: Path) -> list[_Frame]:
     except Exception as error:
         # pydicom and its decoders let many kinds escape: AttributeError, EOFError, ValueError, RuntimeError ...
         raise ImageError.at(path, "a complete DICOM image", f"a damaged or truncated file ({error})") from error
+
+
+def _dataset(path: Path) -> Dataset:
+    """The tags of a file, also of one without preamble.
+
+    Raises:
+        ImageError: it has no preamble, compressed pixels, and no word of how they are.
+        InvalidDicomError: it is another format.
+    """
+    try:
+        return pydicom.dcmread(path)
+    except InvalidDicomError:
+        dataset = pydicom.dcmread(path, force=True)
+        if "Rows" not in dataset and "SOPClassUID" not in dataset:
+            raise
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
+            raise ImageError.at(path, "the transfer syntax of compressed pixels", "none (a file without preamble)")
+        implicit, little = dataset.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    return dataset
 
 
 def _check_kind(path: Path, dataset: Dataset) -> None:
@@ -154,7 +231,7 @@ def _check_kind(path: Path, dataset: Dataset) -> None:
 
 
 def _decoded(path: Path, dataset: Dataset) -> np.ndarray:
-    """The stored values of all frames.
+    """The stored values of all frames, with the bits beyond those of the values.
 
     Raises:
         ImageError: nothing is installed that decodes them; the message names what to install, where there is anything.
@@ -170,7 +247,7 @@ def _decoded(path: Path, dataset: Dataset) -> np.ndarray:
     if not decoder.is_available:
         raise ImageError.at(path, expected, syntax.name)
     try:
-        return dataset.pixel_array
+        return pixel_array(dataset, correct_unused_bits=False)
     except RuntimeError as error:
         # Of JPEG with 12 bits, for one, a decoder is there that cannot.
         if needed and "Unable to decompress" in str(error):
@@ -178,7 +255,43 @@ def _decoded(path: Path, dataset: Dataset) -> np.ndarray:
         raise
 
 
-def _frame(path: Path, dataset: Dataset, number: int, values: np.ndarray) -> _Frame:
+def _within_bits_stored(dataset: Dataset, stored: np.ndarray) -> np.ndarray:
+    """Integers without the bits beside BitsStored, such as those of overlays (DICOM PS3.5 8.1.1); the sign is kept."""
+    allocated = 8 * stored.dtype.itemsize
+    bits = int(dataset.get("BitsStored") or allocated)
+    if stored.dtype.kind == "f" or bits >= allocated:
+        return stored
+    # Decoders of compressed pixels put the lowest bit in its place.
+    high = bits - 1 if dataset.file_meta.TransferSyntaxUID.is_compressed else int(dataset.get("HighBit", bits - 1))
+    return (stored << (allocated - 1 - high)) >> (allocated - bits)
+
+
+def _padded(dataset: Dataset, values: np.ndarray) -> np.ndarray:
+    """Where values are PixelPaddingValue, or lie from there to PixelPaddingRangeLimit (DICOM PS3.3 C.7.5.1.1.2)."""
+    names = next(names for pixels, names in _PADDING.items() if pixels in dataset)
+    limits = [dataset.get(name) for name in names]
+    limits = [limit for limit in limits if limit is not None]
+    if dataset.get(names[0]) is None:
+        return np.zeros(values.shape, bool)
+    if values.dtype.kind == "f":
+        low, high = min(limits), max(limits)
+        return (values >= low) & (values <= high) | (np.isnan(low) & np.isnan(values))
+    # The tags may have the other sign than the pixels: 63536 for -2000.
+    size = 1 << 8 * values.dtype.itemsize
+    signed = values.dtype.kind == "i"
+    limits = [(int(x) + size // 2) % size - size // 2 if signed else int(x) % size for x in limits]
+    return (values >= min(limits)) & (values <= max(limits))
+
+
+def _units(text: str) -> str:
+    """Units as the project writes them: "HU" for every spelling of it, "" for unspecified ones, others in capitals."""
+    letters = "".join(letter for letter in text.upper() if letter.isalpha())
+    if letters in _HOUNSFIELD:
+        return "HU"
+    return "" if letters in _UNSPECIFIED else text.strip().upper()
+
+
+def _frame(path: Path, dataset: Dataset, number: int, values: np.ndarray, padded: np.ndarray) -> _Frame:
     """Place and rescale one frame of a file."""
     groups = _functional_groups(dataset, number)
 
@@ -197,19 +310,24 @@ def _frame(path: Path, dataset: Dataset, number: int, values: np.ndarray) -> _Fr
         if dataset.get("NumberOfSlices", count) != count:
             raise ImageError.at(path, f"one volume of {dataset.NumberOfSlices} slices", f"{count} frames")
         position = position + number * numbers("SpacingBetweenSlices", 1) * np.cross(*directions)
-    modality = str(dataset.get("Modality") or "")
+    modality = str(dataset.get("Modality") or "").strip().upper()
+    modality = _MODALITIES.get(modality, modality)
     tags = Dataset()  # of this frame alone; `dataset` is that of the others as well
-    tags.update(groups if "RescaleSlope" in groups else dataset)
+    tags.file_meta = dataset.file_meta  # has the byte order of a table of values
+    tags.update(dataset)
+    tags.update(groups)
     given = [name for name in ("RescaleSlope", "RescaleIntercept") if tags.get(name) is not None]
     # pydicom wants both; one may be missing, or there but empty.
     tags.RescaleSlope, tags.RescaleIntercept = tags.get("RescaleSlope") or 1, tags.get("RescaleIntercept") or 0
-    units = dataset.get("Units") or groups.get("RescaleType") or dataset.get("RescaleType")
-    units = str(units or ("HU" if modality == "CT" else ""))
-    if units == "US" or units == "HU" and len(given) < 2:
-        units = ""  # unspecified, or what is stored before it is rescaled
+    table = (dataset.get("ModalityLUTSequence") or [None])[0]
+    units = table.get("ModalityLUTType") if table else dataset.get("Units") or groups.get("RescaleType")
+    units = _units(str(units or dataset.get("RescaleType") or ("HU" if modality == "CT" else "")))
+    if units == "HU" and len(given) < 2 and not table:
+        units = ""  # what is stored before it is rescaled
     return _Frame(
         file=path,
         values=apply_modality_lut(values, tags).astype(np.float32),
+        padded=padded,
         position=position,
         directions=directions,
         spacing=numbers("PixelSpacing", 2),

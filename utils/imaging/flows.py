@@ -6,7 +6,7 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.files import FileError, write_bytes
+from utils.files import FileError, lacking, write_bytes
 
 GRID_STRIDE = 4  # the fields are smooth over at least 10 px, so a grid point every 4 px loses nothing
 
@@ -38,6 +38,8 @@ def load_flow(path: str | os.PathLike, size: tuple[int, int]) -> NDArray[np.floa
     Raises:
         FileError: the file cannot be read, is no flow, or is one for images of another size.
     """
+    if found := lacking(path):
+        raise FileError.at(path, "a flow (NumPy array)", found)
     try:
         flow = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from utils.files import FileError, write_bytes
+from utils.files import FileError, lacking, write_bytes
 
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
 MIN_SIDE = 64
@@ -121,15 +121,12 @@ def check_same_size(images: Mapping[str, np.ndarray | None], paths: Mapping[str,
 def _decode(path: str | os.PathLike) -> Image.Image:
     """The first frame of the file, decoded, of an allowed size, in the mode that the file has."""
     path = Path(path)
-    # os.path takes impossible names (too long, with a zero byte) for missing files, where pathlib raises.
-    if not os.path.isfile(path):
-        raise ImageError.at(path, "an image file", "a folder" if os.path.isdir(path) else "nothing there")
+    if found := lacking(path):
+        raise ImageError.at(path, "an image file", found)
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ImageError.at(path, "a file that can be read", error.strerror or str(error)) from error
-    if not data:
-        raise ImageError.at(path, "an image file", "an empty file (0 bytes)")
     try:
         with warnings.catch_warnings():
             # Pillow warns of odd tags and of sizes; our own limits below are errors.

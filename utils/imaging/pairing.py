@@ -5,23 +5,26 @@ import re
 import unicodedata
 from pathlib import Path
 
-from utils.files import entries
+from utils.files import entries, lacking
 from utils.imaging.images import IMAGE_SUFFIXES, ImageError
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:
     """The image files directly in a folder, in natural order (``2.png`` before ``10.png``); hidden files are skipped.
 
+    A link to nothing is listed like any other: who reads it says so, and no image is lost without a word.
+
     Raises:
         FileError: no such folder, it cannot be read, it holds no image, or two of its images share a stem.
     """
     folder = Path(folder)
     if not os.path.isdir(folder):
-        raise ImageError.at(folder, "a folder of images", "a file" if os.path.exists(folder) else "nothing there")
-    found = (path for path in entries(folder) if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    images = sorted(found, key=_natural_key)
+        raise ImageError.at(folder, "a folder of images", "a file" if os.path.isfile(folder) else f"{lacking(folder)}")
+    files = [path for path in entries(folder) if not path.is_dir()]
+    images = sorted((path for path in files if path.suffix.lower() in IMAGE_SUFFIXES), key=_natural_key)
     if not images:
-        raise ImageError.at(folder, f"images ({' '.join(IMAGE_SUFFIXES)})", "none")
+        found = next((f"{path.name}, {reason}" for path in sorted(files) if (reason := lacking(path))), "none")
+        raise ImageError.at(folder, f"images ({' '.join(IMAGE_SUFFIXES)})", found)
     by_stem: dict[str, Path] = {}
     for image in images:
         other = by_stem.setdefault(image.stem, image)
@@ -57,7 +60,7 @@ def pair_files(*, left_out: list[str] | None = None, **folders: str | os.PathLik
     absent = dict.fromkeys(folders.keys() - given.keys())
     for role, path in given.items():
         if not os.path.exists(path):
-            raise ImageError.at(path, f"the folder of {role} images", "nothing there")
+            raise ImageError.at(path, f"the folder of {role} images", f"{lacking(path)}")
     if all(path.is_file() for path in given.values()):
         return [{"name": plain_stem(next(iter(given.values()))), **given, **absent}]
     images: dict[str, dict[str, Path]] = {role: {} for role in given}

@@ -21,7 +21,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from nibabel.spatialimages import HeaderDataError
 
-from utils.files import entries, write_bytes
+from utils.files import entries, lacking, write_bytes
 from utils.imaging.dicom import dicom_files, is_dicom, read_dicom
 from utils.imaging.images import IMAGE_SUFFIXES, ImageError, check_voxels
 
@@ -122,7 +122,7 @@ def read_volume(path: str | os.PathLike) -> Volume:
     """
     path = Path(path)
     if not os.path.exists(path):
-        raise ImageError.at(path, "a NIfTI or DICOM file or a folder of DICOM files", "nothing there")
+        raise ImageError.at(path, "a NIfTI or DICOM file or a folder of DICOM files", f"{lacking(path)}")
     if not is_volume(path):
         found = "a folder without DICOM files" if path.is_dir() else repr(path.name)
         raise ImageError.at(path, "a .nii, .nii.gz or DICOM file or a folder of DICOM files", found)
@@ -251,8 +251,8 @@ def _to_nifti(slices: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
 
 def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, str, str, str, tuple[tuple[np.ndarray | None, int], ...]]:
     """float32 array (X, Y, Z), affine, modality, units and space, which NIfTI does not name, and `Volume.forms`."""
-    if not path.stat().st_size:
-        raise ImageError.at(path, "a NIfTI file", "an empty file (0 bytes)")
+    if found := lacking(path):
+        raise ImageError.at(path, "a NIfTI file", found)
     try:
         image = nib.load(path)
     except nib.filebasedimages.ImageFileError as error:
