@@ -1,4 +1,4 @@
-"""Losses that teach alignment from deformations that are known."""
+"""Losses of the registration against known deformations."""
 
 from typing import NamedTuple
 
@@ -12,11 +12,11 @@ from utils.filters import halved, sobel
 from utils.geometry.foreground import foreground, masked_mean
 from utils.geometry.warp import compose, resize_flow, warp
 
-BACKGROUND = 0.02  # weight of the flow outside the head, where any smooth continuation will do
+BACKGROUND = 0.02  # weight of the flow outside the head, where any smooth continuation is right
 
 
 class RegistrationLoss(NamedTuple):
-    """Weighted sum and its components; the field names are the columns of the training log."""
+    """Weighted sum and its components. The field names are the columns of the training log."""
 
     total: Tensor
     flow: Tensor
@@ -43,14 +43,14 @@ class RegistrationWeights(NamedTuple):
 
 
 def edge_strength(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Structure tensor of each cell, relative to the image's mean edge strength.
+    """Compute the structure tensor of each cell, relative to the mean edge strength of the image.
 
     Args:
         image: (B, 1, H, W).
-        size: of the grid of cells.
+        size: height and width of the grid of cells.
 
     Returns:
-        (B, 3, *size): products of the gradient's components, xx, xy and yy.
+        (B, 3, *size): products xx, xy and yy of the gradient's components.
     """
     x, y = sobel(halved(image))
     tensor = F.adaptive_avg_pool2d(torch.cat((x * x, x * y, y * y), dim=1), size)
@@ -59,31 +59,31 @@ def edge_strength(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def edge_error(error: Tensor, edges: Tensor) -> Tensor:
-    """Mean component of a flow's error across the edges of an image, each cell weighted by the strength of its edges.
+    """Average the component of a flow's error across the edges of an image, weighted by the strength of the edges.
 
-    To first order this is the intensity error that the wrong flow leaves, relative to the image's edges: an error
-    along the skull costs nothing, one across it everything. Unlike the intensity error itself it goes on growing
-    when the edges no longer overlap.
+    To first order this is the intensity error that the wrong flow leaves, relative to the image's edges. An error along
+    the skull costs nothing, an error across it costs most. Unlike the intensity error it keeps growing where the edges
+    no longer overlap.
 
     Args:
         error: (B, 2, h, w), px of the full image.
-        edges: (B, 3, h, w), `edge_strength` of the image that is warped by the flow, where it belongs.
+        edges: (B, 3, h, w), `edge_strength` of the truly aligned image.
 
     Returns:
         Scalar, px.
     """
     xx, xy, yy = edges.unbind(1)
     e_x, e_y = error.unbind(1)
-    # No square is negative, but rounding makes one so where a strong edge is straight and the error runs along it. The
-    # root has no slope at zero; a hundredth of a px rounds it off.
+    # Rounding can make the square negative where the error runs along a strong straight edge. The root has no slope at
+    # zero, so a hundredth of a px is added.
     square = xx * e_x * e_x + 2 * xy * e_x * e_y + yy * e_y * e_y
     return (square.clamp_min(0) + 1e-4).sqrt().mean()
 
 
 def matching_error(scores: Tensor, true_flow: Tensor, mask: Tensor, radius: int) -> Tensor:
-    """Cross-entropy of the matching scores against the true displacement.
+    """Compute the cross-entropy of the matching scores against the true displacement.
 
-    The target spreads over the four candidates around the true displacement with bilinear weights; displacements
+    The target spreads over the four candidates around the true displacement with bilinear weights. Displacements
     beyond the candidates count as the nearest one.
 
     Args:
@@ -110,14 +110,14 @@ def matching_error(scores: Tensor, true_flow: Tensor, mask: Tensor, radius: int)
 
 
 def smoothness(flow: Tensor) -> Tensor:
-    """Mean squared second difference of a flow (B, 2, H, W): an affine flow costs nothing."""
+    """Average the squared second differences of a flow (B, 2, H, W). An affine flow costs nothing."""
     x = flow[..., 2:] - 2 * flow[..., 1:-1] + flow[..., :-2]
     y = flow[..., 2:, :] - 2 * flow[..., 1:-1, :] + flow[..., :-2, :]
     return x.square().mean() + y.square().mean()
 
 
 def inverse_error(flow: Tensor, inverse_flow: Tensor, mask: Tensor) -> Tensor:
-    """Mean length (px) of `flow` composed with `inverse_flow`, both (B, 2, H, W) in px of their grid."""
+    """Return the mean length (px) of `flow` composed with `inverse_flow`, both (B, 2, H, W) in px of their grid."""
     return masked_mean(compose(flow, inverse_flow).norm(dim=1, keepdim=True), mask)
 
 
@@ -130,14 +130,14 @@ def registration_loss(
     true_inverse: Tensor,
     weights: RegistrationWeights = RegistrationWeights(),
 ) -> RegistrationLoss:
-    """Compare an estimate with the deformation that was applied.
+    """Compare a registration with the true deformation.
 
     Args:
-        registration: what `EDARFusion.register` returned for (fixed, moving) with `both=True`.
+        registration: result of `EDARFusion.register` for (fixed, moving) with `both=True`.
         moving, moving_aligned, fixed: (B, 1, H, W) in [0, 1].
-        true_flow, true_inverse: (B, 2, h, w), px of their own grid: enlarged to the images', `true_flow` warps `moving`
+        true_flow, true_inverse: (B, 2, h, w), px of their own grid. Resized to the images, `true_flow` warps `moving`
             to `moving_aligned`.
-        weights: of the components.
+        weights: weights of the components.
 
     Returns:
         `RegistrationLoss` of scalars: flow (px, mean absolute error of a component) and edges (px) of the matched flow
@@ -148,7 +148,7 @@ def registration_loss(
     last, refined = registration.steps[-1], registration.refined
     size = last.flow.shape[2:]
     truth = CELL * torch.cat((resize_flow(true_flow, size), resize_flow(true_inverse, size)))
-    # The way back lies on the moving image's grid, where the head is a few px off: less than the foreground's 8 px.
+    # The inverse flow lies on the moving image's grid. The head is a few px off there, less than the foreground's 8 px.
     mask = torch.cat((foreground(moving_aligned, size), foreground(fixed, size))) + BACKGROUND
     flow = sum(masked_mean((step.flow - truth).abs(), mask) for step in registration.steps)
     strength = edge_strength(torch.cat((moving_aligned, moving)), size)

@@ -1,8 +1,8 @@
 """EDA-FlowReg: entropy-difference-aware estimation of the displacement field, coarse to fine.
 
-One pixel of an MRI cannot be matched with one pixel of a CT; a neighbourhood as wide as the deformation is smooth
-can. So matching scores are averaged over a Gaussian window with the reliability R as weight before they are compared,
-and a U-shaped network turns the evidence into a smooth increment.
+One pixel of an MRI cannot be matched with one pixel of a CT. A neighbourhood as wide as the deformation is smooth can.
+So matching scores are averaged over a Gaussian window with the reliability R as weight. A U-shaped network turns the
+averaged scores into a smooth increment.
 """
 
 from typing import NamedTuple
@@ -15,19 +15,19 @@ from models.layers import GaussianBlur, UNet, zero_conv
 from utils.filters import resize
 from utils.geometry.warp import compose, warp
 
-CELL = 8  # px between places where flow is estimated
+CELL = 8  # px between the grid points where the flow is estimated
 STEP = 4  # px between matching candidates
-TILE = 32  # cells of a row that are matched at once; the work for a row grows with its square
+TILE = 32  # cells of a row that are matched at once: the work grows with the square of a row
 
 
 class FlowStep(NamedTuple):
-    """One scale's result, both fields in px of the full image on the grid of cells.
+    """Result of one scale. Both fields are in px of the full image, on the grid of cells.
 
     Attributes:
         flow: (B, 2, h, w), the displacement field after this scale.
-        before: (B, 2, h, w), the field that this scale started from; the scores are about the difference.
-        scores: for each window, wide first, log-scores (B, K, h, w) of the candidates.
-        radius: of the candidates.
+        before: (B, 2, h, w), the field that this scale started from. The scores refer to the difference.
+        scores: log-scores (B, K, h, w) of the candidates for each window, wide first.
+        radius: largest candidate displacement in steps of 4 px.
     """
 
     flow: Tensor
@@ -37,21 +37,21 @@ class FlowStep(NamedTuple):
 
 
 def candidates(radius: int) -> Tensor:
-    """Displacements (K, 2) in px, (x, y), that the matching compares: (2 radius + 1)^2 of them, row by row."""
+    """List the displacements that the matching compares: (K, 2) in px, (x, y), row by row, K = (2 radius + 1)^2."""
     axis = torch.arange(-radius, radius + 1, dtype=torch.float32) * STEP
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     return torch.stack((x.flatten(), y.flatten()), dim=1)
 
 
 def correlate(fixed: Tensor, moving: Tensor, radius: int) -> Tensor:
-    """Dot products of fixed features at the cells' centres with moving features displaced by steps of half a cell.
+    """Compute dot products of fixed features with moving features displaced by steps of half a cell.
 
     Args:
         fixed, moving: (B, 4, C, h, w), see `models.encoder.Encoders`.
         radius: largest displacement, in half cells (4 px).
 
     Returns:
-        (B, K, h, w), candidates in the order of `candidates`; beyond the border features count as zero.
+        (B, K, h, w), in the order of `candidates`. Beyond the border features count as zero.
     """
     batch, _, channels, height, width = fixed.shape
     count = 2 * radius + 1
@@ -64,33 +64,33 @@ def correlate(fixed: Tensor, moving: Tensor, radius: int) -> Tensor:
         cells = fixed[:, :, left : left + TILE]
         tile = cells.shape[2]
         span = 2 * tile + 2 * radius
-        # Every cell of a row against every point of the displaced rows: only a diagonal band of each row is wanted, but
-        # one large product is still far cheaper than many small ones.
+        # Every cell of a row against every point of the displaced rows. Only a diagonal band is used, but one large
+        # product is far cheaper than many small ones.
         points = moving[..., 2 * left : 2 * left + span].contiguous()
         rows = points.unfold(2, count, 2).permute(0, 2, 1, 4, 3).flatten(3)
         product = (cells @ rows).contiguous()
         across = count * span
-        # What follows works on the map of each candidate, as a whole.
+        # The next steps work on the whole map of each candidate.
         strides = (height * tile * across, span, 1, tile * across, across + 2)
         tiles.append(product.as_strided((batch, count, count, height, tile), strides).flatten(1, 2))
     return torch.cat(tiles, dim=3)
 
 
 def soft_gate(alpha: Tensor, gate: Tensor) -> Tensor:
-    """What share of an increment passes: a + (1 - a) W with a = sigmoid(alpha), which is learned, so never nothing."""
+    """Return the share of an increment that passes: a + (1 - a) W, with a = sigmoid(alpha) learned. It is never 0."""
     share = torch.sigmoid(alpha)
     return share + (1 - share) * gate
 
 
 def add_increment(flow: Tensor, increment: Tensor) -> Tensor:
-    """The displacement field that does `increment` after `flow`; all (B, 2, h, w) on the grid of cells, in px."""
+    """Compose a flow with an increment after it; all (B, 2, h, w) on the grid of cells, px."""
     return CELL * compose(flow / CELL, increment / CELL)
 
 
 def warp_phases(features: Tensor, flow: Tensor) -> Tensor:
     """Warp features (B, 4, C, h, w) with a flow (B, 2, h, w) in px of the full image."""
     batch, _, channels, height, width = features.shape
-    # The points between two cells' centres lie half a cell on, so their displacement is the mean of the neighbours'.
+    # A point between two cells' centres moves by the mean of both.
     flow = F.pad(flow, (0, 1, 0, 1), mode="replicate")
     flow = torch.stack((flow[..., :-1], (flow[..., :-1] + flow[..., 1:]) / 2), dim=-1).flatten(-2)
     flow = torch.stack((flow[:, :, :-1], (flow[:, :, :-1] + flow[:, :, 1:]) / 2), dim=3).flatten(2, 3)
@@ -104,9 +104,9 @@ class Scale(NamedTuple):
 
     Attributes:
         radius: largest candidate displacement in steps of 4 px.
-        windows: sigmas of the aggregation in px, wide first: the wide one is learned first and steadies the narrow
-            one, which moves the flow. None compares each cell by itself (ablation).
-        stride: cells between places where the increment is refined.
+        windows: sigmas of the aggregation in px, wide first. The wide one is learned first and guides the narrow one,
+            which moves the flow. None compares each cell by itself (ablation).
+        stride: cells between the grid points where the increment is refined.
         widths: channels of the refining network, at the stride's resolution and at halves of it.
     """
 
@@ -117,7 +117,7 @@ class Scale(NamedTuple):
 
 
 class FlowScale(nn.Module):
-    """One scale: matching under reliability-weighted aggregation, then a gated increment and its refinement.
+    """One scale: matching with reliability-weighted aggregation, then a gated increment.
 
     Args:
         features: channels of one feature vector.
@@ -138,7 +138,13 @@ class FlowScale(nn.Module):
         self.head = zero_conv(scale.widths[0], 2)
 
     def forward(self, fixed: Tensor, moving: Tensor, reliability: Tensor, gate: Tensor, flow: Tensor) -> FlowStep:
-        """Features (B, 4, C, h, w), R, W (B, 1, h, w) and the flow so far (B, 2, h, w) -> `FlowStep`."""
+        """Add one increment to a flow.
+
+        Args:
+            fixed, moving: features (B, 4, C, h, w).
+            reliability, gate: R and W, (B, 1, h, w).
+            flow: (B, 2, h, w), px, found so far; `moving` is warped with it.
+        """
         raw = correlate(fixed, moving, self.radius)
         weighted = torch.cat((reliability * raw, reliability), dim=1)
         scores = []
@@ -159,7 +165,7 @@ class FlowScale(nn.Module):
             reliability,
             gate,
         )
-        # A convolution of 1 x 1, whose result lies as the next one wants it, without moving all the evidence first.
+        # A 1 x 1 convolution as a linear layer: its result needs no copy for the next convolution.
         x = self.squeeze(torch.cat(evidence, dim=1).flatten(2).transpose(1, 2))
         x = F.avg_pool2d(x.transpose(1, 2).unflatten(2, flow.shape[2:]), self.stride)
         residual = STEP * resize(self.head(self.refine(x)).float(), flow.shape[2:])
@@ -168,7 +174,7 @@ class FlowScale(nn.Module):
 
 
 class EDAFlowReg(nn.Module):
-    """Coarse to fine; each scale warps the moving features with the flow so far.
+    """Estimate the flow coarse to fine. Each scale warps the moving features with the flow so far.
 
     Args:
         features: channels of one feature vector.
@@ -180,7 +186,13 @@ class EDAFlowReg(nn.Module):
         self.scales = nn.ModuleList(FlowScale(features, scale) for scale in scales)
 
     def forward(self, fixed: Tensor, moving: Tensor, reliability: Tensor, gate: Tensor) -> list[FlowStep]:
-        """Features (B, 4, C, h, w), R (B, 1, h, w), W (B, 1, ...) -> a `FlowStep` a scale, coarse to fine."""
+        """Return a `FlowStep` for each scale, coarse to fine.
+
+        Args:
+            fixed, moving: features (B, 4, C, h, w).
+            reliability: R, (B, 1, h, w).
+            gate: W, (B, 1, H, W) of any size.
+        """
         flow = fixed.new_zeros(fixed.shape[0], 2, *fixed.shape[3:], dtype=torch.float32)
         gate = resize(gate, flow.shape[2:])
         steps = []

@@ -1,4 +1,4 @@
-"""Feature pyramids of both images: from the image, its local entropy and its gradient to matching features."""
+"""Encoders: from each image, its local entropy and its gradient to the features that are matched."""
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +10,10 @@ from utils.maps import histogram_entropy, soft_histogram
 
 
 class EntropyAtQuarter(nn.Module):
-    """Local entropy over about 12 x 12 px, at a sixteenth of the full resolution's places.
+    """Local entropy over about 12 x 12 px, at a quarter of the resolution.
 
-    Grey values are looked up in a table of histograms, in a third of the time of computing them; `LEVELS` steps
-    of grey leave the entropy off by less than a thousandth of a bit.
+    Histograms come from a table of `LEVELS` grey values, in a third of the time of computing them. The table changes
+    the entropy by less than a thousandth of a bit.
     """
 
     LEVELS = 4096
@@ -23,9 +23,13 @@ class EntropyAtQuarter(nn.Module):
         self.register_buffer("histograms", soft_histogram(torch.linspace(0, 1, self.LEVELS + 1)), persistent=False)
 
     def forward(self, half: Tensor) -> Tensor:
-        """Entropy of images at half the resolution, each channel one image: (B, N, H/2, W/2) -> (B, N, H/4, W/4), bits.
+        """Compute the entropy of images at half the resolution, without a gradient.
 
-        Without a gradient for the images.
+        Args:
+            half: (B, N, H/2, W/2), each channel one image.
+
+        Returns:
+            (B, N, H/4, W/4), bits.
         """
         levels = (min_max(half.flatten(0, 1)[:, None])[:, 0] * self.LEVELS).round().int()
         entropy = histogram_entropy(F.embedding(levels, self.histograms), window=3, stride=2)
@@ -33,20 +37,20 @@ class EntropyAtQuarter(nn.Module):
 
 
 class Encoders(nn.Module):
-    """U-shaped feature networks of both images, at an eighth of the resolution, that resolve a quarter of it.
+    """Two U-shaped networks, one for each image, at an eighth of the resolution.
 
-    Each cell of 8 x 8 px carries four feature vectors ("phases"), for the cell's centre and for the points 4 px to the
-    right of it, below it and both. Most of the work runs on the small grid, yet matching can step by 4 px; what the
-    small grid cannot hold, such as where exactly the skull's edge runs, goes straight from a quarter to the phases.
+    Each cell of 8 x 8 px carries four feature vectors ("phases"): for the cell's centre and for the points 4 px to the
+    right, below, and both. So most of the work runs on the small grid, and matching still steps by 4 px. Fine detail,
+    such as the exact edge of the skull, goes straight from a quarter of the resolution to the phases.
 
-    The two networks share nothing: each modality looks its own way. They run side by side, as two groups of one.
+    The two networks share no weights, because modalities look different. They run as two groups of one network.
 
     Args:
-        widths: channels of one network at 1/8, 1/16, 1/32, ... of the resolution; before that, a quarter of the first
-            at 1/2 and half of it at 1/4.
+        widths: channels of one network at 1/8, 1/16, 1/32, ... of the resolution. At 1/2 and 1/4 a network has a
+            quarter and a half of the first width.
         features: channels of one feature vector.
         depth: convolutions of a residual block.
-        entropy: whether local entropy is an input (an ablation switches it off).
+        entropy: False withholds the local entropy (ablation).
     """
 
     def __init__(self, widths: tuple[int, ...], features: int, depth: int = 2, entropy: bool = True) -> None:
@@ -63,7 +67,7 @@ class Encoders(nn.Module):
         self.head = conv(2 * widths[0], 2 * 4 * features, kernel=1, groups=2)
 
     def forward(self, images: Tensor, edges: Tensor, entropy: Tensor) -> Tensor:
-        """Features of both images.
+        """Compute the features of both images.
 
         Args:
             images: fixed and moving image, (B, 2, H, W) in [0, 1].
@@ -76,9 +80,9 @@ class Encoders(nn.Module):
         entropy = entropy / 4 if self.entropy else torch.zeros_like(entropy)
         quarter = self.block(self.stem(side_by_side(F.pixel_unshuffle(images, 2), edges)))
         x = self.head(self.unet(self.join(side_by_side(quarter, entropy)))).contiguous().unflatten(1, (2, 2, 2, -1))
-        # pixel_unshuffle with the phases before the channels, read from where the convolution leaves them.
+        # pixel_unshuffle with the phases before the channels, without a copy.
         detail = self.detail(quarter).unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).unflatten(1, (2, -1))
         x = (x + detail.permute(0, 1, 4, 6, 2, 3, 5)).float().flatten(1, 4)
-        # What all places of an image share says nothing about which place is which. With a group a channel this is
-        # instance normalisation, in a fifth of instance_norm's time on a CPU.
+        # A feature that is the same everywhere does not tell places apart. One group per channel is instance
+        # normalisation, in a fifth of instance_norm's time on a CPU.
         return F.group_norm(x, x.shape[1]).unflatten(1, (2, 4, -1))

@@ -1,7 +1,7 @@
 """FRG-PreReg: feature-level reliability-guided pre-registration.
 
-Predicts where the features of two images may be compared at all, and adapts them so that reliable places speak and
-unreliable ones are held back. EDA-FlowReg weighs every matching score with the reliability map R.
+Predicts where the features of two images can be compared. Adapts the features: reliable places count more, unreliable
+ones less. EDA-FlowReg weights every matching score with the reliability map R.
 """
 
 from typing import NamedTuple
@@ -23,7 +23,7 @@ class PreRegistration(NamedTuple):
 
 
 def unit_length(vectors: Tensor, dim: int) -> Tensor:
-    """Vectors along `dim` scaled to length 1, or 0 for the zero vector; on a CPU in a tenth of F.normalize's time."""
+    """Scale the vectors along `dim` to length 1; the zero vector stays 0. Ten times as fast as F.normalize on a CPU."""
     return vectors * (vectors.square().sum(dim=dim, keepdim=True) + 1e-12).rsqrt()
 
 
@@ -40,19 +40,24 @@ class FRGPreReg(nn.Module):
         self.squeeze = ConvBlock(4 * features + 1, 2 * features, kernel=1)
         self.mix = ConvBlock(2 * features, 2 * features)
         self.adapter = conv(2 * features, 2 * 4 * features, kernel=1)
-        # Weights that never learn would stop distributed training.
+        # Weights without a gradient would stop distributed training.
         self.head = conv(2 * features, 2, kernel=1) if reliability else None
         self.strength = nn.Parameter(torch.tensor([0.6, 0.25]))
 
     def forward(self, features: Tensor, moving_edges: Tensor) -> PreRegistration:
-        """Features (B, 2, 4, C, h, w) and gradient magnitude of the moving image (B, 1, H, W) -> `PreRegistration`."""
+        """Predict the reliability and adapt the features.
+
+        Args:
+            features: (B, 2, 4, C, h, w), fixed image first.
+            moving_edges: (B, 1, H, W), gradient magnitude of the moving image.
+        """
         f, m = unit_length(features[:, :, 0].float(), dim=2).unbind(1)
         prior = reliability_prior(f, m, moving_edges)
         seen = torch.cat((f, m, (f - m).abs(), f * m, prior), dim=1).contiguous(memory_format=torch.channels_last)
         z = self.mix(self.squeeze(seen))
         if self.head:
             start = torch.logit(prior.clamp(0.16, 0.95))
-            # For both images; left to the sum, OpenVINO stumbles over it.
+            # One start for each image: OpenVINO fails when the sum broadcasts it.
             r = FLOOR + (1 - FLOOR) * torch.sigmoid(self.head(z).float() + torch.cat((start, start), dim=1))
         else:
             r = torch.ones_like(prior).expand(-1, 2, -1, -1)
@@ -60,8 +65,8 @@ class FRGPreReg(nn.Module):
         return PreRegistration(self.adapt(features, residual, r), r)
 
     def adapt(self, features: Tensor, residual: Tensor, reliability: Tensor) -> Tensor:
-        """F + a R D + a_raw (1 - R) F, scaled to unit length: F and D (B, 2, 4, C, h, w), R (B, 2, h, w)."""
+        """Return F + a R D + a_raw (1 - R) F at unit length, with F and D (B, 2, 4, C, h, w) and R (B, 2, h, w)."""
         strength, raw = self.strength
         r = reliability[:, :, None, None]
-        # The length falls out in the end, so F may keep its own.
+        # The result is scaled to unit length, so F needs no scaling here.
         return unit_length(torch.addcmul(features, strength * r / (1 + raw * (1 - r)), residual.float()), dim=3)

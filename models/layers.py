@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """Convolution with "same" padding."""
+    """Make a convolution that keeps the size ("same" padding)."""
     return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups)
 
 
 def zero_conv(inputs: int, outputs: int) -> nn.Conv2d:
-    """3 x 3 convolution that gives 0 until it is trained: a head whose output is to start from nothing."""
+    """Make a 3 x 3 convolution whose output is 0 before training."""
     head = conv(inputs, outputs)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
@@ -23,9 +23,13 @@ def zero_conv(inputs: int, outputs: int) -> nn.Conv2d:
 
 
 def side_by_side(*maps: Tensor) -> Tensor:
-    """Maps (B, 2 C_i, H, W) of two groups as one of (B, 2 sum(C_i), H, W): first all of the first group, then the rest.
+    """Join maps of two groups: first all channels of the first group, then those of the second.
 
-    The result lies in memory as convolutions want it.
+    Args:
+        maps: (B, 2 C_i, H, W), the first half of each map's channels belongs to the first group.
+
+    Returns:
+        (B, 2 sum(C_i), H, W), channels last in memory.
     """
     maps = [map_.contiguous(memory_format=torch.channels_last) for map_ in maps]
     halves = zip(*(map_.chunk(2, dim=1) for map_ in maps), strict=True)
@@ -35,8 +39,8 @@ def side_by_side(*maps: Tensor) -> Tensor:
 class ConvBlock(nn.Sequential):
     """Convolution, group normalisation, LeakyReLU: (B, inputs, H, W) -> (B, outputs, H / stride, W / stride).
 
-    With `groups`, here and below, that many networks with weights of their own run side by side, each on its share of
-    the channels: on a CPU in less time than one after the other.
+    With `groups`, here and below, several networks run side by side. Each has its own weights and its own share of the
+    channels. On a CPU that is faster than one network after the other.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> None:
@@ -63,11 +67,10 @@ class ResidualBlock(nn.Module):
 class UNet(nn.Module):
     """U-shaped network over len(widths) resolutions: (B, widths[0], H, W) -> (B, widths[0], H, W).
 
-    Height and width must be multiples of 2 ** (len(widths) - 1). `depth` is that of its residual blocks.
+    Height and width must be multiples of 2 ** (len(widths) - 1). `depth` is the depth of the residual blocks.
 
     Attributes:
-        dropout: share of the lower levels' channels that are left out in training. It is there that a network learns
-            whole heads by heart.
+        dropout: share of the lower levels' channels that training leaves out. The lower levels memorise whole heads.
     """
 
     def __init__(self, widths: tuple[int, ...], groups: int = 1, depth: int = 2) -> None:
@@ -94,7 +97,7 @@ class UNet(nn.Module):
 class GaussianBlur(nn.Module):
     """Gaussian mean over a window of sigma `sigma` px, zero padded: (B, C, H, W) -> (B, C, H, W).
 
-    Two products with a banded matrix: for windows about as wide as the map itself this beats a convolution.
+    Two products with a banded matrix are faster than a convolution when the window is about as wide as the map.
     """
 
     def __init__(self, sigma: float) -> None:
@@ -104,14 +107,14 @@ class GaussianBlur(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         height, width = x.shape[2:]
-        # Not a tensor that is kept: one of inference is of no use in training, nor one of an export anywhere else.
+        # No tensor is cached: one made in inference mode cannot be used in training, nor one of an export elsewhere.
         rows = torch.from_numpy(gaussian_band(height, self.sigma)).to(x)
         return rows @ x @ (rows if width == height else torch.from_numpy(gaussian_band(width, self.sigma)).to(x))
 
 
 @lru_cache(maxsize=64)
 def gaussian_band(length: int, sigma: float) -> np.ndarray:
-    """Matrix (length, length), float32, that blurs vectors of that length with a Gaussian of `sigma`; zero padded."""
+    """Return the matrix (length, length), float32, that blurs a vector with a Gaussian of `sigma`, zero padded."""
     position = np.arange(length, dtype=np.float32)
     band = np.exp(-((position[:, None] - position) ** 2) / (2 * sigma**2))
     return (band / band.sum(axis=1).max()).astype(np.float32)

@@ -1,7 +1,7 @@
-"""Last increment of the displacement field: what the aligned image itself still shows to be off.
+"""Refinement: the last increment of the displacement field.
 
-The matching compares features in steps of 4 px under windows wider than that. What remains, a pixel or two across the
-skull, is read directly off the fixed and the aligned image laid on each other at a quarter of the resolution.
+The matching compares features in steps of 4 px under wide windows. A pixel or two across the skull remain. The
+refinement reads them off the fixed and the aligned image, joined at a quarter of the resolution.
 """
 
 import torch
@@ -15,10 +15,10 @@ from utils.geometry.warp import resize_flow, warp
 
 
 class Refinement(nn.Module):
-    """Early fusion of both images, then a U-shaped network whose increment the gate W lets pass softly.
+    """Join both images, then predict an increment with a U-shaped network. The gate W softens the increment.
 
     Args:
-        widths: channels at 1/8, 1/16, ... of the resolution; half of the first at 1/4.
+        widths: channels at 1/8, 1/16, ... of the resolution; at 1/4 half of the first.
         depth: convolutions of a residual block.
         stride: 2 reads the images at half the resolution, 1 as they are.
     """
@@ -37,7 +37,7 @@ class Refinement(nn.Module):
     def forward(
         self, fixed: Tensor, moving: Tensor, fixed_edges: Tensor, reliability: Tensor, gate: Tensor, flow: Tensor
     ) -> Tensor:
-        """Improve a displacement field.
+        """Refine a displacement field.
 
         Args:
             fixed, moving: (B, 1, H / stride, W / stride) in [0, 1].
