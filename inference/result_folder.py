@@ -238,7 +238,7 @@ class ResultFolder:
         if not self._settings_written:
             for old in self.outdated:
                 remove(old)
-            write_bytes(self.settings_path, json.dumps(self.settings, indent=2).encode())
+            write_bytes(self.settings_path, json.dumps({"modality": self.modality, **self.settings}, indent=2).encode())
             self._settings_written = True
         write_bytes(path, table.to_csv(index=False, lineterminator="\n", float_format=DIGITS).encode())
         # Last: a row whose inputs are not known yet is made again, one that is older than they are would be kept.

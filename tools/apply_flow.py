@@ -4,12 +4,18 @@
 
 For another rendering of the moving images, such as the uptake in grey beside the colour picture that was aligned. What
 is written has 8 bits, also where the image has 16; `utils.geometry.warp.apply_flow` keeps all digits.
+
+A flow says nothing of other images. Flows of one modality are not applied to images of another, as far as that can be
+known: the flows' modality by settings.json, the images' by the folders that they lie in, such as CT or CT-MRI.
 """
 
+import json
 import os
+import re
 import sys
 from pathlib import Path
 
+from data.table import MODALITIES, modality_name
 from utils.arguments import OneLineParser, print_anywhere
 from utils.files import FileError, check_inputs_stay, entries
 from utils.geometry.warp import apply_flow
@@ -20,17 +26,30 @@ from utils.messages import counted, listed
 
 
 def apply_flows(
-    images: str | os.PathLike, flows: str | os.PathLike, output: str | os.PathLike
+    images: str | os.PathLike,
+    flows: str | os.PathLike,
+    output: str | os.PathLike,
+    modality: str | None = None,
 ) -> tuple[int, list[str]]:
     """Warp every image of a folder that has a flow `NAME.npy`.
+
+    Args:
+        images, flows: folders that are read.
+        output: folder that is written to.
+        modality: of the images; None goes by the names of the folders that they lie in.
 
     Returns:
         How many there were, and the names of the images without a flow.
 
     Raises:
-        FileError: a file cannot be used, a flow's size is not its image's, no image has a flow, or a result would be
-            written over an image.
+        FileError: a file cannot be used, a flow's size is not its image's, no image has a flow, the flows are of
+            another modality than the images, or a result would be written over an image.
     """
+    of_flows, of_images = modality_of_flows(flows), modality or _modality_in(images)
+    if of_flows and of_images and of_flows != of_images:
+        expected = f"{of_flows} images, whose flows are in {os.fspath(flows)}"
+        hint = "" if modality else f" by the name of the folder (--modality {of_flows} if that misleads)"
+        raise FileError.at(images, expected, f"{of_images} images{hint}")
     found = {plain_stem(path): path for path in entries(flows) if path.suffix == ".npy"}
     files = {path: found.get(plain_stem(path)) for path in list_images(images)}
     todo = [(path, file) for path, file in files.items() if file]
@@ -45,6 +64,30 @@ def apply_flows(
     return len(todo), [path.stem for path, file in files.items() if not file]
 
 
+def modality_of_flows(folder: str | os.PathLike) -> str | None:
+    """What the flows of the test command were found for, by settings.json beside their folder or by its path.
+
+    Returns:
+        One of `data.table.MODALITIES`, or None where nothing tells.
+    """
+    try:
+        settings = json.loads((Path(os.path.abspath(folder)).parent / "settings.json").read_text())
+    except (OSError, ValueError):
+        settings = None
+    stated = settings.get("modality") if isinstance(settings, dict) else None
+    return stated if stated in MODALITIES else _modality_in(folder)
+
+
+def _modality_in(folder: str | os.PathLike) -> str | None:
+    """The one modality that the last folder, or else the one above it, has in its name, as a word of its own."""
+    for name in reversed(Path(os.path.abspath(folder)).parts[-2:]):
+        words = re.split(r"[^a-z]+", name.lower())
+        named = [modality for modality in MODALITIES if modality.lower() in words]
+        if named:
+            return named[0] if len(named) == 1 else None
+    return None
+
+
 def main(arguments: list[str] | None = None) -> int:
     """``python -m tools.apply_flow``; returns the exit status."""
     print_anywhere()
@@ -52,9 +95,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--images", metavar="DIR", required=True, help="images to warp")
     parser.add_argument("--flow", metavar="DIR", required=True, help="flow/NAME.npy of the test command")
     parser.add_argument("--output", metavar="DIR", required=True, help="where NAME.png goes")
+    parser.add_argument("--modality", type=modality_name, choices=MODALITIES, help="of the images, where the names of "
+                        "their folders do not tell or mislead; flows of another one are refused")  # fmt: skip
     options = parser.parse_args(arguments)
     try:
-        done, left_out = apply_flows(options.images, options.flow, options.output)
+        done, left_out = apply_flows(options.images, options.flow, options.output, options.modality)
     except FileError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2

@@ -5,7 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from tools.apply_flow import main
+from inference.result_folder import ResultFolder
+from tools.apply_flow import main, modality_of_flows
 from utils.geometry.warp import apply_flow
 from utils.imaging.images import read_image, write_image
 
@@ -82,3 +83,29 @@ def test_names_pair_in_whatever_form_of_unicode(tmp_path, image, line):
     np.save(tmp_path / "flow" / f"{whole}.npy", np.zeros((2, 64, 80), np.float32))
     assert main(line) == 0
     assert {path.stem for path in (tmp_path / "out").iterdir()} == {"a", apart}
+
+
+@pytest.mark.parametrize("folder", ["CT", "CT/moving", "CT-MRI/CT", "ct_images"])
+def test_flows_of_another_modality_are_refused(tmp_path, image, capsys, folder):
+    write_image(tmp_path / "data" / folder / "a.png", image)
+    line = ["--images", f"{tmp_path}/data/{folder}", "--output", f"{tmp_path}/out"]
+    for results in ("PET", "named_otherwise"):
+        (tmp_path / results / "flow").mkdir(parents=True)
+        np.save(tmp_path / results / "flow" / "a.npy", np.zeros((2, 64, 80), np.float32))
+    (tmp_path / "named_otherwise/settings.json").write_text('{"modality": "PET"}')
+    for results in ("PET", "named_otherwise"):
+        options = [*line, "--flow", f"{tmp_path}/{results}/flow"]
+        assert main(options) == 2
+        (message,) = capsys.readouterr().err.splitlines()
+        assert "expected PET images" in message and "found CT images" in message and not (tmp_path / "out").exists()
+    assert main([*options, "--modality", "PET"]) == 0
+    assert main([*options, "--modality", "spect"]) == 2
+    assert "found SPECT images" in capsys.readouterr().err
+    (tmp_path / "named_otherwise/settings.json").write_text('{"modality": "CT"}')
+    assert main(options) == 0
+
+
+def test_the_test_command_writes_down_what_its_flows_are_of(tmp_path):
+    ResultFolder(tmp_path / "run", "SPECT", {"passes": 2}).write_rows([])
+    assert modality_of_flows(tmp_path / "run/flow") == "SPECT"
+    assert modality_of_flows(tmp_path / "elsewhere/flow") is None
