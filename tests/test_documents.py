@@ -42,11 +42,17 @@ def commands(document: Path) -> list[tuple[str, set[str]]]:
     for block in blocks(document, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
             for part in line.split("#")[0].split("&&"):
-                words = shlex.split(part)
-                text = " ".join(words)
-                if named := re.search(r"-m tools\.\w+|EDARFusion_\w+\.py", text):
-                    found.append((named[0], {word.split("=")[0] for word in words if word.startswith("--")}))
+                own, _, passed_on = part.partition(" -- ")
+                if named := re.search(r"-m tools\.\w+|EDARFusion_\w+\.py", own):
+                    found.append((named[0], long_options(own)))
+                if passed_on:
+                    found.append(("EDARFusion_train.py", long_options(passed_on)))
     return found
+
+
+def long_options(command: str) -> set[str]:
+    """The long options of a command line."""
+    return {word.split("=")[0] for word in shlex.split(command) if word.startswith("--")}
 
 
 def anchors(document: Path) -> set[str]:
