@@ -4,69 +4,103 @@ Nothing here imports torch: the processes that score start the faster for it.
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
-from data.pairs import is_blank, read_pair
+from data.pairs import PairFiles, SourceImages, is_blank, read_pair
 from data.table import DataError
 from utils.files import FileError
 from utils.geometry.head_box import SMALL, head_length
 from utils.imaging.flows import load_flow
 from utils.imaging.images import has_color
-from utils.messages import OTHER_RENDERING, counted, say
+from utils.messages import OTHER_RENDERING, counted, log
 from utils.processes import rank
 
 DARK = 4096 / 65535  # of the range: 12 bits in a file of 16 reach no further
 SEVERAL = 5  # images of one size, from which on they are taken to be of one origin
 
 
-def check_pairs(pairs: list[dict], modality: str, keep_going: bool) -> tuple[list[dict], list[str]]:
-    """The pairs that can be read, and what is wrong with the others; without `keep_going` the first one raises.
+def check_pairs(pairs: list[PairFiles], modality: str, keep_going: bool) -> tuple[list[PairFiles], list[str]]:
+    """Read all pairs of a modality and say what about their images may not be as it looks.
 
-    Each pair is told how long the longest head of its modality in frames of its size is, `longest`, at most `SMALL`; or
-    None for a few.
+    Returns:
+        The pairs that can be used, each with its `longest`; and what is wrong with the others. A head longer than
+        `SMALL` counts as one of that length; less than `SEVERAL` pairs of one size have no `longest`.
 
     Raises:
         FileError: without `keep_going`, for the first pair that cannot be used.
     """
-    good, bad, brightest = [], [], {"fixed": {}, "moving": {}, "label": {}}
-    frames, lengths, names = [], {}, {}
-    blank = grey_labels = 0
+    good, bad, names, oddities = [], [], {}, _Oddities(modality)
+    sizes, lengths = [], {}
     # Quick enough to leave no trace in a log: None shows the bar on a terminal only.
     for pair in tqdm(pairs, desc=f"checking {modality}", unit="pair", leave=False, disable=rank() > 0 or None):
         try:
-            if pair["name"] == "mean":
-                raise DataError.at(pair["fixed"], "another name of a pair, as metrics.csv ends with a row mean", "mean")
-            if (other := names.setdefault(pair["name"].casefold(), pair["name"])) != pair["name"]:
-                expected = f"a name that differs from {other} in more than capitals, to some systems one file"
-                raise DataError.at(pair["fixed"], expected, pair["name"])
+            _check_name(pair, names)
             images = read_pair(pair, modality)
-            if pair["flow"]:
-                load_flow(pair["flow"], images.fixed.shape)
+            if pair.flow:
+                load_flow(pair.flow, images.fixed.shape)
         except FileError as error:
             if not keep_going:
                 raise
             bad.append(str(error))
             continue
         good.append(pair)
-        frames.append(images.fixed.shape)
-        lengths.setdefault(frames[-1], []).append(head_length(images.fixed, pair.get("aspect", 1.0)))
+        sizes.append(images.fixed.shape)
+        lengths.setdefault(sizes[-1], []).append(head_length(images.fixed, pair.aspect))
+        oddities.note(pair, images)
+    oddities.say()
+    longest = {size: min(SMALL, max(x)) if len(x) >= SEVERAL else None for size, x in lengths.items()}
+    return [replace(pair, longest=longest[size]) for pair, size in zip(good, sizes, strict=True)], bad
+
+
+def _check_name(pair: PairFiles, names: dict[str, str]) -> None:
+    """Check that a pair's results can be told from those of the pairs before it, and note its name.
+
+    Args:
+        names: of these, by how they read without capitals.
+
+    Raises:
+        DataError: they cannot.
+    """
+    if pair.name == "mean":
+        raise DataError.at(pair.fixed, "another name of a pair, as metrics.csv ends with a row mean", "mean")
+    if (other := names.setdefault(pair.name.casefold(), pair.name)) != pair.name:
+        expected = f"a name that differs from {other} in more than capitals, to some systems one file"
+        raise DataError.at(pair.fixed, expected, pair.name)
+
+
+class _Oddities:
+    """What the images of a modality have that is no error but may not be meant."""
+
+    def __init__(self, modality: str) -> None:
+        self.modality = modality
+        self.pairs = self.blank = self.grey_labels = 0
+        self.brightest: dict[str, dict[Path, float]] = {"fixed": {}, "moving": {}, "label": {}}
+
+    def note(self, pair: PairFiles, images: SourceImages) -> None:
+        """Look at the images of one pair."""
+        self.pairs += 1
         for role, image in images._asdict().items():
             if image is not None:
-                brightest[role][pair[role]] = image.max()
-        blank += is_blank(images.fixed) or is_blank(images.moving)
-        grey_labels += images.label is not None and has_color(images.moving) and not has_color(images.label)
-    for role, levels in brightest.items():
-        say_what_is_dark(modality, role, levels)
-    if blank:
-        say(f"{modality}: {counted(blank, 'pair')} with a blank image: not aligned, but counted in the means")
-    if grey_labels:
-        say(f"{modality}: expected labels in colour for moving images in colour, found grey ones for {grey_labels} of "
-            f"{len(good)} pairs; {OTHER_RENDERING}")
-    longest = {frame: min(SMALL, max(x)) if len(x) >= SEVERAL else None for frame, x in lengths.items()}
-    return [pair | {"longest": longest[frame]} for pair, frame in zip(good, frames, strict=True)], bad
+                self.brightest[role][pair.paths[role]] = image.max()
+        self.blank += is_blank(images.fixed) or is_blank(images.moving)
+        in_color = has_color(images.moving)
+        self.grey_labels += images.label is not None and in_color and not has_color(images.label)
+
+    def say(self) -> None:
+        """Say what was noted."""
+        for role, levels in self.brightest.items():
+            say_what_is_dark(self.modality, role, levels)
+        if self.blank:
+            pairs = counted(self.blank, "pair")
+            log.warning(f"{self.modality}: {pairs} with a blank image: not aligned, but counted in the means")
+        if self.grey_labels:
+            found = f"grey ones for {self.grey_labels} of {self.pairs} pairs"
+            expected = "labels in colour for moving images in colour"
+            log.warning(f"{self.modality}: expected {expected}, found {found}; {OTHER_RENDERING}")
 
 
 def say_what_is_dark(modality: str, role: str, brightest: dict[Path, float]) -> None:
@@ -79,11 +113,12 @@ def say_what_is_dark(modality: str, role: str, brightest: dict[Path, float]) -> 
     dark = {path: level for path, level in brightest.items() if 0 < level < DARK}
     if deep := [path for path in dark if has_16_bits(path)]:
         more = f" and {len(deep) - 1} more" if len(deep) > 1 else ""
-        say(f"{deep[0]}{more}: {expected} {max(dark[path] for path in deep):.2f}; 12 bits in a file of 16? Stretch "
-            "them, the network takes them as they are")
+        found = f"{expected} {max(dark[path] for path in deep):.2f}; 12 bits in a file of 16?"
+        log.warning(f"{deep[0]}{more}: {found} Stretch them, the network takes them as they are")
     elif dark and max(brightest.values()) < DARK:
         # No path: slices of volumes lie in a folder that is gone when this is read.
-        say(f"{modality}, {role} images: {expected} {max(dark.values()):.2f}; the network takes them as they are")
+        found = f"{expected} {max(dark.values()):.2f}"
+        log.warning(f"{modality}, {role} images: {found}; the network takes them as they are")
 
 
 def has_16_bits(path: str | os.PathLike) -> bool:

@@ -1,16 +1,16 @@
 """The network that the test command is asked to use."""
 
-import argparse
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from data.table import DataError, modality_of
+from inference.options import Options
 from models.checkpoint import load_checkpoint
 from models.edarfusion import Output
 from utils.device import choose_device
-from utils.messages import say
+from utils.messages import log
 from utils.processes import local_rank
 
 
@@ -30,7 +30,7 @@ class Network(NamedTuple):
     trained_for: str
 
 
-def load_network(options: argparse.Namespace, kinds: list[str]) -> Network:
+def load_network(options: Options, kinds: list[str]) -> Network:
     """Load the checkpoint for pairs of these modalities.
 
     Raises:
@@ -51,8 +51,9 @@ def load_network(options: argparse.Namespace, kinds: list[str]) -> Network:
             raise DataError(f"--engine: {error}") from error
     # Asked of the weights, which begin at zero: the record does not say what a run took over from --init.
     if not checkpoint.model.fusion.head.weight.any():
-        say(f"{options.checkpoint}: expected a trained fusion, found an untrained one (stage registration only, or a "
-            "run broken off before its fusion): the fused images show hardly more than the brighter of both")
+        found = "an untrained one (stage registration only, or a run broken off before its fusion)"
+        shown = "the fused images show hardly more than the brighter of both"
+        log.warning(f"{options.checkpoint}: expected a trained fusion, found {found}: {shown}")
     settings = checkpoint.inference(options.passes, options.average)
     settings["multistart"] = settings["average"] and options.multistart
     return Network(model, device, settings, checkpoint.modality)

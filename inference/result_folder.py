@@ -11,8 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from data.pairs import read_pair
-from data.table import FILES
+from data.pairs import PairFiles, read_pair
 from evaluation.figures import MAPS, figure_pair, figure_strip, save_figure, save_map
 from evaluation.report.page import write_report
 from evaluation.report.pictures import PairImages
@@ -93,12 +92,12 @@ class ResultFolder:
         files |= {"maps/values": self.path / "maps" / "values" / f"{name}.npz"} if maps else {}
         return files | ({"flow": self.path / "flow" / f"{name}.npy"} if flow else {})
 
-    def all_files(self, pairs: Iterable[Mapping]) -> Iterator[Path]:
+    def all_files(self, pairs: Iterable[PairFiles]) -> Iterator[Path]:
         """Every file that the results of these pairs, or of the volumes whose slices they are, are written to."""
         yield from (self.table_path, self.report_path, self.settings_path, self.inputs_path)
         yield from self.volume_paths
         for pair in pairs:
-            yield from self.files(pair["name"]).values()
+            yield from self.files(pair.name).values()
 
     def prepare(self) -> None:
         """Make the folder.
@@ -114,7 +113,7 @@ class ResultFolder:
             raise FileError.at(self.path, "a folder to write to", cause.strerror or str(cause)) from error
         remove(probe)
 
-    def strangers(self, pairs: Iterable[Mapping], *, volumes: bool = False) -> list[str]:
+    def strangers(self, pairs: Iterable[PairFiles], *, volumes: bool = False) -> list[str]:
         """What an earlier run left in the folder: names of fused images that are none of these pairs', and files of
         these pairs, of kinds that were not asked for now, that are older than the images beside them.
 
@@ -122,22 +121,22 @@ class ResultFolder:
             volumes: whether volumes were written beside the images; else those that are there are named as well.
         """
         pairs = list(pairs)
-        names = {path.stem for path in self.path.glob("fused/*.png")} - {pair["name"] for pair in pairs}
+        names = {path.stem for path in self.path.glob("fused/*.png")} - {pair.name for pair in pairs}
         older = [] if volumes else [path for path in self.volume_paths if path.exists()]
         for pair in pairs:
-            wanted, known = (self.files(pair["name"], all_kinds=kinds) for kinds in (False, True))
+            wanted, known = (self.files(pair.name, all_kinds=kinds) for kinds in (False, True))
             unasked = [path for kind, path in known.items() if kind not in wanted and path.exists()]
             made = wanted["fused"].stat().st_mtime_ns if unasked else 0
             older += [path for path in unasked if path.stat().st_mtime_ns < made]
         return [*sorted(names), *(path.relative_to(self.path).as_posix() for path in older)]
 
-    def save(self, pair: Mapping, result: FusedPair) -> dict[str, Path]:
+    def save(self, pair: PairFiles, result: FusedPair) -> dict[str, Path]:
         """Write the files of a pair and return them.
 
         Raises:
             FileError: a file cannot be written.
         """
-        name, files = pair["name"], self.files(pair["name"])
+        name, files = pair.name, self.files(pair.name)
         write_image(files["fused"], result.fused)
         write_image(files["aligned"], result.aligned)
         if self.flow:
@@ -196,7 +195,7 @@ class ResultFolder:
         """Whether all files wanted of a pair are there."""
         return all(path.is_file() for path in self.files(name).values())
 
-    def rows_to_keep(self, pairs: Iterable[Mapping], resume: bool, volumes: bool) -> dict[str, dict]:
+    def rows_to_keep(self, pairs: Iterable[PairFiles], resume: bool, volumes: bool) -> dict[str, dict]:
         """Rows that an earlier run made of these pairs as they are now, by name.
 
         Unless these are all that it made, its report and volumes become `outdated`.
@@ -209,9 +208,9 @@ class ResultFolder:
             FileError: the earlier table cannot be read, or was made with other settings.
         """
         earlier = self.read_rows() if resume else {}
-        with_row = [pair for pair in pairs if pair["name"] in earlier]
+        with_row = [pair for pair in pairs if pair.name in earlier]
         # Those made of the same images, label and true flow.
-        same = [pair["name"] for pair in with_row if earlier[pair["name"]].get("inputs") == fingerprint(pair)]
+        same = [pair.name for pair in with_row if earlier[pair.name].get("inputs") == fingerprint(pair)]
         if not earlier or len(same) < len(earlier):
             # What may be of other pairs would lie beside the new rows if the run were interrupted.
             self.outdated = [self.report_path, *(self.volume_paths if volumes else ())]
@@ -251,7 +250,7 @@ class ResultFolder:
         for path in (*self.path.glob(".metrics-*.csv"), *self.path.glob(".inputs-*.json")):
             remove(path)
 
-    def write_report(self, pairs: Sequence[Mapping], notes: Mapping[str, object]) -> None:
+    def write_report(self, pairs: Sequence[PairFiles], notes: Mapping[str, object]) -> None:
         """Write report.html from metrics.csv and the pictures of the pairs.
 
         Raises:
@@ -265,7 +264,7 @@ class ResultFolder:
 class _Pictures(Sequence):
     """The pictures of the report, each read when it is looked at: hundreds of pairs need not fit into memory."""
 
-    def __init__(self, folder: ResultFolder, pairs: Sequence[Mapping]) -> None:
+    def __init__(self, folder: ResultFolder, pairs: Sequence[PairFiles]) -> None:
         self.folder, self.pairs = folder, pairs
 
     def __len__(self) -> int:
@@ -273,11 +272,11 @@ class _Pictures(Sequence):
 
     def __getitem__(self, index: int) -> PairImages:
         pair, folder = self.pairs[index], self.folder
-        images, files = read_pair(pair, folder.modality), folder.files(pair["name"])
+        images, files = read_pair(pair, folder.modality), folder.files(pair.name)
         color = images.moving.ndim == 3
         results = {kind: read_image(files[kind], color=color) for kind in ("aligned", "fused")}
         extra = {MAPS[kind].title: read_image(files[f"maps/{kind}"], color=True) for kind in MAPS if folder.maps}
-        return PairImages(pair["name"], **images._asdict(), **results, extra=extra)
+        return PairImages(pair.name, **images._asdict(), **results, extra=extra)
 
     def __iter__(self) -> Iterator[PairImages]:
         return (self[index] for index in range(len(self)))
@@ -288,9 +287,9 @@ _NUMBERS = {column: [""] for column in (*COLUMNS, *FURTHER_COLUMNS) if column no
 """Only an empty cell of these is no number: a pair may well be called NA."""
 
 
-def reference_of(pair: Mapping) -> str:
+def reference_of(pair: PairFiles) -> str:
     """What the fused image of a pair is scored against, beside the fixed image: its label, or the aligned image."""
-    return "aligned" if pair["label"] is None else "label"
+    return "aligned" if pair.label is None else "label"
 
 
 def _read_rows(path: Path) -> dict[str, dict]:
@@ -316,11 +315,8 @@ def _read_inputs(path: Path) -> dict[str, str]:
         return {}
 
 
-def fingerprint(pair: Mapping) -> str:
+def fingerprint(pair: PairFiles) -> str:
     """What tells a pair from others that have the same names: what is in its files, and at which scale it is shown.
-
-    Args:
-        pair: paths as fixed, moving, label and flow; `aspect` and `longest`, of `inference.view.choose_view`, if known.
 
     Returns:
         The first 16 hexadecimal digits of a SHA-256.
@@ -328,13 +324,11 @@ def fingerprint(pair: Mapping) -> str:
     Raises:
         FileError: a file cannot be read.
     """
-    digest = hashlib.sha256(str([pair.get(name) for name in ("aspect", "longest")]).encode())
-    for role in FILES:
-        if pair[role] is None:
-            continue
+    digest = hashlib.sha256(str([pair.aspect, pair.longest]).encode())
+    for role, path in pair.paths.items():
         try:
-            with open(pair[role], "rb") as file:
+            with path.open("rb") as file:
                 digest.update(role.encode() + hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
-            raise FileError.at(pair[role], "a file that can be read", error.strerror or str(error)) from error
+            raise FileError.at(path, "a file that can be read", error.strerror or str(error)) from error
     return digest.hexdigest()[:16]

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from multiprocessing import get_context, parent_process
 from typing import NamedTuple
 
+from data.pairs import PairFiles
 from evaluation.metrics import folding_share
 from evaluation.scoring import score_pair
 from inference.result_folder import (
@@ -30,13 +31,13 @@ class Job(NamedTuple):
 
     Attributes:
         folder: where to.
-        pair: name, fixed, moving, label as of `utils.imaging.pairing.pair_files`.
+        pair: its files.
         result: what the network made of it.
         scores: columns of the table that are known already.
     """
 
     folder: ResultFolder
-    pair: Mapping
+    pair: PairFiles
     result: FusedPair
     scores: Mapping[str, float]
 
@@ -52,26 +53,26 @@ def save_and_score(job: Job) -> dict[str, float | str]:
     """
     pair, files = job.pair, job.folder.save(job.pair, job.result)
     reference = reference_of(pair)
-    images = {"fixed": pair["fixed"], "fused": files["fused"], "reference": files["aligned"]}
+    images = {"fixed": pair.fixed, "fused": files["fused"], "reference": files["aligned"]}
     if reference == "label":
-        images |= {"reference": pair["label"], "label": pair["label"]}
-        images |= {"aligned": files["aligned"], "moving": pair["moving"]}
-    scores = score_pair({"name": pair["name"], **images})
-    row = {"name": pair["name"], "seconds": job.result.seconds, "reference": reference}
+        images |= {"reference": pair.label, "label": pair.label}
+        images |= {"aligned": files["aligned"], "moving": pair.moving}
+    scores = score_pair({"name": pair.name, **images})
+    row = {"name": pair.name, "seconds": job.result.seconds, "reference": reference}
     row |= {column: scores[column] for column in (*FUSION_METRICS, *REGISTRATION_METRICS) if column in scores}
     row |= {"folding": folding_share(job.result.flow), "inputs": fingerprint(pair)} | dict(job.scores)
     return row if job.result.disagreement is None else row | {"disagreement": job.result.disagreement}
 
 
 def scoring_pool(workers: int) -> AbstractContextManager[ProcessPoolExecutor | None]:
-    """Processes for `evaluate`; for one worker None, which leaves all to this process."""
+    """Processes for `scored`; for one worker None, which leaves all to this process."""
     if workers == 1:
         return nullcontext()
     # Not forked: torch has threads running.
     return ProcessPoolExecutor(pool_size(workers), get_context("spawn"), initializer=_begin)
 
 
-def evaluate(
+def scored(
     jobs: Iterable[Job], pool: ProcessPoolExecutor | None, most_waiting: int
 ) -> Iterator[dict[str, float | str]]:
     """Save and score pairs while `jobs` goes on making them.

@@ -1,29 +1,20 @@
-"""Volumes for the test command: whether it was given any, and what should be known of them before they are taken.
+"""Volumes for the test command, and what should be known of them before they are taken."""
 
-Nothing here imports torch: the processes that score start the faster for it.
-"""
-
-import argparse
+from collections.abc import Iterator
 
 import numpy as np
 
 from data.table import DataError
+from inference.options import Options
 from inference.volume_pair import BRAIN_WINDOW, VolumePair, read_volumes
 from utils.imaging.images import MIN_SIDE
-from utils.imaging.volumes import check_no_volumes, holds_images, is_volume
-from utils.messages import say
+from utils.imaging.volumes import check_no_volumes, is_volume
+from utils.messages import log
 
 COVERED = 0.8  # of the fixed volume: less is worth a word
 
 
-def has_volumes(options: argparse.Namespace) -> bool:
-    """Whether fixed and moving are to be read as volumes: what no image and no volume is goes with the other side."""
-    if not options.fixed:
-        return False
-    return is_volume(options.fixed) or (is_volume(options.moving) and not holds_images(options.fixed))
-
-
-def open_volumes(options: argparse.Namespace) -> VolumePair:
+def open_volumes(options: Options) -> VolumePair:
     """Read the volumes that the options name, check them, and say what about them may not be as it looks.
 
     Raises:
@@ -39,28 +30,37 @@ def open_volumes(options: argparse.Namespace) -> VolumePair:
         raise DataError.at(options.fixed, f"slices of at least {MIN_SIDE} x {MIN_SIDE} pixels", found)
     if options.window:
         check_window(volumes, *options.window)
-    elif options.modality == "CT" and volumes.window != BRAIN_WINDOW:
+    for oddity in _oddities(volumes, options):
+        log.warning(oddity)
+    return volumes
+
+
+def _oddities(volumes: VolumePair, options: Options) -> Iterator[str]:
+    """What the volumes have that is no error but may not be meant, a line each."""
+    paths = {"fixed": options.fixed, "moving": options.moving, "label": options.label}
+    if not options.window and options.modality == "CT" and volumes.window != BRAIN_WINDOW:
         units = volumes.volumes["moving"].units
-        found = f"values in {units}" if units else "other values"
-        say(f"{options.moving}: expected Hounsfield units with air in them, found {found}; shown with a window of "
-            f"{volumes.window_text()} (--window CENTER WIDTH)")
+        values = f"values in {units}" if units else "other values"
+        found = f"{values}; shown with a window of {volumes.window_text()} (--window CENTER WIDTH)"
+        yield f"{options.moving}: expected Hounsfield units with air in them, found {found}"
     for role in volumes.unplaced():
-        say(f"{getattr(options, role)}: expected a header that says how the volume lies, found neither sform nor qform "
-            "(both codes 0); its axes are taken to run to the patient's left, front and head: check left and right")
+        found = "neither sform nor qform (both codes 0)"
+        taken = "its axes are taken to run to the patient's left, front and head: check left and right"
+        yield f"{paths[role]}: expected a header that says how the volume lies, found {found}; {taken}"
     for role, distance in volumes.off_grid().items():
-        say(f"{getattr(options, role)}: expected the place in space of {options.fixed}, found one up to {distance:.1f} "
-            "mm off; both are turned to one view and taken slice by slice (--resample goes by the place)")
+        taken = "both are turned to one view and taken slice by slice (--resample goes by the place)"
+        expected = f"the place in space of {options.fixed}"
+        yield f"{paths[role]}: expected {expected}, found one up to {distance:.1f} mm off; {taken}"
     for role in volumes.of_other_space() if options.resample else ():
-        say(f"{getattr(options, role)}: expected the DICOM frame of reference of {options.fixed}, found another; "
-            "--resample takes both for one place: do they lie over each other?")
+        taken = "--resample takes both for one place: do they lie over each other?"
+        yield f"{paths[role]}: expected the DICOM frame of reference of {options.fixed}, found another; {taken}"
     for role, share in volumes.covered.items():
         if share < COVERED:
-            say(f"{getattr(options, role)}: expected a volume that covers {options.fixed}, found one that covers "
-                f"{100 * share:.0f} % of the fixed volume; the rest has its lowest value")
-    for role, found in volumes.of_other_kind(options.modality).items():
-        say(f"{getattr(options, role)}: expected the {role} volume, found a DICOM series of modality {found}; are "
-            "--fixed (MRI) and --moving the right way round?")
-    return volumes
+            found = f"one that covers {100 * share:.0f} % of the fixed volume; the rest has its lowest value"
+            yield f"{paths[role]}: expected a volume that covers {options.fixed}, found {found}"
+    for role, kind in volumes.of_other_kind(options.modality).items():
+        found = f"a DICOM series of modality {kind}; are --fixed (MRI) and --moving the right way round?"
+        yield f"{paths[role]}: expected the {role} volume, found {found}"
 
 
 def check_window(volumes: VolumePair, center: float, width: float) -> None:

@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.pairs import PairFiles
 from inference.result_folder import ResultFolder
 from utils.files import FileError
+from utils.geometry.warp import apply_flow
 from utils.imaging.dicom import DICOM_SUFFIX
 from utils.imaging.flows import load_flow
 from utils.imaging.images import read_image, write_image
@@ -25,7 +27,7 @@ from utils.imaging.volumes import (
 BRAIN_WINDOW = (40.0, 80.0)
 """Center and width in Hounsfield units that show brain tissue in CT."""
 
-NEAR = 0.5
+ON_ONE_GRID = 0.5
 """Millimetres between volumes that still count as lying on one grid."""
 
 
@@ -59,13 +61,13 @@ class VolumePair(NamedTuple):
         return [role for role, volume in self.volumes.items() if not volume.placed]
 
     def off_grid(self) -> dict[str, float]:
-        """How far, in mm, moving and label lie from the fixed volume by their affines, where it is over `NEAR`.
+        """How far, in mm, moving and label lie from the fixed volume by their affines, where it is over `ON_ONE_GRID`.
 
         Nothing is known of volumes that do not say how they lie.
         """
         placed = {role: volume for role, volume in self.volumes.items() if volume.placed}
         apart = {role: distance_between(x, placed["fixed"]) for role, x in placed.items() if "fixed" in placed}
-        return {role: distance for role, distance in apart.items() if distance > NEAR}
+        return {role: distance for role, distance in apart.items() if distance > ON_ONE_GRID}
 
     def of_other_space(self) -> list[str]:
         """Roles of volumes whose DICOM frame of reference is not that of the fixed volume, where both are known."""
@@ -77,22 +79,22 @@ class VolumePair(NamedTuple):
         wanted = {"fixed": {"MR"}, "moving": DICOM_KINDS[modality], "label": DICOM_KINDS[modality]}
         return {role: x.modality for role, x in self.volumes.items() if x.modality not in wanted[role] | {""}}
 
-    def write_slices(self, folder: str | os.PathLike) -> list[dict]:
-        """Write the slices as images and return the pairs they make, as `data.pairs` does, with the pixels' `aspect`.
+    def write_slices(self, folder: str | os.PathLike) -> list[PairFiles]:
+        """Write the slices as images and return the pairs that they make.
 
         Raises:
             FileError: the images cannot be written.
         """
         pairs, aspect = [], self.volumes["fixed"].aspect
         for number in range(len(self.levels["fixed"])):
-            pair = {"name": f"{self.name}_{number:03}", "label": None, "flow": None, "aspect": aspect}
-            for role, levels in self.levels.items():
-                pair[role] = Path(folder, role, f"{pair['name']}.png")
-                write_image(pair[role], levels[number])
-            pairs.append(pair)
+            name = f"{self.name}_{number:03}"
+            paths = {role: Path(folder, role, f"{name}.png") for role in self.levels}
+            for role, path in paths.items():
+                write_image(path, self.levels[role][number])
+            pairs.append(PairFiles(name, **paths, aspect=aspect))
         return pairs
 
-    def write_results(self, folder: ResultFolder, pairs: list[dict]) -> None:
+    def write_results(self, folder: ResultFolder, pairs: list[PairFiles]) -> None:
         """Write aligned.nii.gz, in the moving volume's units, and fused.nii.gz, in [0, 1], with the fixed affine.
 
         Args:
@@ -102,12 +104,9 @@ class VolumePair(NamedTuple):
         Raises:
             FileError: a slice's file cannot be read, or a volume not be written.
         """
-        # Brings torch, which processes that only score do not need.
-        from utils.geometry.warp import apply_flow
-
         aligned, fused = [], []
         for moving, pair in zip(self.volumes["moving"].slices, pairs, strict=True):
-            files = folder.files(pair["name"])
+            files = folder.files(pair.name)
             aligned.append(apply_flow(moving, load_flow(files["flow"], moving.shape)))
             fused.append(read_image(files["fused"]))
         for path, slices in zip(folder.volume_paths, (aligned, fused), strict=True):

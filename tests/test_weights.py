@@ -58,8 +58,8 @@ def sample_rows(fuse: PairFuser) -> Iterator[dict]:
     for modality, pairs in sample_pairs("all").items():
         for pair in pairs:
             images = read_pair(pair, modality)
-            result, true_flow = fuse(images.fixed, images.moving), load_flow(pair["flow"], images.fixed.shape)
-            scores = endpoint_scores(result.flow, true_flow, read_image(pair["label"]))
+            result, true_flow = fuse(images.fixed, images.moving), load_flow(pair.flow, images.fixed.shape)
+            scores = endpoint_scores(result.flow, true_flow, read_image(pair.label))
             with TemporaryDirectory() as folder:
                 row = save_and_score(Job(ResultFolder(folder, modality), pair, result, scores))
             yield {"modality": modality} | row
@@ -158,10 +158,10 @@ def test_neither_frame_nor_shape_of_pixels_decides_how_much_is_aligned(fuse, sam
     for modality in ("CT", "PET"):
         for pair in sample_pairs(modality)[modality]:
             fixed, moving, label = (
-                of_image(torch.from_numpy(read_image(pair[role]))[None, None])[0, 0].numpy()
+                of_image(torch.from_numpy(read_image(getattr(pair, role)))[None, None])[0, 0].numpy()
                 for role in ("fixed", "moving", "label")
             )
-            true_flow = of_flow(torch.from_numpy(load_flow(pair["flow"], (256, 256)))[None])[0].numpy()
+            true_flow = of_flow(torch.from_numpy(load_flow(pair.flow, (256, 256)))[None])[0].numpy()
             errors.append(endpoint_scores(fuse(fixed, moving, aspect=aspect).flow, true_flow, label))
     left = pd.DataFrame(errors).sum()
     usual = sample.query("modality != 'SPECT'")[["epe", "epe_before"]].sum()

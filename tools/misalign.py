@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from data.dataset import VAL_SEED, seeded
 from data.deformation import BENCHMARK, DeformationRange, random_flow
-from data.pairs import read_pair
+from data.pairs import PairFiles, read_pair
 from data.splits import add_group_pattern, find_table
 from data.table import FILES, MODALITIES, SPLITS, DataError, modality_name, split_name, with_names
 from utils.arguments import OneLineParser, natural, print_anywhere, side
@@ -138,8 +138,8 @@ def misalign(
     rows = []
     for modality, pairs in named.groupby("modality", sort=False):
         for number, row in enumerate(tqdm(pairs.to_dict("records"), desc=modality, unit="pair")):
-            pair = {role: Path(root, row[role]) for role in ("fixed", "moving")}
-            images = read_pair(pair | {"label": None}, modality)
+            paths = {role: Path(root, row[role]) for role in ("fixed", "moving")}
+            images = read_pair(PairFiles(row["name"], **paths), modality)
             fixed, label = (_resized(image, size) for image in (images.fixed, images.moving))
             deformation = random_flow(fixed.shape, ranges, seeded(seed, number))
             files = write_misaligned(output / modality, row["name"], fixed, label, deformation)

@@ -1,34 +1,40 @@
-"""Numbers and lists in messages, and what several of them say."""
+"""What the project says on stderr beside its results: numbers and lists in messages, and the log that they go to."""
 
-import sys
+import logging
 from collections.abc import Sequence
 
 from utils.processes import rank
 
-PROGRAM = "EDARFusion_test_val"
-
+log = logging.getLogger("EDARFusion")
+"""For what is no error but should be known. Silent until a command calls `show_messages`, apart from warnings."""
 
 OTHER_RENDERING = "luma is compared with another rendering, so that rmse, ssim and ncc say little"
 """What is wrong with scoring a grey image against a coloured one."""
 
 
-def counted(number: int, what: str) -> str:
-    """A number with its noun, singular or plural."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def show_messages(program: str) -> None:
+    """Print what is logged to stderr from now on, a line each behind the name of the program.
+
+    Of several processes that torchrun has started only the first one speaks.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"{program}: %(message)s"))
+    log.handlers = [handler]
+    log.setLevel(logging.INFO)
+    log.disabled = rank() > 0
+
+
+def counted(number: int, noun: str) -> str:
+    """Put a number before its noun, singular or plural."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first names of a list that may be long."""
+    """Join the first names of a list that may be long."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """Lines of a Markdown table; the first column stands left, the others right."""
+    """Write a Markdown table; the first column is aligned left, the others right."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def say(what: str) -> None:
-    """What is no error but should be known; once, however many processes there are."""
-    if rank() == 0:
-        print(f"{PROGRAM}: {what}", file=sys.stderr)

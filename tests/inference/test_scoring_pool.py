@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from inference.scoring_pool import evaluate, scoring_pool
+from inference.scoring_pool import scored, scoring_pool
 from utils.processes import available_cores, pool_size
 
 
@@ -29,24 +29,24 @@ def test_windows_pools_have_at_most_61_processes(monkeypatch):
 
 
 def test_pairs_are_made_only_as_fast_as_they_are_scored(monkeypatch):
-    begin, scored, most = threading.Event(), [], 0
+    begin, done, most = threading.Event(), [], 0
 
     def slow(job: int) -> dict[str, int]:
         begin.wait(10)
-        scored.append(job)
+        done.append(job)
         return {"name": job}
 
     def jobs():
         nonlocal most
         for job in range(20):
-            most = max(most, job - len(scored))
+            most = max(most, job - len(done))
             if job == 3:
                 begin.set()  # as many as may wait have been made, and the next one may not be yet
             yield job
 
     monkeypatch.setattr("inference.scoring_pool.save_and_score", slow)
     with ThreadPoolExecutor(1) as pool:
-        rows = list(evaluate(jobs(), pool, 4))
+        rows = list(scored(jobs(), pool, 4))
     assert sorted(row["name"] for row in rows) == list(range(20))
     # One is in the making beside the four that wait.
     assert 3 <= most <= 4
@@ -64,5 +64,5 @@ def test_scoring_processes_leave_ctrl_c_to_their_parent():
 def test_signals_are_held_no_longer_than_it_takes_to_hand_a_pair_over(monkeypatch):
     monkeypatch.setattr("inference.scoring_pool.save_and_score", lambda job: {"name": job})
     with ThreadPoolExecutor(1) as pool:
-        assert list(evaluate(iter("a"), pool, 4)) == [{"name": "a"}]
+        assert list(scored(iter("a"), pool, 4)) == [{"name": "a"}]
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGINT, signal.SIGTERM}

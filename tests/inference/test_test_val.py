@@ -20,14 +20,14 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 import EDARFusion_test_val as script
-from data.pairs import is_blank, sample_pairs
+from data.pairs import PairFiles, is_blank, sample_pairs
 from evaluation.figures import MAPS
 from evaluation.metrics import fusion_metrics, registration_metrics
 from evaluation.scoring import read_grey
 from inference import checks, volume_checks
 from inference.pair_fuser import PairFuser, endpoint_scores
 from inference.result_folder import COLUMNS, FUSION_METRICS, FusedPair, ResultFolder
-from inference.scoring_pool import evaluate
+from inference.scoring_pool import scored
 from inference.volume_pair import read_volumes
 from models.checkpoint import save_checkpoint
 from models.edarfusion import EDARFusion
@@ -40,6 +40,7 @@ from utils.imaging import images
 from utils.imaging.images import read_image, write_image
 from utils.imaging.volumes import looks_like_hu, robust_window
 from utils.maps import jacobian_determinant
+from utils.signals import INTERRUPTED
 
 REPOSITORY = Path(script.__file__).parent
 SHAPE = (64, 80)
@@ -334,21 +335,21 @@ def test_five_images_of_one_size_are_shown_by_their_longest_head(tmp_path, sides
         image[2 : 2 + side, 20:40] = 0.7
         path = tmp_path / f"{number}.png"
         write_image(path, image)
-        pairs.append({"name": f"{number}", "fixed": path, "moving": path, "label": None, "flow": None})
+        pairs.append(PairFiles(f"{number}", path, path))
     checked, unreadable = checks.check_pairs(pairs, "CT", keep_going=False)
-    assert [pair["longest"] for pair in checked] == [longest] * len(sides) and unreadable == []
+    assert [pair.longest for pair in checked] == [longest] * len(sides) and unreadable == []
 
 
 def test_heads_are_measured_in_the_shape_of_their_pixels(tmp_path):
     image = np.zeros((64, 64), np.float32)
     image[2:34, 20:36] = 0.7
     write_image(tmp_path / "head.png", image)
-    pair = {"fixed": tmp_path / "head.png", "moving": tmp_path / "head.png", "label": None, "flow": None}
+    path = tmp_path / "head.png"
     # Half of the frame's height; of a frame twice as high as wide that is 1 of a mean side of (2 + 1) / 2.
     for aspect, longest in ((1.0, 1 / 2), (2.0, 2 / 3)):
-        pairs = [pair | {"name": f"{number}", "aspect": aspect} for number in range(5)]
+        pairs = [PairFiles(f"{number}", path, path, aspect=aspect) for number in range(5)]
         checked, _ = checks.check_pairs(pairs, "CT", keep_going=False)
-        assert [pair["longest"] for pair in checked] == pytest.approx([longest] * 5)
+        assert [pair.longest for pair in checked] == pytest.approx([longest] * 5)
 
 
 def test_pairs_looked_at_for_exchanged_sides_are_spread_without_the_ends(checkpoint, tmp_path, monkeypatch):
@@ -384,9 +385,9 @@ def test_grey_labels_of_colour_images_are_named(checkpoint, tmp_path, capsys):
 @pytest.mark.parametrize("flipped", [False, True])
 def test_moving_images_that_seem_mirrored_are_named(tmp_path, capsys, flipped):
     (pair, *_), = sample_pairs("PET").values()
-    moving = read_image(pair["moving"], color=True)
+    moving = read_image(pair.moving, color=True)
     write_image(tmp_path / "moving.png", moving[:, ::-1] if flipped else moving)
-    options = ["--modality", "PET", "--fixed", str(pair["fixed"]), "--moving", str(tmp_path / "moving.png")]
+    options = ["--modality", "PET", "--fixed", str(pair.fixed), "--moving", str(tmp_path / "moving.png")]
     assert run(DEFAULT_CHECKPOINT, tmp_path / "out", *options) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if "mirrored" in line]
     assert len(said) == flipped
@@ -564,7 +565,7 @@ def test_a_fusion_without_training_is_named(checkpoint, model, tmp_path, capsys)
     # A run of the registration alone that began with a trained fusion (--init) has one.
     trained = tmp_path / "trained.safetensors"
     save_checkpoint(trained, model, modality="all", training=training, metrics={})
-    for weights in (trained, *script.DEFAULT_CHECKPOINT.parent.glob("*.safetensors")):
+    for weights in (trained, *DEFAULT_CHECKPOINT.parent.glob("*.safetensors")):
         assert run(weights, tmp_path / "out", *options) == 0
         assert "untrained" not in capsys.readouterr().err
 
@@ -575,7 +576,7 @@ def test_pairs_in_doubt_are_named(tmp_path, capsys):
         write_image(tmp_path / role / "right.png", image)
         write_image(tmp_path / role / "upside_down.png", image[::-1] if role == "moving" else image)
     options = ["--modality", "CT", "--fixed", str(tmp_path / "fixed"), "--moving", str(tmp_path / "moving")]
-    weights = script.DEFAULT_CHECKPOINT
+    weights = DEFAULT_CHECKPOINT
     assert run(weights, tmp_path / "out", *options) == 0
     assert "CT: look closely at upside_down: disagreement above 1 px" in capsys.readouterr().out
     assert run(weights, tmp_path / "single", *options, "--no-average") == 0
@@ -751,7 +752,7 @@ class TestVolumes:
         for path in (options[3], options[5]):  # rows twice as far apart as columns
             nib.save(nib.Nifti1Image(nib.load(path).get_fdata(), self.AFFINE @ np.diag([1, 2, 1, 1])), path)
         pairs = read_volumes("CT", options[3], options[5]).write_slices(tmp_path / "slices")
-        assert [pair["aspect"] for pair in pairs] == pytest.approx([2.0] * 3)
+        assert [pair.aspect for pair in pairs] == pytest.approx([2.0] * 3)
 
     @pytest.mark.parametrize(("distance", "named"), [(0.4, False), (0.6, True)])
     def test_half_a_millimetre_is_off_the_grid(self, options, distance, named):
@@ -764,7 +765,7 @@ class TestVolumes:
     def test_resampled_volumes_of_another_space_and_of_little_overlap_are_named(
         self, checkpoint, tmp_path, options, capsys, monkeypatch
     ):
-        monkeypatch.setattr(script, "fuse_and_score", lambda *_: 0)
+        monkeypatch.setattr("inference.run.fuse_and_score", lambda *_: 0)
         affine = self.AFFINE.copy()
         affine[2, 3] += 4
         nib.save(nib.Nifti1Image(nib.load(options[5]).get_fdata(), affine), options[5])
@@ -811,12 +812,12 @@ class TestVolumes:
         files = [tmp_path / "out/CT" / name for name in ("aligned.nii.gz", "fused.nii.gz", "report.html")]
         options[5] = self.save(tmp_path / "other.nii", 2000 * np.stack([picture(seed) for seed in (7, 8, 9)]) - 1000)
         with monkeypatch.context() as patch:
-            patch.setattr(script, "evaluate", lambda *x: ())
-            assert run(checkpoint, tmp_path / "out", *options) == script.INTERRUPTED
+            patch.setattr("inference.run.scored", lambda *x: ())
+            assert run(checkpoint, tmp_path / "out", *options) == INTERRUPTED
             assert all(path.exists() for path in files)  # so is their table
             capsys.readouterr()
-            patch.setattr(script, "evaluate", lambda *x: islice(evaluate(*x), 2))
-            assert run(checkpoint, tmp_path / "out", *options) == script.INTERRUPTED
+            patch.setattr("inference.run.scored", lambda *x: islice(scored(*x), 2))
+            assert run(checkpoint, tmp_path / "out", *options) == INTERRUPTED
         assert not any(path.exists() for path in files)
         assert "1 result of an earlier run as well: head_002\n" in capsys.readouterr().err
         assert run(checkpoint, tmp_path / "out", *options, "--resume") == 0
@@ -831,7 +832,7 @@ class TestVolumes:
         assert run(checkpoint, tmp_path / "out", *options, "--resample") == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert f"{path}: expected a header that says how the volume lies" in line and "found neither" in line
-        monkeypatch.setattr(script, "fuse_and_score", lambda *_: 0)
+        monkeypatch.setattr("inference.run.fuse_and_score", lambda *_: 0)
         assert run(checkpoint, tmp_path / "out", *options) == 0
         (line,) = capsys.readouterr().err.splitlines()  # how far apart they lie is not known
         assert f"{path}: expected" in line and "left, front and head: check left and right" in line
@@ -1169,8 +1170,8 @@ def test_resume_leaves_the_report_of_what_is_finished(checkpoint, tmp_path, monk
     options = ["--modality", "CT", *folders(tmp_path, pairs=1)]
     assert run(checkpoint, tmp_path / "out", *options) == 0
     folders(tmp_path, pairs=2)
-    monkeypatch.setattr(script, "evaluate", lambda *x: ())
-    assert run(checkpoint, tmp_path / "out", *options, "--resume") == script.INTERRUPTED
+    monkeypatch.setattr("inference.run.scored", lambda *x: ())
+    assert run(checkpoint, tmp_path / "out", *options, "--resume") == INTERRUPTED
     assert (tmp_path / "out/CT/report.html").exists()
 
 
@@ -1307,7 +1308,7 @@ def test_interruption_keeps_what_is_done(checkpoint, tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate()
-    assert process.returncode == script.INTERRUPTED and "Traceback" not in errors
+    assert process.returncode == INTERRUPTED and "Traceback" not in errors
     assert "--resume goes on" in errors.rstrip().split("\n")[-1]
     names = list(read_table(table_path)["name"])
     assert 2 <= len(names) < 41 and names[-1] == "mean"
@@ -1360,7 +1361,7 @@ def test_what_several_processes_finished_outlives_a_run_that_is_killed_as_it_beg
 
     with monkeypatch.context() as killed:
         killed.setattr(ResultFolder, "remove_parts", remove_and_die)
-        assert run(checkpoint, tmp_path / "out", *options, "--resume") == script.INTERRUPTED
+        assert run(checkpoint, tmp_path / "out", *options, "--resume") == INTERRUPTED
     assert run(checkpoint, tmp_path / "out", *options, "--resume") == 0
     assert (folder / "fused/001.png").stat() == made
 

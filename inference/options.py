@@ -1,0 +1,86 @@
+"""What the test command is asked for, checked as far as its options go together.
+
+Nothing here imports torch: the processes that score start the faster for it.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.table import MODALITIES
+from utils.files import InputError
+from utils.imaging.volumes import holds_images, is_volume
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the test command; `EDARFusion_test_val.py --help` says what each one does.
+
+    Attributes:
+        window: center and width, in the moving volume's own units.
+        passes, average: None leaves them to the checkpoint.
+
+    Raises:
+        InputError: an option that does not go with the others.
+    """
+
+    modality: str
+    fixed: str | None
+    moving: str | None
+    label: str | None
+    csv: str | None
+    root: str | None
+    split: str | None
+    window: tuple[float, float] | None
+    resample: bool
+    checkpoint: Path
+    device: str
+    engine: str
+    passes: int | None
+    average: bool | None
+    multistart: bool
+    output: Path
+    save_flow: bool
+    save_maps: bool
+    save_figures: bool
+    resume: bool
+    keep_going: bool
+    workers: int
+
+    def __post_init__(self) -> None:
+        if self.modality not in (*MODALITIES, "all"):
+            raise InputError(f"--modality: expected one of {', '.join(MODALITIES)}, all, found {self.modality!r}")
+        if bool(self.fixed) != bool(self.moving):
+            raise InputError("expected --fixed and --moving, found one of them")
+        if self.label and not self.fixed:
+            raise InputError("--label: expected --fixed and --moving with it, found neither")
+        if self.fixed and self.csv:
+            raise InputError("expected either --fixed and --moving or --csv, found both")
+        if self.fixed and self.modality == "all":
+            expected = f"one of {', '.join(MODALITIES)} with --fixed and --moving"
+            raise InputError(f"--modality: expected {expected}, found all")
+        if self.engine != "torch" and self.device not in ("auto", "cpu"):
+            raise InputError(f"--engine: expected torch on {self.device}, found {self.engine}")
+        for name in ("window", "resample"):
+            if getattr(self, name) and not self.has_volumes:
+                raise InputError(f"--{name}: expected volumes as --fixed and --moving, found images")
+        if self.window and not (all(map(math.isfinite, self.window)) and self.window[1] > 0):
+            found = " ".join(f"{number:g}" for number in self.window)
+            raise InputError(f"--window: expected two finite numbers, the width above 0, found {found}")
+        if (self.root or self.split) and not self.csv:
+            raise InputError("--root, --split: expected --csv with them, found none")
+
+    @property
+    def has_volumes(self) -> bool:
+        """Whether fixed and moving are to be read as volumes.
+
+        A path that is neither an image nor a volume is taken for what the other side is.
+        """
+        if not self.fixed:
+            return False
+        return is_volume(self.fixed) or (is_volume(self.moving) and not holds_images(self.fixed))
+
+    @property
+    def is_sample(self) -> bool:
+        """Whether the embedded sample is asked for."""
+        return not (self.fixed or self.csv)

@@ -1,0 +1,330 @@
+"""The work of the test command: find the pairs, check them, align, fuse and score them, and say what came out."""
+
+import hashlib
+import tempfile
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from data.pairs import PairFiles, folder_pairs, read_pair, sample_pairs, table_pairs
+from evaluation.metrics.displacement import DOUBTFUL
+from evaluation.report.columns import METRICS
+from inference.checks import check_pairs
+from inference.mirror_check import LOOKED_AT, MirrorCheck
+from inference.network import Network, load_network
+from inference.options import Options
+from inference.pair_fuser import PairFuser, endpoint_scores
+from inference.result_folder import ResultFolder
+from inference.scoring_pool import Job, scored, scoring_pool
+from inference.volume_checks import open_volumes
+from inference.volume_pair import VolumePair
+from utils.files import FileError, check_inputs_stay
+from utils.imaging.flows import load_flow
+from utils.imaging.images import read_image
+from utils.imaging.volumes import check_no_volumes
+from utils.messages import counted, listed, log
+from utils.processes import join, part, rank, wait_for_others, world
+from utils.signals import INTERRUPTED, stop_on_signal
+
+SUMMARY = ("rmse", "ssim", "ncc", "epe", "disagreement", "qabf", "qvif", "qcv", "folding", "seconds")
+"""Columns of metrics.csv whose means are printed."""
+
+
+@dataclass
+class Batch:
+    """The pairs of one modality on their way to their results.
+
+    Attributes:
+        modality: of the moving images.
+        pairs: all of them.
+        folder: where their results go.
+        rows: of the table, by name, as far as they are made.
+        mirror: looks at some of the pairs.
+    """
+
+    modality: str
+    pairs: list[PairFiles]
+    folder: ResultFolder
+    rows: dict[str, dict]
+    mirror: MirrorCheck
+
+
+def run(options: Options) -> int:
+    """Align, fuse and score what the options name.
+
+    Returns:
+        The exit status: 0, or 1 where --keep-going has left something out, or `INTERRUPTED`.
+
+    Raises:
+        InputError: something that the user can mend.
+    """
+    if not options.has_volumes:
+        left_out: list[str] = []
+        return fuse_and_score(options, find_pairs(options, left_out), left_out)
+    volumes = open_volumes(options)
+    # The aligned volume is made from the moving one's own values with the flow.
+    options = replace(options, save_flow=True)
+    with tempfile.TemporaryDirectory() as slices:
+        return fuse_and_score(options, {options.modality: volumes.write_slices(slices)}, [], volumes)
+
+
+def find_pairs(options: Options, left_out: list[str]) -> dict[str, list[PairFiles]]:
+    """List the pairs that the options name, by modality; with --keep-going what is lacking goes to `left_out`."""
+    skipped = left_out if options.keep_going else None
+    if options.fixed:
+        folders = options.fixed, options.moving, options.label
+        check_no_volumes(filter(None, folders))
+        return folder_pairs(options.modality, *folders, skipped)
+    if options.csv:
+        root = options.root or Path(options.csv).parent
+        chosen = table_pairs(options.csv, root, options.modality, options.split, skipped)
+        images = (pair.paths for pairs in chosen.values() for pair in pairs)
+        check_no_volumes(path for paths in images for role, path in paths.items() if role != "flow")
+        return chosen
+    return sample_pairs(options.modality)
+
+
+def fuse_and_score(
+    options: Options, chosen: dict[str, list[PairFiles]], left_out: list[str], volumes: VolumePair | None = None
+) -> int:
+    """Check all input, then align, fuse and score the pairs; return the exit status.
+
+    Args:
+        chosen: modality -> pairs.
+        left_out: what --keep-going has left out already, and why.
+        volumes: where the pairs are slices of volumes, these.
+    """
+    checked = {modality: check_pairs(pairs, modality, options.keep_going) for modality, pairs in chosen.items()}
+    chosen = {modality: pairs for modality, (pairs, _) in checked.items()}
+    left_out = left_out + [reason for _, unreadable in checked.values() for reason in unreadable]
+    # What the pairs are, whatever was asked for: a table may hold one modality only.
+    network = load_network(options, [modality for modality, pairs in chosen.items() if pairs])
+    batches = make_batches(options, chosen, network, volumes)
+    prepare_folders(batches)
+    fuse = PairFuser(network.model, network.device, **network.settings)
+    notes = report_notes(options, network, volumes)
+    tables = {}
+    workers = max(1, min(options.workers, max(map(len, chosen.values()))))
+    with stop_on_signal(second_breaks_in=world() == 1) as stop, scoring_pool(workers) as pool:
+        for batch in batches:
+            if not process(batch, fuse, pool, 2 * workers, stop):
+                say_what_is_left(batch, volumes)
+                return INTERRUPTED
+            wait_for_others()
+            if rank() == 0 and batch.pairs:
+                tables[batch.modality] = finish_folder(batch, volumes, notes)
+    if rank() == 0:
+        print_summary(tables, {batch.modality: batch.folder for batch in batches})
+        say_what_to_look_at(batches, left_out, volumes)
+    # Where one process ends with an error, torchrun ends those that are still writing.
+    wait_for_others()
+    return 1 if left_out else 0
+
+
+def make_batches(
+    options: Options, chosen: dict[str, list[PairFiles]], network: Network, volumes: VolumePair | None
+) -> list[Batch]:
+    """Make a batch of the pairs of each modality, with the rows that --resume takes over.
+
+    Raises:
+        FileError: a result would be written over what it is made from, or results of other settings be mixed.
+    """
+    extras = {"flow": options.save_flow, "maps": options.save_maps, "figures": options.save_figures}
+    settings = what_results_depend_on(options, network)
+    folders = {modality: ResultFolder(options.output / modality, modality, settings, **extras) for modality in chosen}
+    inputs = [path for pairs in chosen.values() for pair in pairs for path in pair.paths.values()]
+    inputs += filter(None, (options.checkpoint, options.csv, options.fixed, options.moving, options.label))
+    check_inputs_stay(inputs, [path for name, folder in folders.items() for path in folder.all_files(chosen[name])])
+    fuse_as_it_lies = PairFuser(network.model, network.device, **network.settings | {"multistart": False})
+    batches = []
+    for modality, pairs in chosen.items():
+        rows = folders[modality].rows_to_keep(pairs, options.resume, bool(volumes))
+        batches.append(Batch(modality, pairs, folders[modality], rows, MirrorCheck(fuse_as_it_lies)))
+    return batches
+
+
+def what_results_depend_on(options: Options, network: Network) -> dict:
+    """What results depend on beside the pairs: --resume takes over none that were made otherwise."""
+    return {
+        "checkpoint": Path(options.checkpoint).name,
+        "sha256": hashlib.sha256(Path(options.checkpoint).read_bytes()).hexdigest(),
+        **network.settings,
+        "engine": options.engine,
+        "window": options.window,
+        "resample": options.resample,
+    }
+
+
+def report_notes(options: Options, network: Network, volumes: VolumePair | None) -> dict:
+    """What the report says of how its images were made."""
+    settings = network.settings
+    notes = {
+        "checkpoint": f"{Path(options.checkpoint).name}, trained for {network.trained_for}",
+        "passes": settings["passes"],
+        "estimates averaged": 4 if settings["average"] else 1,
+        "multi-start": "where pairs lie far apart" if settings["multistart"] else "no",
+        "device": network.device,
+        "engine": options.engine,
+        "PyTorch": torch.__version__,
+    }
+    if volumes:
+        notes["window"] = volumes.window_text()
+    if options.is_sample:
+        notes["pairs"] = "the embedded sample: simulated, says nothing about patients' images"
+    return notes
+
+
+def prepare_folders(batches: list[Batch]) -> None:
+    """Make the folders that get results, once all processes are here, and wait until they are made.
+
+    The rows that are finished are then in the table and in the first process's part.
+
+    Raises:
+        FileError: a folder cannot be made, or nothing can be written in it.
+    """
+    join()
+    for batch in batches if rank() == 0 else ():
+        if not batch.pairs:
+            continue
+        finished = batch.rows.values()
+        batch.folder.prepare()
+        if finished:
+            batch.folder.write_rows(finished)  # what was finished may lie in the parts alone
+        batch.folder.remove_parts()
+        if finished and world() > 1:
+            batch.folder.write_rows(finished, part())
+    wait_for_others()
+
+
+def process(
+    batch: Batch, fuse: PairFuser, pool: ProcessPoolExecutor | None, most_waiting: int, stop: threading.Event
+) -> bool:
+    """Align, fuse and score this process's share of a batch; return whether it came to the end.
+
+    Args:
+        pool, most_waiting: as `inference.scoring_pool.scored` takes them.
+        stop: set where the user wishes to end.
+    """
+    order = {pair.name: place for place, pair in enumerate(batch.pairs)}
+    todo = [pair for pair in batch.pairs if pair.name not in batch.rows][rank() :: world()]
+    if rank() > 0:
+        batch.rows = {}  # the first process writes those that were finished before
+    jobs = align_and_fuse(batch, todo, fuse, stop)
+    with tqdm(total=len(todo), desc=batch.modality, unit="pair", disable=rank() > 0) as progress:
+        for row in scored(jobs, pool, most_waiting):
+            batch.rows[row["name"]] = row
+            batch.folder.write_rows(sorted(batch.rows.values(), key=lambda row: order[row["name"]]), part())
+            progress.update()
+    return all(pair.name in batch.rows for pair in todo)
+
+
+def align_and_fuse(batch: Batch, pairs: list[PairFiles], fuse: PairFuser, stop: threading.Event) -> Iterator[Job]:
+    """Make jobs of saving and scoring, one for each of these pairs, until `stop` is set."""
+    # Neither first nor last: the ends of a volume show little of a head.
+    looked_at = set(np.linspace(0, len(pairs) - 1, LOOKED_AT + 2)[1:-1].round())
+    folder = batch.folder
+    for place, pair in enumerate(pairs):
+        if stop.is_set():
+            return
+        images = read_pair(pair, batch.modality)
+        view = {"aspect": pair.aspect, "longest": pair.longest}
+        result = fuse(images.fixed, images.moving, **view)
+        if rank() == 0 and place in looked_at and result.disagreement:
+            batch.mirror.look(images.fixed, images.moving, result.disagreement, **view)
+        scores = {}
+        if pair.flow:
+            true_flow = load_flow(pair.flow, images.fixed.shape)
+            scores = endpoint_scores(result.flow, true_flow, read_image(pair.label))
+        # Seven maps of a pair are more than all else that waits with it.
+        yield Job(folder, pair, result if folder.maps or folder.figures else result._replace(maps={}), scores)
+
+
+def finish_folder(batch: Batch, volumes: VolumePair | None, notes: dict) -> pd.DataFrame:
+    """Write what follows from all pairs of a modality, and return their table.
+
+    Args:
+        volumes: where the pairs are slices of volumes, these.
+        notes: of `report_notes`.
+
+    Raises:
+        FileError: the row of a pair is missing, as another process wrote it elsewhere; or a file cannot be written.
+    """
+    folder, pairs = batch.folder, batch.pairs
+    rows = folder.read_rows() if world() > 1 else batch.rows
+    if missing := [pair.name for pair in pairs if pair.name not in rows]:
+        expected = "a folder that all processes see, with the rows of all pairs (then --resume goes on)"
+        found = f"none of {counted(len(missing), 'pair')}, such as {missing[0]}"
+        raise FileError.at(folder.path, expected, found)
+    ordered = [rows[pair.name] for pair in pairs]
+    folder.write_rows(ordered)
+    folder.remove_parts()
+    if volumes:
+        volumes.write_results(folder, pairs)
+    folder.write_report(pairs, notes)
+    return pd.DataFrame(ordered)
+
+
+def print_summary(tables: dict[str, pd.DataFrame], folders: dict[str, ResultFolder]) -> None:
+    """Print means by modality, before → after where both are known, and where the pictures are.
+
+    Args:
+        tables: modality -> metrics of its pairs; without any nothing is printed.
+        folders: modality -> folder.
+    """
+    if not tables:
+        return
+    means = {modality: table.mean(numeric_only=True) for modality, table in tables.items()}
+    summary = Table("mean", *(f"{name}, {counted(len(table), 'pair')}" for name, table in tables.items()))
+    for column in SUMMARY:
+        cells = []
+        for mean in means.values():
+            values = [mean.get(f"{column}_before"), mean.get(column)]
+            cells.append(" → ".join(f"{value:.{METRICS[column].digits}f}" for value in values if pd.notna(value)))
+        if any(cells):
+            summary.add_row(f"{METRICS[column].text} {METRICS[column].arrow}", *cells)
+    Console().print(summary)
+    for modality in tables:
+        print(f"{modality}: pictures in {folders[modality].report_path}, metrics in {folders[modality].table_path}")
+    for modality, table in tables.items():
+        doubtful = table.reindex(columns=["name", "disagreement"]).query("disagreement > @DOUBTFUL")["name"]
+        if len(doubtful):
+            print(
+                f"{modality}: look closely at {', '.join(doubtful)}: disagreement above {DOUBTFUL:g} px of 256; "
+                "do the images belong together and lie alike?"
+            )
+
+
+def say_what_to_look_at(batches: list[Batch], left_out: list[str], volumes: VolumePair | None) -> None:
+    """Say which images seem mirrored, what lies beside the results, and what was left out."""
+    for batch in batches:
+        if batch.mirror.seems_mirrored():
+            found = f"{sum(batch.mirror.found)} of {len(batch.mirror.found)} pairs looked at"
+            fit = f"the moving images fit better mirrored left to right in {found}"
+            log.warning(f"{batch.modality}: {fit}; is one side flipped?")
+        say_what_is_older(batch.folder, batch.pairs, volumes)
+    for reason in left_out:
+        log.warning(f"left out: {reason}")
+
+
+def say_what_is_left(batch: Batch, volumes: VolumePair | None) -> None:
+    """Say how far a batch came that was interrupted, and how to go on."""
+    if world() == 1:
+        say_what_is_older(batch.folder, [pair for pair in batch.pairs if pair.name in batch.rows], volumes)
+    done = f"{len(batch.rows)} of {len(batch.pairs)} pairs"
+    log.warning(f"interrupted at {batch.modality} after {done}; the same command with --resume goes on")
+
+
+def say_what_is_older(folder: ResultFolder, pairs: list[PairFiles], volumes: VolumePair | None) -> None:
+    """Name what lies beside the results of these pairs."""
+    if strangers := folder.strangers(pairs, volumes=volumes is not None):
+        results = counted(len(strangers), "result")
+        log.warning(f"{folder.path}: holds {results} of an earlier run as well: {listed(strangers)}")
