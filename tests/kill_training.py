@@ -5,7 +5,6 @@
 
 import argparse
 import json
-import os
 import random
 import subprocess
 import sys
@@ -13,31 +12,17 @@ import tempfile
 import time
 from pathlib import Path
 
-import pandas as pd
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parents[1]
-SAMPLE = ROOT / "data" / "sample"
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-"""Sums over several threads differ in their last bits from run to run."""
+from tests.examples import ONE_THREAD, REPOSITORY, SAMPLE, sample_table
+
 SHORT = (
     "--preset", "tiny", "--batch-size", "2", "--epochs", "4", "--val-every", "2", "--save-minutes", "0.001",
     "--second-pass", "0.4", "--dropout", "0.2", "--fusion-share", "0.4",
 )  # fmt: skip
 """Options of a run of 8 steps of registration and 4 of fusion, 3 an epoch, that saves after about every step."""
-
-
-def sample_table(path: Path) -> Path:
-    """Write a table of the sample's truly aligned pairs, five to train on and four to validate on."""
-    rows = [
-        {"fixed": f"{m}/fixed/{p.name}", "moving": f"{m}/label/{p.name}", "modality": m}
-        for m in ("CT", "PET", "SPECT")
-        for p in sorted((SAMPLE / m / "fixed").glob("*.png"))
-    ]
-    pd.DataFrame(rows).assign(split=["train", "val"] * 4 + ["train"]).to_csv(path, index=False)
-    return path
 
 
 def command(table: Path, *options: str | Path, processes: int = 1) -> list[str]:
@@ -46,12 +31,12 @@ def command(table: Path, *options: str | Path, processes: int = 1) -> list[str]:
     if processes > 1:
         start += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     data = ("--csv", table, "--root", SAMPLE, "--device", "cpu")
-    return [*start, str(ROOT / "EDARFusion_train.py"), *map(str, (*data, *options))]
+    return [*start, str(REPOSITORY / "EDARFusion_train.py"), *map(str, (*data, *options))]
 
 
 def resume(folder: Path) -> list[str]:
     """Command line that goes on with a run."""
-    return [sys.executable, str(ROOT / "EDARFusion_train.py"), "--resume", str(folder)]
+    return [sys.executable, str(REPOSITORY / "EDARFusion_train.py"), "--resume", str(folder)]
 
 
 def kill_and_resume(line: list[str], folder: Path, kills: int, seed: int) -> int:
@@ -60,7 +45,7 @@ def kill_and_resume(line: list[str], folder: Path, kills: int, seed: int) -> int
     made = 0
     while True:
         process = subprocess.Popen(
-            line, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            line, cwd=REPOSITORY, env=ONE_THREAD, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
         if made == kills:
             errors = process.communicate(timeout=500)[1]
@@ -98,7 +83,7 @@ def main() -> int:
         whole, killed = Path(name, "whole"), Path(name, "killed")
         length = (*SHORT, "--epochs", str(options.epochs))
         line = command(table, "--output", whole, *length)
-        subprocess.run(line, cwd=ROOT, env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(line, cwd=REPOSITORY, env=ONE_THREAD, check=True, stdout=subprocess.DEVNULL)
         made = kill_and_resume(command(table, "--output", killed, *length), killed, options.kills, options.seed)
         first, second = (load_file(folder / "last.safetensors") for folder in (whole, killed))
         differing = [name for name in first if not torch.equal(first[name], second[name])]

@@ -16,7 +16,7 @@ from losses.fusion import FusionWeights
 from losses.registration import RegistrationWeights
 from models.checkpoint import load_checkpoint
 from models.edarfusion import EDARFusion
-from tests.data.test_dataset import SAMPLE, sample_table
+from tests.examples import SAMPLE, aligned_sample
 from training.stages import STAGES, begin_stage, running_mean
 from utils.arguments import DEFAULT_CHECKPOINT
 from utils.device import choose_device
@@ -35,7 +35,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture(scope="module")
 def pair() -> Pair:
-    return next(iter(DataLoader(PairDataset(sample_table(), SAMPLE, seed=VAL_SEED, size=128), batch_size=3)))
+    return next(iter(DataLoader(PairDataset(aligned_sample(), SAMPLE, seed=VAL_SEED, size=128), batch_size=3)))
 
 
 def test_the_shipped_weights_give_the_same_flow_and_image(device, pair):

@@ -2,7 +2,6 @@
 
 import pickle
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,26 +13,15 @@ from torch.utils.data import DataLoader
 from data.augmentation import add_noise, add_one_sided, vary_contrast, vary_shading
 from data.dataset import VAL_SEED, EndlessSampler, Pair, PairDataset, balance, letterbox, seeded
 from data.table import DataError
+from tests.examples import SAMPLE, aligned_sample
 from utils.geometry.warp import compose, invert, resize_flow, warp
 from utils.imaging.images import ImageError, read_image, write_image
 
-SAMPLE = Path(__file__).parents[2] / "data/sample"
 MODALITIES = ("CT", "PET", "SPECT")
 
 
-def sample_table(same: bool = False) -> pd.DataFrame:
-    """Pairs of the embedded sample, truly aligned; with `same` the fixed image stands on both sides."""
-    rows = []
-    for modality in MODALITIES:
-        for fixed in sorted((SAMPLE / modality / "fixed").iterdir()):
-            moving = fixed if same else SAMPLE / modality / "label" / fixed.name
-            paths = {"fixed": fixed.relative_to(SAMPLE).as_posix(), "moving": moving.relative_to(SAMPLE).as_posix()}
-            rows.append({**paths, "modality": modality})
-    return pd.DataFrame(rows)
-
-
 def sample(same: bool = False, **options) -> PairDataset:
-    return PairDataset(sample_table(same), SAMPLE, **{"size": 128, **options})
+    return PairDataset(aligned_sample(same=same), SAMPLE, **{"size": 128, **options})
 
 
 def equal(a: Pair, b: Pair) -> bool:
@@ -123,8 +111,8 @@ def test_validation_pairs_are_the_same_every_time():
     assert all(equal(a, b) for a, b in zip(once, again, strict=True))
     # The next epoch, too, and images that are those of the files.
     assert equal(pairs[9 + 2], once[2])
-    whole = PairDataset(sample_table(), SAMPLE, seed=VAL_SEED)[0]
-    assert np.allclose(whole.fixed[0].numpy(), read_image(SAMPLE / sample_table()["fixed"][0]), atol=1e-6)
+    whole = PairDataset(aligned_sample(), SAMPLE, seed=VAL_SEED)[0]
+    assert np.allclose(whole.fixed[0].numpy(), read_image(SAMPLE / aligned_sample()["fixed"][0]), atol=1e-6)
     assert len({pair.flow.sum().item() for pair in once}) == 9
 
 

@@ -11,7 +11,7 @@ from inference.pair_fuser import PairFuser
 from inference.view import USUAL, View, choose_view
 from models.edarfusion import TRAINED_SIDE as SIDE
 from models.edarfusion import Output
-from tests.tensors import constant_flow, noise
+from tests.examples import constant_flow, noise
 from utils.geometry.head_box import head_box, head_length
 from utils.geometry.warp import warp
 

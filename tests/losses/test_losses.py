@@ -35,7 +35,7 @@ from losses.registration import (
 )
 from models.eda_flowreg import CELL, FlowStep, candidates
 from models.edarfusion import EDARFusion, Registration
-from tests.tensors import constant_flow, noise
+from tests.examples import constant_flow, noise
 from utils.geometry.affine import affine_flow
 from utils.geometry.warp import invert, resize_flow, warp
 from utils.imaging.images import read_image

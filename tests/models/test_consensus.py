@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from models.consensus import AGREEMENT, CAUTION, LARGE, held_back, mean_spread, spread_of
-from tests.tensors import constant_flow
+from tests.examples import constant_flow
 
 SIZE = (6, 10)
 

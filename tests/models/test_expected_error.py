@@ -1,7 +1,7 @@
 import torch
 
 from models.expected_error import CHANNELS, LEAST, ExpectedError, expected_error_loss, signs_of_error
-from tests.tensors import noise
+from tests.examples import noise
 
 
 def test_an_untrained_network_expects_a_usual_error() -> None:

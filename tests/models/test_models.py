@@ -14,7 +14,7 @@ from models.encoder import Encoders, EntropyAtQuarter
 from models.frg_prereg import FRGPreReg
 from models.fusion import FlowGuidedFusion, alignment_consistency
 from models.layers import GaussianBlur, UNet, side_by_side
-from tests.tensors import constant_flow, noise
+from tests.examples import constant_flow, noise
 from utils.arguments import DEFAULT_CHECKPOINT
 from utils.filters import gradient_magnitude, halved
 from utils.geometry.affine import affine_flow, affine_part

@@ -7,7 +7,7 @@ import torch
 
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.edarfusion import EDARFusion
-from tests.tensors import noise
+from tests.examples import noise
 from tools.publish import main
 
 PRIVATE = "/home/somebody"

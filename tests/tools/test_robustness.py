@@ -11,7 +11,7 @@ from data.dataset import VAL_SEED, PairDataset, seeded
 from data.splits import find_table
 from models.checkpoint import save_checkpoint
 from models.edarfusion import EDARFusion
-from tests.kill_training import SAMPLE, sample_table
+from tests.examples import SAMPLE, sample_table
 from tools.robustness import CONDITIONS, NOISE, DisturbedPairs, main, robustness, to_markdown
 
 

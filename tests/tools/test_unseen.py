@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.dataset import Pair
-from tests.tensors import constant_flow, noise
+from tests.examples import constant_flow, noise
 from tools.unseen import score, summary, to_markdown
 from utils.geometry.warp import warp
 

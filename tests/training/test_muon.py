@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.layers import conv
-from tests.tensors import noise
+from tests.examples import noise
 from training.muon import Muon, orthogonalise
 
 

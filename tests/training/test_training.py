@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from models.checkpoint import load_checkpoint
-from tests.kill_training import ENVIRONMENT, ROOT, SHORT, command, kill_and_resume, resume, sample_table
+from tests.examples import ONE_THREAD, REPOSITORY, sample_table
+from tests.kill_training import SHORT, command, kill_and_resume, resume
 from utils.arguments import DEFAULT_CHECKPOINT
 
 
@@ -21,7 +22,7 @@ def table(tmp_path_factory) -> Path:
 
 
 def run(line: list[str], expected: int = 0) -> subprocess.CompletedProcess:
-    result = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, timeout=500)
+    result = subprocess.run(line, capture_output=True, text=True, cwd=REPOSITORY, env=ONE_THREAD, timeout=500)
     assert result.returncode == expected, result.stderr[-3000:]
     return result
 
@@ -115,7 +116,7 @@ def test_signals_save_and_end_well(table, tmp_path, number):
     line = command(table, "--output", folder, "--preset", "tiny", "--batch-size", "2", "--epochs", "100000",
                    "--save-minutes", "0.001", "--val-every", "100000")  # fmt: skip
     process = subprocess.Popen(
-        line, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        line, cwd=REPOSITORY, env=ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     wait_for(folder / "last.safetensors", process)
     process.send_signal(number)

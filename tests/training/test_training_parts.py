@@ -31,7 +31,8 @@ from losses import steps
 from models.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from models.eda_flowreg import CELL
 from models.edarfusion import EDARFusion
-from tests.kill_training import SAMPLE, command, sample_table
+from tests.examples import SAMPLE, sample_table
+from tests.kill_training import command
 from tools.publish import publish
 from training import distributed, loop, run_folder, stages, validation
 from training.run_folder import RunFolder, pack_state, unpack_state

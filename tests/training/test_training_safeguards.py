@@ -17,7 +17,8 @@ from losses import steps
 from losses.registration import edge_error, edge_strength
 from models.checkpoint import CheckpointError, save_checkpoint
 from models.edarfusion import EDARFusion
-from tests.kill_training import ENVIRONMENT, ROOT, command, sample_table
+from tests.examples import ONE_THREAD, REPOSITORY, sample_table
+from tests.kill_training import command
 from training import distributed, run_folder, validation
 from utils.files import FileError, InputError
 
@@ -183,7 +184,7 @@ def test_a_signal_to_the_whole_group_saves_although_others_make_the_pairs(tmp_pa
     table = sample_table(tmp_path / "pairs.csv")
     options = ("--preset", "tiny", "--batch-size", "1", "--epochs", "5000", "--val-every", "5000", "--workers", "2")
     line = command(table, "--output", tmp_path / "run", *options, "--save-minutes", "0.001")
-    process = subprocess.Popen(line, cwd=ROOT, env=ENVIRONMENT, start_new_session=True, text=True,
+    process = subprocess.Popen(line, cwd=REPOSITORY, env=ONE_THREAD, start_new_session=True, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
     last = tmp_path / "run" / "last.safetensors"
     try:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data.dataset import Pair
 from evaluation import metrics
-from tests.tensors import constant_flow, noise
+from tests.examples import constant_flow, noise
 from training.validation import summary, validate
 
 SIDE = 64

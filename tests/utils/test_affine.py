@@ -3,7 +3,7 @@
 import torch
 
 from data.deformation import GRID_STRIDE
-from tests.tensors import noise
+from tests.examples import noise
 from utils.geometry.affine import affine_flow, affine_matrix, affine_part, flow_of, turn_about
 from utils.geometry.warp import resize_flow
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from kornia.filters import spatial_gradient
 
-from tests.tensors import noise
+from tests.examples import noise
 from utils.filters import box_mean, gradient_magnitude, halved, min_max, resize, sobel
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.tensors import noise
+from tests.examples import noise
 from utils.geometry.foreground import foreground, masked_mean, masked_means
 
 

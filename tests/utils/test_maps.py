@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tensors import noise
+from tests.examples import noise
 from utils.filters import gradient_magnitude, min_max
 from utils.geometry.affine import affine_flow
 from utils.maps import entropy_difference, gate, gradient_agreement, jacobian_determinant, local_entropy

@@ -9,7 +9,7 @@ from torch import Tensor
 from data.deformation import BENCHMARK, random_flow
 from models.eda_flowreg import FlowStep
 from models.edarfusion import EDARFusion
-from tests.tensors import constant_flow
+from tests.examples import constant_flow
 from utils.geometry.affine import affine_flow
 from utils.geometry.warp import compose, invert, resize_flow, warp
 

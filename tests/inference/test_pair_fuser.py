@@ -1,0 +1,105 @@
+"""inference/pair_fuser.py: arrays in, arrays out; colour is put back without changing the luma."""
+
+
+import numpy as np
+import pytest
+import torch
+from kornia.color import rgb_to_grayscale, rgb_to_ycbcr
+
+from data.pairs import is_blank
+from inference.pair_fuser import PairFuser, endpoint_scores, with_color
+from tests.examples import SHAPE, picture
+from utils.geometry.warp import warp
+from utils.imaging import images
+
+
+def test_endpoint_errors_are_those_in_and_near_tissue():
+    label, truth = np.zeros((64, 96), np.float32), np.zeros((2, 64, 96), np.float32)
+    label[:, :32] = 0.5
+    truth[0, :, :40], truth[0, :, 40:] = 3, 50  # tissue and 8 px more, and the rest
+    scores = endpoint_scores(truth + np.where(truth[:1] == 3, 4, 50).astype(np.float32), truth, label)
+    assert scores == pytest.approx({"epe": np.hypot(4, 4), "epe_before": 3}, rel=1e-6)
+
+
+@pytest.mark.parametrize(("levels", "blank"), [(0, True), (3, True), (5, False)])
+def test_an_image_within_four_grey_levels_shows_nothing(levels, blank):
+    image = np.full(SHAPE, 0.5, np.float32)
+    image[10, 10] += levels / 255
+    assert is_blank(image) == blank
+
+
+def test_arrays_of_any_floating_type_are_taken_but_no_grey_levels(model):
+    fuse, (fixed, moving) = PairFuser(model, torch.device("cpu")), (picture(1), picture(2))
+    result = fuse(fixed, moving)
+    double = fuse(fixed.astype(np.float64), moving.astype(np.float64))
+    assert np.array_equal(double.fused, result.fused) and double.flow.dtype == np.float32
+    for wrong in ((255 * moving).astype(np.uint8), 255 * moving, moving - 0.5, np.full_like(moving, np.nan)):
+        with pytest.raises(ValueError, match=r"moving: expected floating point numbers in \[0, 1\], found"):
+            fuse(fixed, wrong)
+    for wrong in (moving[:-1], moving[..., None], np.dstack([moving] * 4)):
+        with pytest.raises(ValueError, match=r"expected fixed \(H, W\) and moving .*found shapes \(\d+, \d+\) and \("):
+            fuse(fixed, wrong)
+    turned = fuse(fixed[::-1], moving[::-1])  # negative strides
+    assert np.array_equal(turned.fused, fuse(fixed[::-1].copy(), moving[::-1].copy()).fused)
+
+
+def test_color_is_put_back(model):
+    fixed, moving = picture(1), picture(2, channels=3)
+    result = PairFuser(model, torch.device("cpu"))(fixed, moving)
+    assert result.fused.shape == result.aligned.shape == (*SHAPE, 3)
+    tensor = torch.from_numpy(moving).permute(2, 0, 1)[None]
+    ycbcr = rgb_to_ycbcr(tensor)
+    with torch.inference_mode():
+        output = model(*(torch.from_numpy(image)[None, None] for image in (fixed, images.luma(moving))))
+    assert np.array_equal(result.flow, output.flow[0].numpy())
+    found = rgb_to_ycbcr(torch.from_numpy(result.fused).permute(2, 0, 1)[None])[0].numpy()
+    expected = torch.cat((output.fused, warp(ycbcr[:, 1:], output.flow)), dim=1)[0].numpy()
+    assert np.abs(found - expected)[0].max() < 1e-4
+    # Where no channel reaches its bound, Cb and Cr are those of the aligned image.
+    inside = ((result.fused > 1e-3) & (result.fused < 1 - 1e-3)).all(axis=2)
+    assert inside.mean() > 0.3
+    assert np.abs(found - expected)[1:, inside].max() < 1e-4
+
+
+def test_mirrored_pair_gives_the_mirrored_result(model):
+    fuse = PairFuser(model, torch.device("cpu"), average=True)
+    # A multiple of the stride, shown as it is: padding, which is at the right, has no mirror image.
+    fixed, moving = picture(1, (64, 64)), picture(2, (64, 64))
+    straight, mirrored = fuse(fixed, moving), fuse(fixed[:, ::-1].copy(), moving[:, ::-1].copy())
+    turned = mirrored.flow[:, :, ::-1] * np.array([-1, 1], np.float32)[:, None, None]
+    assert np.abs(straight.flow).max() > 0.5
+    np.testing.assert_allclose(turned, straight.flow, atol=1e-3)
+    np.testing.assert_allclose(mirrored.aligned[:, ::-1], straight.aligned, atol=1e-3)
+
+
+def pixel(*channels: float) -> torch.Tensor:
+    return torch.tensor(channels).view(1, -1, 1, 1)
+
+
+def test_a_color_of_the_fused_luma_comes_back_as_it_is():
+    color = pixel(0.9, 0.4, 0.2)
+    assert torch.allclose(with_color(rgb_to_grayscale(color), color), color, atol=1e-6)
+
+
+def test_a_color_that_has_no_room_is_shortened_and_keeps_luma_and_hue():
+    # Red has a luma of 0.299: at 0.6 half of it and a little more fits, (1 - 0.6) / (1 - 0.299) of each difference.
+    share = 0.4 / 0.701
+    expected = pixel(1, 0.6 - 0.299 * share, 0.6 - 0.299 * share)
+    assert torch.allclose(with_color(pixel(0.6), pixel(1.0, 0, 0)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_luma_is_that_of_the_fused_image(seed):
+    generator = torch.Generator().manual_seed(seed)
+    fused, aligned = (torch.rand(2, channels, 16, 24, generator=generator) for channels in (1, 3))
+    found = with_color(fused, aligned)
+    assert found.min() >= 0 and found.max() <= 1
+    assert torch.allclose(rgb_to_grayscale(found), fused, atol=1e-5)
+
+
+def test_grey_and_black_stay_grey_and_black():
+    grey = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = with_color(grey, torch.rand(1, 1, 8, 8).expand(-1, 3, -1, -1))
+    assert torch.equal(found[:, 0], found[:, 1]) and torch.equal(found[:, 0], found[:, 2])
+    assert torch.allclose(found[:, :1], grey, atol=1e-6)
+    assert torch.equal(with_color(pixel(0.0), pixel(0.2, 0.7, 0.1)), pixel(0.0, 0, 0))
