@@ -1,6 +1,6 @@
-"""Filters of tensors (B, C, H, W) that networks, losses and maps share: those that kornia has, where ours are faster.
+"""Filters of tensors (B, C, H, W) for networks, losses and maps. All are differentiable.
 
-Every function can be differentiated.
+kornia has some of them too. These are faster on a CPU.
 """
 
 from functools import reduce
@@ -27,9 +27,9 @@ def min_max(image: Tensor) -> Tensor:
 
 
 def sobel(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Slopes along the columns (x) and the rows (y) by Sobel's kernels, edges repeated beyond the border.
+    """Compute slopes along x (columns) and y (rows) by Sobel's kernels, with replicated borders.
 
-    Equals kornia's spatial_gradient; sums of shifted images take a CPU a third of the time of its convolution.
+    Equals kornia's spatial_gradient. Sums of shifted images take a third of the time of a convolution on a CPU.
 
     Args:
         image: (B, C, H, W).
@@ -44,7 +44,7 @@ def sobel(image: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gradient_magnitude(image: Tensor) -> Tensor:
-    """Sobel gradient magnitude of each channel.
+    """Compute the Sobel gradient magnitude of each channel.
 
     Args:
         image: (B, C, H, W).
@@ -57,17 +57,17 @@ def gradient_magnitude(image: Tensor) -> Tensor:
 
 
 def halved(image: Tensor) -> Tensor:
-    """Mean over blocks of 2 x 2 pixels: (B, C, H, W) -> (B, C, H / 2, W / 2).
+    """Average blocks of 2 x 2 pixels: (B, C, H, W) -> (B, C, H / 2, W / 2).
 
-    Bilinear interpolation at half the scale is just that; on a CPU it takes half the time of pooling.
+    Bilinear interpolation to half the size gives the same. On a CPU it takes half the time of pooling.
     """
     return F.interpolate(image, scale_factor=0.5, mode="bilinear")
 
 
 def box_mean(image: Tensor, window: int) -> Tensor:
-    """Mean over a window of odd side, reflected at the borders: (B, C, H, W) -> (B, C, H, W).
+    """Average over a window of odd side, reflected at the borders: (B, C, H, W) -> (B, C, H, W).
 
-    Sums of shifted images: on a CPU the larger windows take a third of the time of pooling, and less of convolutions.
+    Sums of shifted images take a third of the time of pooling for larger windows on a CPU.
     """
     height, width = image.shape[2:]
     padded = F.pad(image, (window // 2,) * 4, mode="reflect")
@@ -76,18 +76,18 @@ def box_mean(image: Tensor, window: int) -> Tensor:
 
 
 def resize(map_: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize a map (B, C, h, w) to (B, C, H, W), bilinear; the range is kept."""
+    """Resize a map (B, C, h, w) to (B, C, H, W), bilinear. Values stay in their range."""
     if map_.shape[2:] == tuple(size):
         return map_
     return F.interpolate(map_, size=size, mode="bilinear", align_corners=False)
 
 
 class Padder:
-    """Pads (B, C, H, W) at the right and bottom to multiples of `stride` by repeating the border, and undoes it.
+    """Pad (B, C, H, W) at the right and bottom to multiples of `stride` by repeating the border, and undo it.
 
     Args:
         size: height and width of the images.
-        stride: what both become multiples of.
+        stride: divisor of the padded height and width.
     """
 
     def __init__(self, size: tuple[int, int], stride: int) -> None:
@@ -95,9 +95,9 @@ class Padder:
         self.bottom, self.right = -size[0] % stride, -size[1] % stride
 
     def pad(self, image: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H', W') with H' and W' multiples of the stride."""
+        """Pad (B, C, H, W) to (B, C, H', W'), multiples of the stride."""
         return F.pad(image, (0, self.right, 0, self.bottom), mode="replicate")
 
     def unpad(self, image: Tensor) -> Tensor:
-        """(B, C, H', W') -> (B, C, H, W). Displacements in px stay valid."""
+        """Cut (B, C, H', W') back to (B, C, H, W). Displacements in px stay valid."""
         return image[..., : self.size[0], : self.size[1]]

@@ -1,6 +1,6 @@
-"""Maps that explain an alignment: local information entropy, gate, agreement of gradients, Jacobian determinant.
+"""Maps that explain an alignment: local entropy, gate, reliability prior, gradient agreement, Jacobian determinant.
 
-Every function can be differentiated.
+All functions are differentiable.
 """
 
 import math
@@ -13,18 +13,18 @@ from utils.filters import box_mean, min_max, sobel
 
 
 def soft_histogram(grey: Tensor, bins: int = 16, sigma: float = 0.08) -> Tensor:
-    """Share of each bin in single grey values.
+    """Compute the soft membership of grey values in histogram bins, and its entropy.
 
-    Membership is Gaussian around `bins` centres on [0, 1], normalised over the bins. As a value between two centres
-    belongs to several bins, its own entropy comes along, to be taken off: that of a constant image must still be 0.
+    Membership is Gaussian around `bins` centres on [0, 1], normalised over the bins. A value between two centres belongs
+    to several bins and has an entropy of its own. `histogram_entropy` subtracts it, so that a constant image has 0.
 
     Args:
         grey: (...), in [0, 1].
         bins: number of bin centres.
-        sigma: width of the membership, in units of the grey range; from 0.076 up, below which exponents overflow.
+        sigma: width of the membership, in units of the grey range; at least 0.076, as exponents overflow below it.
 
     Returns:
-        (..., bins + 1): shares that add up to 1, then their entropy in nats.
+        (..., bins + 1): memberships, which sum to 1, then their entropy in nats.
     """
     grey = grey[..., None]
     centres = torch.linspace(0, 1, bins, device=grey.device)
@@ -37,16 +37,15 @@ def soft_histogram(grey: Tensor, bins: int = 16, sigma: float = 0.08) -> Tensor:
 
 
 def histogram_entropy(histogram: Tensor, window: int, stride: int = 1) -> Tensor:
-    """Shannon entropy of the mean histogram around each pixel.
+    """Compute the Shannon entropy of the mean histogram around each pixel.
 
     Args:
-        histogram: (B, H, W, bins + 1) from `soft_histogram`; side by side in memory, the bins are pooled fastest.
+        histogram: (B, H, W, bins + 1) from `soft_histogram`.
         window: odd side of the neighbourhood, in steps of `stride`, with reflected borders.
-        stride: px between the places where entropy is wanted; histograms are averaged over blocks of that side.
+        stride: px between the results; histograms are averaged over blocks of that side.
 
     Returns:
-        (B, 1, H / stride, W / stride), bits, 0 where nothing varies; below log2(bins), and below 2 with the bins' usual
-        number and width, as that of single grey values is taken off.
+        (B, 1, H / stride, W / stride), bits. 0 where nothing varies, below log2(bins), below 2 with the usual bins.
     """
     mean = box_mean(F.avg_pool2d(histogram.permute(0, 3, 1, 2), stride), window)
     shares, own = mean[:, :-1], mean[:, -1:]
@@ -55,7 +54,7 @@ def histogram_entropy(histogram: Tensor, window: int, stride: int = 1) -> Tensor
 
 
 def local_entropy(image: Tensor, window: int = 9, bins: int = 16, sigma: float = 0.08, stride: int = 1) -> Tensor:
-    """Shannon entropy of the grey levels around each pixel, from a soft histogram.
+    """Compute the Shannon entropy of the grey levels around each pixel.
 
     Args:
         image: (B, 1, H, W); scaled to [0, 1] per image first.
@@ -69,21 +68,21 @@ def local_entropy(image: Tensor, window: int = 9, bins: int = 16, sigma: float =
 
 
 def entropy_difference(entropy_fixed: Tensor, entropy_moving: Tensor) -> Tensor:
-    """|H_fixed - H_moving| in bits; all (B, 1, H, W)."""
+    """Return |H_fixed - H_moving| in bits; all (B, 1, H, W)."""
     return (entropy_fixed - entropy_moving).abs()
 
 
 def gate(
     entropy_fixed: Tensor, entropy_moving: Tensor, tau: float = 0.60, gamma: float = 0.5, floor: float = 0.15
 ) -> Tensor:
-    """Soft gate W: high where both images carry information and agree about how much; never zero.
+    """Compute the gate W: high where both images carry information and agree about how much, never zero.
 
     W = floor + (1 - floor) exp(-dH / tau)^gamma minmax((H_fixed + H_moving) / 2), smoothed 3 x 3.
 
     Args:
         entropy_fixed, entropy_moving: (B, 1, H, W), bits.
-        tau: entropy difference that counts as large, bits.
-        gamma: how sharply the gate falls.
+        tau: entropy difference at which the gate falls, bits.
+        gamma: exponent of the fall.
         floor: smallest value.
 
     Returns:
@@ -96,7 +95,7 @@ def gate(
 
 
 def gradient_agreement(fixed: Tensor, aligned: Tensor, window: int = 5, noise: float = 0.02) -> Tensor:
-    """Local agreement of normalised gradients of two images, blind to the sign of the contrast.
+    """Measure how well the gradients of two images agree, whatever the sign of the contrast.
 
     The squared cosine of the angle between the gradients, averaged over a window with the product of the gradient
     energies as weight (normalised gradient fields, Haber and Modersitzki 2006). Flat places agree.
@@ -117,7 +116,7 @@ def gradient_agreement(fixed: Tensor, aligned: Tensor, window: int = 5, noise: f
 
 
 def jacobian_determinant(flow: Tensor) -> Tensor:
-    """Determinant of the Jacobian of p + flow(p), by central differences (one-sided at the border).
+    """Compute the Jacobian determinant of p + flow(p) by central differences (one-sided at the border).
 
     Args:
         flow: (B, 2, H, W), pixels, channel 0 is x.
@@ -131,10 +130,10 @@ def jacobian_determinant(flow: Tensor) -> Tensor:
 
 
 def reliability_prior(fixed: Tensor, moving: Tensor, moving_edges: Tensor, tau: float = 0.35) -> Tensor:
-    """Reliability before anything is learned: similar features, away from edges that only the moving image has.
+    """Compute the prior of R: high where features are similar, low at edges of the moving image.
 
     R0 = (cos01(f, m) + exp(-|f - m|_1 / tau)) / 2 and R = 0.15 + 0.85 mean5x5(R0 (1 - edge)^1.5), with `edge` the
-    min-max-scaled Sobel magnitude of the moving image: the skull in CT would speak loudest and say least.
+    min-max-scaled Sobel magnitude of the moving image. Without it the skull in CT would dominate the matching.
 
     Args:
         fixed, moving: (B, C, h, w), features of unit length.

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish that is granted at the next good moment."""
+"""Ctrl-C and SIGTERM that end the work at the next good moment."""
 
 import signal
 import threading
@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 INTERRUPTED = 130
-"""Exit status of a command that Ctrl-C ended, as shells have it."""
+"""Exit status of a command that Ctrl-C ended, as in shells."""
 
 
 def leave_signals_to_parent(worker: int) -> None:
-    """Ctrl-C and SIGTERM do not end this process: for `worker_init_fn` of a DataLoader, whose parent saves first.
+    """Ignore Ctrl-C and SIGTERM in a worker of a DataLoader (`worker_init_fn`).
 
-    Without it the parent finds that a worker was killed, and fails before it has saved.
+    The parent saves first. If a signal killed the worker, the parent would fail before it has saved.
     """
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, signal.SIG_IGN)
@@ -20,11 +20,11 @@ def leave_signals_to_parent(worker: int) -> None:
 
 @contextmanager
 def stop_on_signal(second_breaks_in: bool) -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM set the event instead of breaking in anywhere.
+    """Make Ctrl-C and SIGTERM set an event instead of interrupting the code.
 
     Args:
-        second_breaks_in: a second one raises KeyboardInterrupt. Not under torchrun, which may pass Ctrl-C on to
-            processes that have it from the terminal already.
+        second_breaks_in: a second signal raises KeyboardInterrupt. False under torchrun, which passes Ctrl-C on to
+            processes that got it from the terminal already.
     """
     stop = threading.Event()
 

@@ -1,6 +1,6 @@
 """Affine maps as displacement fields, and the affine part of displacement fields.
 
-A map of homogeneous px from the image's centre is a matrix (3, 3): p -> matrix p, x before y.
+A matrix (3, 3) maps homogeneous coordinates (x, y, 1), px from the image's centre.
 """
 
 import math
@@ -12,7 +12,7 @@ from utils.geometry.foreground import as_weight, channel_means
 
 
 def affine_flow(size: tuple[int, int], matrix: Tensor, shift: Tensor, stride: int = 1) -> Tensor:
-    """Displacement field of the affine map q = centre + matrix (p - centre) + shift.
+    """Make the displacement field of the affine map q = centre + matrix (p - centre) + shift.
 
     Args:
         size: height and width of the full image, px.
@@ -32,12 +32,12 @@ def affine_flow(size: tuple[int, int], matrix: Tensor, shift: Tensor, stride: in
 
 
 def flow_of(matrix: Tensor, size: tuple[int, int]) -> Tensor:
-    """The displacement field (1, 2, *size), px, of an affine map (3, 3), of homogeneous px from the image's centre."""
+    """Make the displacement field (1, 2, *size), px, of a matrix (3, 3)."""
     return affine_flow(size, matrix[None, :2, :2], matrix[None, :2, 2])
 
 
 def affine_part(flow: Tensor, weight: Tensor) -> Tensor:
-    """The affine displacement field that is nearest to a flow in the weighted mean square.
+    """Fit an affine displacement field to a flow by weighted least squares.
 
     Args:
         flow: (B, 2, h, w), px.
@@ -55,11 +55,11 @@ def affine_part(flow: Tensor, weight: Tensor) -> Tensor:
 
 
 def affine_matrix(flow: Tensor, mask: Tensor) -> Tensor:
-    """The affine map that is nearest to a displacement field: (3, 3), as of `flow_of`.
+    """Fit a matrix (3, 3), as `flow_of` takes it, to a displacement field.
 
     Args:
         flow: (1, 2, H, W), px.
-        mask: (1, 1, H, W), 1 where it counts.
+        mask: (1, 1, H, W), 1 where the field counts.
     """
     field = affine_part(flow, as_weight(mask))[0].cpu()
     height, width = field.shape[1:]
@@ -70,11 +70,11 @@ def affine_matrix(flow: Tensor, mask: Tensor) -> Tensor:
 
 
 def turn_about(mask: Tensor, degrees: float) -> Tensor:
-    """A turn about a mask's centre of mass, from the x to the y axis: (3, 3), as of `flow_of`.
+    """Make the matrix (3, 3) of a rotation about a mask's centre of mass, from the x to the y axis.
 
     Args:
-        mask: (1, 1, H, W); where it is 0 throughout, the centre is the image's.
-        degrees: of the turn.
+        mask: (1, 1, H, W). If it is 0 everywhere, the image's centre is used.
+        degrees: angle of the rotation.
     """
     weights = as_weight(mask)[0, 0].cpu()
     y, x = (torch.arange(side) - (side - 1) / 2 for side in weights.shape)

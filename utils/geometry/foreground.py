@@ -1,4 +1,4 @@
-"""Where there is tissue, and means over it."""
+"""Foreground masks, and means over them."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,31 +7,31 @@ from utils.geometry.head_box import TISSUE
 
 
 def channel_means(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of each channel of `values` (B, C, H, W) weighted by `mask` (B, 1, H, W): (B, C, 1, 1)."""
+    """Average each channel of `values` (B, C, H, W) with weights `mask` (B, 1, H, W); returns (B, C, 1, 1)."""
     total = mask.sum(dim=(2, 3), keepdim=True).clamp_min(1e-6)
     return (values * mask).sum(dim=(2, 3), keepdim=True) / total
 
 
 def masked_means(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `values` (B, C, H, W) weighted by `mask` (B, 1, H, W) for each image: (B,)."""
+    """Average `values` (B, C, H, W) with weights `mask` (B, 1, H, W) for each image; returns (B,)."""
     return channel_means(values, mask).mean(dim=(1, 2, 3))
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `masked_means` over the batch.
+    """Average `masked_means` over the batch.
 
-    Normalising each image by itself makes the mean over two halves of a batch equal the mean over the batch, so that
+    Each image is normalised by itself. So the mean over two halves of a batch is the mean over the batch, and
     distributed training gives the gradients of one process.
     """
     return masked_means(values, mask).mean()
 
 
 def foreground(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Share of each cell that lies within about 8 px of tissue.
+    """Compute the share of each cell that lies within about 8 px of tissue.
 
     Args:
         image: (B, 1, H, W) in [0, 1].
-        size: size of the mask.
+        size: height and width of the mask.
 
     Returns:
         (B, 1, *size) in [0, 1].
@@ -45,5 +45,5 @@ def foreground(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def as_weight(mask: Tensor) -> Tensor:
-    """A mask, but nowhere 0: a head may be missing, and slopes stay defined in one of a single row or column."""
+    """Add a small weight everywhere: a mask may be empty, or one row or column wide, and a fit must stay defined."""
     return mask + 1e-4

@@ -1,4 +1,4 @@
-"""Where the head stands in the frame of an MRI."""
+"""Bounding box and size of the head in an MRI."""
 
 import math
 
@@ -7,33 +7,32 @@ import numpy as np
 from scipy import ndimage
 
 TISSUE, SHARE = 0.08, 0.21
-"""Mean intensity above which a block of pixels counts as tissue; of a dark image, as a share of the 99th percentile of
-its blocks, which is at least 0.39 in the atlas."""
+"""Mean intensity above which a block of pixels counts as tissue. The second value is for dark images, as a share of the
+99th percentile of the blocks. That percentile is at least 0.39 in the atlas."""
 
 SMALL = 0.8
-"""`head_length` below which a head is small, and is shown enlarged; longer ones make no difference."""
+"""`head_length` below which a head is small and is shown enlarged."""
 
 BACKGROUND = 3.0
-"""In a dark image tissue is also that many times as bright as the darkest places, and nothing is where none is: what
-scatters less is noise."""
+"""Factor by which tissue in a dark image exceeds the darkest places. Without such a difference the image is noise."""
 
-_GRID, _COARSE = 64, 16  # blocks along each side of the frame
-_GAP = 7  # blocks up to which tissue beside tissue belongs to one head: the skull shows dark around the brain
+_GRID, _COARSE = 64, 16  # blocks along each side of the image
+_GAP = 7  # widest gap, in blocks, within one head: the skull is dark around the brain
 
 
 def head_box(image: np.ndarray) -> list[tuple[float, float]] | None:
-    """First and last row, then first and last column, of the largest piece of tissue; None where there is none.
+    """Find the first and last row and column of the largest piece of tissue.
 
     Args:
         image: float32 (H, W) in [0, 1].
 
     Returns:
-        Shares of height and width.
+        Rows, then columns, as shares of height and width; None without tissue.
     """
     blocks = cv2.resize(image, (_GRID, _GRID), interpolation=cv2.INTER_AREA)
     least = SHARE * np.percentile(blocks, 99)
     if least < TISSUE:
-        # Over larger blocks, as noise in small images would scatter as much as tissue.
+        # Larger blocks: in small images noise varies as much as tissue.
         coarse = cv2.resize(image, (_COARSE, _COARSE), interpolation=cv2.INTER_AREA)
         background = BACKGROUND * np.percentile(coarse, 5)
         if coarse.max() <= background:
@@ -49,7 +48,7 @@ def head_box(image: np.ndarray) -> list[tuple[float, float]] | None:
 
 
 def head_length(image: np.ndarray, aspect: float = 1.0) -> float:
-    """The longer side of the head over the mean side of the frame; 0 where there is no tissue.
+    """Return the longer side of the head over the mean side of the image, or 0 without tissue.
 
     Args:
         image: float32 (H, W) in [0, 1].
