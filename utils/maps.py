@@ -15,8 +15,9 @@ from utils.filters import box_mean, min_max, sobel
 def soft_histogram(grey: Tensor, bins: int = 16, sigma: float = 0.08) -> Tensor:
     """Compute the soft membership of grey values in histogram bins, and its entropy.
 
-    Membership is Gaussian around `bins` centres on [0, 1], normalised over the bins. A value between two centres belongs
-    to several bins and has an entropy of its own. `histogram_entropy` subtracts it, so that a constant image has 0.
+    Membership is Gaussian around `bins` centres on [0, 1], normalised over the bins. A value between two centres
+    belongs to several bins and has an entropy of its own. `histogram_entropy` subtracts it, so that a constant image
+    has 0.
 
     Args:
         grey: (...), in [0, 1].
