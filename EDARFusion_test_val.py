@@ -1,15 +1,15 @@
-"""Align and fuse pairs of an MRI slice and a CT, PET or SPECT slice with a trained network, and score the results.
+"""Align and fuse pairs of an MRI and a CT, PET or SPECT image with a trained network, and score the results.
 
-    python EDARFusion_test_val.py                                  # the embedded sample, all modalities
-    python EDARFusion_test_val.py --modality CT --fixed MRI --moving CT [--label CT_label]
-    python EDARFusion_test_val.py --modality PET --csv PAIRS.csv --root DATA --split val
-    python EDARFusion_test_val.py --modality CT --fixed MRI.nii.gz --moving CT.nii.gz [--window 40 80] [--resample]
-    torchrun --nproc_per_node=2 EDARFusion_test_val.py ...         # several processes share the pairs
+examples:
+  python EDARFusion_test_val.py                                       fuse the embedded sample
+  python EDARFusion_test_val.py --modality CT --fixed mri.png --moving ct.png --output out
+  python EDARFusion_test_val.py --modality CT --fixed MRI --moving CT --label CT_label --save-flow --save-maps
+  python EDARFusion_test_val.py --modality CT --fixed mri.nii.gz --moving ct.nii.gz --resample
+  python EDARFusion_test_val.py --csv pairs.csv --root DATA --split val
+  torchrun --nproc_per_node=2 EDARFusion_test_val.py --csv pairs.csv  two processes share the pairs
 
-Results go to OUTPUT/MODALITY: fused/ and aligned/ images, metrics.csv, settings.json, report.html and, if asked for,
-flow/, maps/ and figures/. Of NIfTI files and DICOM folders each axial slice is a pair, and aligned.nii.gz and
-fused.nii.gz lie on the grid of the fixed volume. Ctrl-C and SIGTERM end after the pair at hand; --resume goes on from
-there, with the same checkpoint.
+Images of folders are matched by file name. Results go to OUTPUT/MODALITY: fused and aligned images, metrics.csv and
+report.html. Ctrl-C ends after the current pair; --resume continues. See docs/using.md.
 """
 
 import argparse
@@ -32,43 +32,50 @@ def parse_arguments(arguments: list[str] | None = None) -> Options:
     parser = OneLineParser(PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("pairs (default: the embedded sample)")
     data.add_argument("--modality", type=modality_name, default="all", metavar="CT|PET|SPECT|all",
-                      help="of the moving images (default: %(default)s)")
-    data.add_argument("--fixed", metavar="DIR", help="fixed images (MRI); or a volume: NIfTI, DICOM")
-    data.add_argument("--moving", metavar="DIR", help="moving images, grey or colour, matched by file name")
-    data.add_argument("--label", metavar="DIR", help="truly aligned moving images, to score the alignment")
+                      help="modality of the moving images (default: %(default)s)")
+    data.add_argument("--fixed", metavar="DIR", help="folder or file of fixed images (MRI), or a volume: NIfTI, DICOM")
+    data.add_argument("--moving", metavar="DIR", help="folder or file of moving images, grey or colour, or a volume")
+    data.add_argument("--label", metavar="DIR", help="truly aligned moving images, if known, to score the alignment")
     data.add_argument("--csv", metavar="FILE",
-                      help="table of pairs, columns fixed, moving [, name, label, flow, modality, split]")
-    data.add_argument("--root", metavar="DIR", help="folder that its paths start from (default: that of the table)")
-    data.add_argument("--split", type=split_name, choices=SPLITS, help="which of its rows (default: all)")
+                      help="table of pairs instead: columns fixed, moving [, name, label, flow, modality, split]")
+    data.add_argument("--root", metavar="DIR",
+                      help="folder that the paths of the table start from (default: that of the table)")
+    data.add_argument("--split", type=split_name, choices=SPLITS, help="rows of the table to take (default: all)")
     data.add_argument("--window", type=float, nargs=2, metavar=("CENTER", "WIDTH"),
-                      help="grey levels of the moving volume (default: 40 80 for CT in Hounsfield units)")
+                      help="window of grey levels of the moving volume (default: 40 80 for CT in Hounsfield units)")
     data.add_argument("--resample", action="store_true",
-                      help="bring moving volume and label onto the grid of the fixed one, as their headers say")
-    model = parser.add_argument_group("model")
-    model.add_argument("--checkpoint", metavar="FILE", default=DEFAULT_CHECKPOINT, help="default: %(default)s")
-    model.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
+                      help="resample moving volume and label onto the grid of the fixed one, by their headers")
+    model = parser.add_argument_group("network")
+    model.add_argument("--checkpoint", metavar="FILE", default=DEFAULT_CHECKPOINT,
+                       help="trained network (default: checkpoints/edarfusion.safetensors)")
+    model.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
+                       help="where to compute; auto takes a GPU if there is one (default: %(default)s)")
     model.add_argument("--engine", choices=ENGINES, default=ENGINES[0],
-                       help="what computes; openvino-bf16 can be faster on a CPU, after some seconds for each size")
+                       help="library that computes; openvino-bf16 can be faster on a CPU (default: %(default)s)")
     model.add_argument("--passes", type=natural, metavar="N",
-                       help="registrations, each on the image aligned so far; 0 only fuses, for pairs that are aligned "
-                            "(default: as the checkpoint says)")
+                       help="number of registrations, each on the result of the one before; 0 only fuses pairs that "
+                            "are aligned already (default: that of the checkpoint)")
     model.add_argument("--average", action=argparse.BooleanOptionalAction,
-                       help="average both directions of pair and mirror image, and hold the global displacement back "
-                            "as far as they disagree (default: as the checkpoint says)")
+                       help="average four estimates, both directions of the pair and of its mirror image, and shorten "
+                            "the global displacement where they disagree (default: that of the checkpoint)")
     model.add_argument("--no-multistart", dest="multistart", action="store_false",
-                       help="of averaged estimates: do not try other starts for pairs that lie far apart")
+                       help="do not try other poses for pairs that lie far apart")
     output = parser.add_argument_group("results")
-    output.add_argument("--output", metavar="DIR", type=Path, default=Path("results"), help="default: %(default)s")
-    output.add_argument("--save-flow", action="store_true", help="displacement fields, flow/NAME.npy")
+    output.add_argument("--output", metavar="DIR", type=Path, default=Path("results"),
+                        help="folder to write to (default: %(default)s)")
+    output.add_argument("--save-flow", action="store_true", help="write displacement fields: flow/NAME.npy")
     output.add_argument("--save-maps", action="store_true",
-                        help="entropy, gate, reliability ...: maps/MAP/NAME.png, their values maps/values/NAME.npz")
+                        help="write entropy, gate, reliability and the other maps: maps/MAP/NAME.png and, as numbers, "
+                             "maps/values/NAME.npz")
     output.add_argument("--save-figures", action="store_true",
-                        help="figures/NAME.png, all of a pair, and figures/strips/NAME.png, a row for a paper")
-    output.add_argument("--resume", action="store_true", help="leave out the pairs that an earlier run has finished")
+                        help="write all of a pair as one picture: figures/NAME.png and, as a row, "
+                             "figures/strips/NAME.png")
+    output.add_argument("--resume", action="store_true",
+                        help="continue an interrupted run: keep the pairs that are finished")
     output.add_argument("--keep-going", action="store_true",
-                        help="leave out what cannot be read or is not there; exit 1")
+                        help="skip pairs that cannot be read or are incomplete, list them, and exit with status 1")
     output.add_argument("--workers", type=positive, metavar="N", default=max(1, available_cores() // local_world()),
-                        help="processes that save and score (default: one a core)")
+                        help="number of processes that save and score (default: one per core)")
     options = parser.parse_args(arguments)
     try:
         return Options(**vars(options))
