@@ -1,8 +1,8 @@
-"""Random smooth deformations whose inverse is known: the misalignment that training and validation use.
+"""Random smooth deformations with a known inverse, for training and validation.
 
 The benchmark's recipe (`BENCHMARK`) is uniform noise in [-1, 1] per pixel, blurred by a Gaussian of sigma 16 px and
-multiplied by 256 px, plus a small translation. Blurred white noise is a Gaussian random field, so it is drawn here
-directly on a grid of a quarter of the resolution with the same covariance, which costs a sixteenth.
+multiplied by 256 px, plus a small translation. Blurred white noise is a Gaussian random field. It is drawn directly on
+a grid of a quarter of the resolution with the same covariance, at a sixteenth of the cost.
 """
 
 import math
@@ -17,11 +17,11 @@ from utils.imaging.flows import GRID_STRIDE
 
 @dataclass(frozen=True)
 class DeformationRange:
-    """Ranges from which one deformation is drawn, each uniformly.
+    """Ranges of one deformation. Each value is drawn uniformly.
 
     Attributes:
         amplitude: standard deviation of each component of the random field, px at 256 x 256.
-        sigma: smoothness (Gaussian blur of the noise), px at 256 x 256.
+        sigma: Gaussian blur of the noise, px at 256 x 256.
         translation: largest shift along each axis, px at 256 x 256.
         rotation: about the centre, degrees.
         scale: largest relative change of size.
@@ -48,8 +48,8 @@ def random_flow(size: tuple[int, int], ranges: DeformationRange, generator: torc
     """Draw one smooth deformation.
 
     Args:
-        size: height and width of the image, px; each is cut to a multiple of 4 for the grid.
-        ranges: what to draw from; lengths are scaled by the mean side over 256.
+        size: height and width of the image, px; each is cut to a multiple of 4.
+        ranges: ranges to draw from; lengths are scaled by the mean side over 256.
         generator: the only source of randomness.
 
     Returns:
@@ -69,13 +69,13 @@ def random_flow(size: tuple[int, int], ranges: DeformationRange, generator: torc
 
 
 def random_field(channels: int, size: tuple[int, int], sigma: float, generator: torch.Generator) -> Tensor:
-    """Blurred white noise (1, channels, *size) of unit variance; `sigma` is that of the blur, in grid points."""
+    """Draw blurred white noise (1, channels, *size) of unit variance; `sigma` is that of the blur, in grid points."""
     noise = torch.randn(1, channels, *size, generator=generator)
     return _smoother(size[0], sigma) @ noise @ _smoother(size[1], sigma).T
 
 
 def _smoother(length: int, sigma: float) -> Tensor:
-    """(length, length) Gaussian smoothing matrix whose output has unit variance for white noise, borders included."""
+    """Make a Gaussian smoothing matrix (length, length) that keeps the variance of white noise, borders included."""
     position = torch.arange(length, dtype=torch.float32)
     weights = torch.exp(-((position[:, None] - position) ** 2) / (2 * sigma**2))
     return weights / weights.square().sum(dim=1, keepdim=True).sqrt()

@@ -1,4 +1,4 @@
-"""Which pairs the test command is to align, and reading them."""
+"""List the pairs that the test script aligns, and read their images."""
 
 import os
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ from utils.imaging.images import check_same_size, read_image
 from utils.imaging.pairing import pair_files
 
 COLOR_MODALITIES = ("PET", "SPECT")
-"""Modalities whose images are shown in colour, so that results are RGB even where a file is grey."""
+"""Modalities that are shown in colour. Their results are RGB even if a file is grey."""
 
 
 @dataclass(frozen=True)
 class PairFiles:
-    """The files of one pair, and what is known of how its images are to be shown.
+    """The files of one pair, and how to show its images to the registration.
 
     Attributes:
-        name: of the pair; its results are called so.
-        fixed, moving: the images.
+        name: name of the pair and of its results.
+        fixed, moving: files of the images.
         label: the truly aligned moving image, if there is one.
         flow: the true displacement field, if there is one.
         aspect: height of a pixel over its width.
-        longest: the longest head among images of one origin, of `inference.view.choose_view`; None for a pair that
-            stands alone.
+        longest: length of the longest head among images of one origin (see `inference.view.choose_view`); None for a
+            single pair.
     """
 
     name: str
@@ -40,7 +40,7 @@ class PairFiles:
 
     @property
     def paths(self) -> dict[str, Path]:
-        """Role -> file, of the files that there are."""
+        """Return role -> file for the files that exist."""
         files = {role: getattr(self, role) for role in FILES}
         return {role: path for role, path in files.items() if path is not None}
 
@@ -50,7 +50,7 @@ class SourceImages(NamedTuple):
 
     Attributes:
         fixed: (H, W).
-        moving: (H, W), or (H, W, 3) where the results are to be in colour.
+        moving: (H, W), or (H, W, 3) if the results are in colour.
         label: the truly aligned moving image, (H, W) or (H, W, 3), if there is one.
     """
 
@@ -89,10 +89,10 @@ def folder_pairs(
     """List the pairs of folders, or of single files, as `sample_pairs` does.
 
     Args:
-        left_out: as of `utils.imaging.pairing.pair_files`.
+        left_out: as in `utils.imaging.pairing.pair_files`.
 
     Raises:
-        FileError: as `utils.imaging.pairing.pair_files`.
+        FileError: as in `utils.imaging.pairing.pair_files`.
     """
     pairs = pair_files(fixed=fixed, moving=moving, label=label, left_out=left_out)
     return {modality: [PairFiles(**pair) for pair in pairs]}
@@ -108,15 +108,15 @@ def table_pairs(
     """List the pairs of a table, as `sample_pairs` does.
 
     Args:
-        csv: table with the columns fixed, moving and, if wanted, name, label, flow, modality, split.
-        root: folder that its paths start from.
-        modality: one of `MODALITIES`, or all for every one that the table has. A table without a column modality is
-            taken to be of this one.
-        split: which rows; None for all.
-        left_out: as of `data.table.read_table`.
+        csv: table with the columns fixed, moving [, name, label, flow, modality, split].
+        root: folder that the paths of the table start from.
+        modality: one of `MODALITIES`, or all for every modality of the table. A table without the column is taken to
+            be of this modality.
+        split: rows to take; None takes all.
+        left_out: as in `data.table.read_table`.
 
     Raises:
-        DataError: as `data.table.read_table`, if nothing tells the modality, or for flows without labels.
+        DataError: as in `data.table.read_table`; the modality is unknown; or there are flows without labels.
     """
     table = read_table(csv, root, split=split, modality=modality, left_out=left_out)
     if "flow" in table and "label" not in table:
@@ -133,7 +133,7 @@ def table_pairs(
 def read_pair(pair: PairFiles, modality: str) -> SourceImages:
     """Read the images of a pair.
 
-    The moving image is RGB for PET and SPECT, and for CT where the picture has colour; a grey picture in an RGB file
+    The moving image is RGB for PET and SPECT, and for a CT image that has colour. A grey image in an RGB file
     stays grey.
 
     Raises:
@@ -148,5 +148,5 @@ def read_pair(pair: PairFiles, modality: str) -> SourceImages:
 
 
 def is_blank(image: np.ndarray) -> bool:
-    """Whether an image in [0, 1] shows nothing: all its values lie within 4 of 255 grey levels."""
+    """Return whether an image in [0, 1] is blank: all values lie within 4 of 255 grey levels."""
     return bool(np.ptp(image) < 4 / 255)

@@ -1,8 +1,8 @@
-"""Tables of pairs: reading them with checks.
+"""Read tables of pairs and check them.
 
-A table is a CSV file with a row a pair and the columns ``fixed, moving`` (paths relative to a root folder) and, where
-there is something to say, ``name, label, flow, modality, group`` (the patient) and ``split`` (train, val or test).
-Capitals make no difference in the names of columns, modalities and splits.
+A table is a CSV file with one row per pair. The columns ``fixed`` and ``moving`` are paths relative to a root folder.
+Optional columns are ``name``, ``label``, ``flow``, ``modality``, ``group`` (the patient) and ``split`` (train, val or
+test). Capitals do not matter in the names of columns, modalities and splits.
 """
 
 import os
@@ -18,13 +18,13 @@ from utils.files import FileError, lacking
 MODALITIES = ("CT", "PET", "SPECT")
 SPLITS = ("train", "val", "test")
 FILES = ("fixed", "moving", "label", "flow")
-"""Columns of a table that name files; the last two are optional."""
+"""Columns of a table that name files. The last two are optional."""
 
 COLUMNS = ("name", *FILES, "modality", "group", "split")
-"""All columns that mean something here; others are left as they are."""
+"""All columns that this project reads. Other columns are left as they are."""
 
 LONGEST_NAME = 200
-"""Bytes of a pair's name: files take 255, of which endings and those of unfinished files want some."""
+"""Largest number of bytes of a pair's name. File systems take 255, and endings need some of them."""
 
 _CHOICES = {"modality": MODALITIES, "split": SPLITS}
 
@@ -32,7 +32,7 @@ _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 class DataError(FileError):
-    """A table of pairs that cannot be made or used. The message is one line."""
+    """A table of pairs cannot be made or used. The message is one line."""
 
 
 def read_table(
@@ -46,20 +46,20 @@ def read_table(
     """Read a table of pairs and check it.
 
     Args:
-        csv: CSV file with the columns ``fixed, moving`` and, if wanted, ``name, label, flow, modality, group, split``.
-        root: folder that the paths in it start from.
-        modality: keep only rows of this one; a table without the column is taken to be of it. None or "all" keeps all.
-        split: keep only rows of this one (needs the column); None keeps all.
-        left_out: where rows that cannot be used by themselves are named, a line each, instead of an error.
+        csv: CSV file with the columns ``fixed, moving [, name, label, flow, modality, group, split]``.
+        root: folder that the paths of the table start from.
+        modality: keep only rows of this modality. A table without the column is taken to be of it. None or
+            "all" keeps all.
+        split: keep only rows of this split (needs the column). None keeps all.
+        left_out: list that gets one line for each unusable row. None raises an error instead.
 
     Returns:
-        The file's columns as strings, paths still relative to ``root``, and ``name``, by default the stem of ``fixed``.
+        The columns as strings, paths relative to ``root``, and ``name``, by default the stem of ``fixed``.
 
     Raises:
-        DataError: no such file, not a CSV file, a needed column is missing, no rows, an unknown modality or split;
-            among the rows that are kept an empty cell, two (of one modality) with one name, a name that cannot be a
-            file's, a path that leaves the root or leads to no file. The message names the file and, where there is one,
-            the line.
+        DataError: the file is missing or no CSV file; a column is missing; there are no rows; a modality or split is
+            unknown; a cell is empty; two rows of one modality share a name; a name cannot be a file name; a path leaves
+            the root or leads to no file. The message names the file and the line.
     """
     table = read_csv(csv, ("fixed", "moving"))
     given = [column for column in COLUMNS if column in table]
@@ -94,12 +94,12 @@ def read_table(
 
 
 def with_names(table: pd.DataFrame) -> pd.DataFrame:
-    """A table with a column name, where it has none that of the stems of its fixed images."""
+    """Add a column ``name`` with the stems of the fixed images, unless the table has one."""
     return table if "name" in table else table.assign(name=[Path(path).stem for path in table["fixed"]])
 
 
 def modality_of(kinds: Sequence[str]) -> str | None:
-    """What a checkpoint for pairs of these modalities is to be made for: one modality, or "all"; None for no pairs."""
+    """Return the modality that a checkpoint for these pairs needs: one, "all" for several, None without pairs."""
     return "all" if len(kinds) > 1 else next(iter(kinds), None)
 
 
@@ -109,10 +109,10 @@ def _usable(
     check: Callable[[int, dict[str, str]], None],
     left_out: list[str] | None,
 ) -> pd.DataFrame:
-    """The rows for which `check` of their line and cells raises nothing; others raise it, or go to `left_out`.
+    """Keep the rows that pass `check`. Others raise its error, or go to `left_out`.
 
     Raises:
-        DataError: as `check`, or where no row is left.
+        DataError: as `check`, or no row is left.
     """
     unusable = []
     for line, row in zip(table.index, table.to_dict("records"), strict=True):
@@ -129,18 +129,18 @@ def _usable(
 
 
 def read_csv(path: str | os.PathLike, needed: tuple[str, ...]) -> pd.DataFrame:
-    """Strings throughout, indexed by the line in the file (as long as no cell spans lines), columns checked."""
+    """Read a CSV file as strings, indexed by line number (if no cell spans lines), and check its columns."""
     if not os.path.isfile(path):
         raise DataError.at(path, "a CSV file", f"{lacking(path)}")
     form = {"dtype": str, "keep_default_na": False, "index_col": False, "encoding": "utf-8-sig",
             "skipinitialspace": True, "skip_blank_lines": False}  # fmt: skip
     try:
-        # The header first: where it is none, what pandas says of the rows below it is beside the point.
-        # As a row of cells, since pandas gives names that stand twice a number.
+        # The header comes first, because without one pandas' errors about the rows mislead. It is read as a row of
+        # cells, because pandas numbers names that occur twice.
         header = pd.read_csv(path, nrows=1, header=None, **form)
         columns = _columns(path, header.fillna("").iloc[0] if len(header) else [], needed)
         with warnings.catch_warnings():
-            # With index_col=False cells beyond the header's would be dropped with no more than a warning.
+            # With index_col=False pandas drops extra cells with a warning only.
             warnings.simplefilter("error", pd.errors.ParserWarning)
             table = pd.read_csv(path, **form)
     except DataError:
@@ -164,7 +164,7 @@ def read_csv(path: str | os.PathLike, needed: tuple[str, ...]) -> pd.DataFrame:
 
 
 def as_choice(value: str, column: str) -> str:
-    """A value of the column modality or split as it is written here: capitals make no difference."""
+    """Return a modality or split in this project's spelling, whatever its capitals."""
     return next((choice for choice in _CHOICES[column] if choice.lower() == value.lower()), value)
 
 
@@ -172,14 +172,14 @@ def check_choice(csv: str | os.PathLike, line: int, column: str, value: str) -> 
     """Check a value of the column modality or split.
 
     Raises:
-        DataError: it is none of those that there are.
+        DataError: the value is unknown.
     """
     if value not in _CHOICES[column]:
         raise DataError.at(csv, f"one of {', '.join(_CHOICES[column])} as {column} in line {line}", repr(value))
 
 
 def _columns(path: str | os.PathLike, header: Iterable[str], needed: tuple[str, ...]) -> list[str]:
-    """The names in a header, those in `COLUMNS` without spaces and capitals, checked to have what is needed."""
+    """Return the names in a header, known ones without spaces and capitals, and check that the needed ones exist."""
     columns = [name.strip().lower() if name.strip().lower() in COLUMNS else name for name in header]
     missing = [column for column in needed if column not in columns]
     if missing:
@@ -217,7 +217,7 @@ def _empty_cell(csv: str | os.PathLike, line: int, column: str) -> DataError:
 
 
 def _with_slashes(value: str, root: str | os.PathLike) -> str:
-    """A path of a table that was written under Windows, as any system reads it."""
+    """Replace the backslashes of a Windows path, unless a file of that very name exists."""
     if "\\" not in value:
         return value
     plain = value.replace("\\", "/")
@@ -226,7 +226,7 @@ def _with_slashes(value: str, root: str | os.PathLike) -> str:
 
 
 def _check_path(csv: str | os.PathLike, line: int, value: str, root: str | os.PathLike) -> None:
-    # Read as a Windows path both kinds of slash separate and drive letters count, whatever the machine.
+    # A Windows path knows both kinds of slash and drive letters, on every machine.
     path = PureWindowsPath(value)
     if path.anchor or ".." in path.parts:
         raise DataError.at(csv, f"a path inside the root in line {line}, relative to it (--root DIR)", repr(value))
@@ -237,10 +237,10 @@ def _check_path(csv: str | os.PathLike, line: int, value: str, root: str | os.Pa
 
 
 def modality_name(text: str) -> str:
-    """A modality or all from the command line, capitals make no difference; what is neither stays as it is."""
+    """Parse a modality or "all", whatever its capitals. Other words stay as they are."""
     return "all" if text.lower() == "all" else as_choice(text, "modality")
 
 
 def split_name(text: str) -> str:
-    """A split from the command line, likewise."""
+    """Parse a split, whatever its capitals. Other words stay as they are."""
     return as_choice(text, "split")
