@@ -608,7 +608,7 @@ def test_damaged_gzip(tmp_path: Path) -> None:
 
 
 def test_nifti_that_is_no_volume(tmp_path: Path) -> None:
-    message_of(nifti(tmp_path / "4d.nii", np.zeros((X, Y, 3, 2), np.float32)), "4D")
+    message_of(nifti(tmp_path / "5d.nii", np.zeros((X, Y, 3, 2, 2), np.float32)), "5D")
     message_of(nifti(tmp_path / "line.nii", np.zeros((X, 1, 3), np.float32)), "several rows and columns", "72 x 1")
     message_of(nifti(tmp_path / "complex.nii", np.zeros((X, Y, 3), np.complex64)), "one real number")
     flat, third_row_of_the_affine = nifti(tmp_path / "flat.nii", np.zeros((X, Y, 3), np.float32)), 312
@@ -695,9 +695,7 @@ def test_slices_of_differing_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("heights", "words"),
     [
-        ((0, 3, 9), ("evenly spaced", ".dcm")),
-        ((0, 3, 6.8), ("evenly spaced", ".dcm")),
-        ((0, 1, 2, 3, 300), ("evenly spaced", "297.000 mm from 3.dcm to 4.dcm")),
+        ((0, 1, 2, 3, 300), ("no more than 20 mm apart", "297.000 mm from 3.dcm to 4.dcm")),
         ((0, 3, 3), ("one slice a place", "1 place with several, such as 1.dcm and 2.dcm")),
         ((1, 1), ("one slice a place", "1 place with several, such as 0.dcm and 1.dcm")),
         ((0, 3, 6, 0, 3.01, 6, 0), ("one slice a place", "3 places with several, such as 0.dcm and 3.dcm")),
@@ -707,6 +705,52 @@ def test_missing_and_doubled_slices(tmp_path: Path, heights: tuple[float, ...], 
     for number, z in enumerate(heights):
         dicom(tmp_path / f"{number}.dcm", noise(64, 64), ImagePositionPatient=[0, 0, z])
     message_of(tmp_path, *words)
+
+
+def test_uneven_slices_are_interpolated_and_named(tmp_path: Path) -> None:
+    # A tilted gantry: the slices lie along a line that is oblique to them.
+    at, tilt = np.array([0, 3, 6, 7, 10, 16]), np.array([0, -0.6, 0.8])
+    for number, z in enumerate(at):
+        position = list(np.array([-20.0, -30.0, 5.0]) + z * tilt)
+        dicom(tmp_path / f"{number}.dcm", np.full((64, 66), 10 * z), ImagePositionPatient=position)
+    volume = read_volume(tmp_path)
+    np.testing.assert_allclose(volume.slices[:, 9, 9], [0, 30, 60, 90, 120, 150], atol=1e-3)
+    np.testing.assert_allclose(volume.affine[:3, 2], 3 * tilt * [-1, -1, 1])  # RAS
+    assert "6.000 mm from 4.dcm to 5.dcm" in volume.note and "every 3.000 mm" in volume.note
+
+
+def test_frames_in_time_are_averaged_or_chosen(tmp_path: Path) -> None:
+    array = np.arange(4, dtype=np.float32) * np.ones((X, Y, 3, 1), np.float32)
+    path = nifti(tmp_path / "4d.nii.gz", array)
+    volume = read_volume(path)
+    assert (volume.slices == 1.5).all() and "4 frames in time" in volume.note
+    assert (read_volume(path, frame=3).slices == 2).all() and not read_volume(path, frame=3).note
+    with pytest.raises(ImageError, match=r"expected frame 5 \(--frame\), found 4 frames"):
+        read_volume(path, frame=5)
+
+
+def test_pet_in_time_is_averaged_or_chosen_place_by_place(tmp_path: Path) -> None:
+    # Named against the order in which they were taken.
+    for number, (z, minute, value) in enumerate([(0, 1, 30), (3, 1, 50), (0, 0, 10), (3, 0, 20)]):
+        dicom(tmp_path / f"{number}.dcm", np.full((64, 66), value), ImagePositionPatient=[0, 0, z], Modality="PT",
+              AcquisitionDate="20240301", AcquisitionTime=f"12{minute:02}00")  # fmt: skip
+    volume = read_volume(tmp_path)
+    np.testing.assert_array_equal(volume.slices[:, 0, 0], [20, 35])
+    assert "2 frames in time" in volume.note
+    np.testing.assert_array_equal(read_volume(tmp_path, frame=1).slices[:, 0, 0], [10, 20])
+    np.testing.assert_array_equal(read_volume(tmp_path, frame=2).slices[:, 0, 0], [30, 50])
+
+
+@pytest.mark.parametrize("suffix", [".mgz", ".mgh"])
+def test_freesurfer_files_lie_as_nifti_files_do(tmp_path: Path, suffix: str) -> None:
+    array, affine = patient(), np.diag([-0.9, 0.8, 1.5, 1.0])
+    nib.save(nib.MGHImage(array, affine), tmp_path / f"a{suffix}")
+    found, like = read_volume(tmp_path / f"a{suffix}"), read_volume(nifti(tmp_path / "a.nii", array, affine))
+    np.testing.assert_array_equal(found.slices, like.slices)
+    np.testing.assert_allclose(found.affine, affine, atol=1e-4)
+    assert found.placed
+    (tmp_path / f"a{suffix}").write_bytes(b"")
+    message_of(tmp_path / f"a{suffix}", "FreeSurfer")
 
 
 def test_frames_of_several_times_in_one_file(tmp_path: Path) -> None:

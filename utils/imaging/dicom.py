@@ -19,14 +19,12 @@ from pydicom.uid import (
 
 from utils.files import entries, lacking
 from utils.imaging.images import IMAGE_SUFFIXES, ImageError, check_voxels
-from utils.messages import counted
+from utils.imaging.stacking import Places, choose_frames, places_of, same_place
+from utils.imaging.suv import suv_factor
 
 DICOM_SUFFIX = ".dcm"
-UNEVEN = 0.1
-"""Largest deviation of the step from one DICOM slice to the next, as a share of the mean step."""
-NO_STEP = 0.01
-"""Step, as a share of the usual one, up to which two DICOM slices lie in one place."""
-
+_IN_TIME = {"PT", "NM"}
+"""Modalities of which several images of one place are frames in time, whose mean says what one image says."""
 _MACROS = (
     "PixelMeasuresSequence",
     "PlanePositionSequence",
@@ -49,17 +47,21 @@ _PADDING = {
 """Tag of the pixels -> tags of the values that fill the frame where nothing was measured."""
 
 
-def read_dicom(path: Path) -> tuple[np.ndarray, np.ndarray, str, str, str]:
+def read_dicom(path: Path, frame: int | None = None) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
     """Read a DICOM file, or all those of a folder, which are put in order along the slices' normal.
 
     What a folder holds beside images, such as a report, is left out.
 
     Pixels of padding get the lowest value that was measured anywhere in the series: the background.
 
+    Args:
+        path: file or folder.
+        frame: which image of each place, from 1, where there are several; None for the mean of PET and SPECT in time.
+
     Returns:
-        float32 array (columns, rows, slices) in the file's own units; affine (4, 4), from its indices to RAS mm;
-        DICOM's modality; units, "HU" for every spelling of Hounsfield units, "" where they are unknown; UID of the
-        frame of reference, "" where there is none.
+        float32 array (columns, rows, slices) in the file's own units, or SUV where the header allows it; affine (4, 4),
+        from its indices to RAS mm; and attributes of `utils.imaging.volumes.Volume`: modality, units ("HU" for every
+        spelling of Hounsfield units), space and note.
 
     Raises:
         ImageError: as `utils.imaging.volumes.read_volume`.
@@ -74,31 +76,24 @@ def read_dicom(path: Path) -> tuple[np.ndarray, np.ndarray, str, str, str]:
             no_images.append(error)
     if not frames:
         raise no_images[0]
-    first, *others = frames
-    for frame in others:
-        for what, here, there in (
-            ("the series", first.series, frame.series),
-            ("the rows and columns", first.values.shape, frame.values.shape),
-            ("the pixel spacing", first.spacing, frame.spacing),
-            ("the direction", first.directions, frame.directions),
-            ("the units", first.units or "unknown", frame.units or "unknown"),
-        ):
-            same = np.allclose(here, there, atol=1e-3) if isinstance(here, np.ndarray) else here == there
-            if not same:
-                raise ImageError.at(frame.file, f"{what} of {first.file.name}, {_text(here)}", _text(there))
+    _check_alike(frames)
+    frames, note = _one_a_place(path, frames, frame)
+    first = frames[0]
     check_voxels(path, (len(frames), *first.values.shape))
-    normal = np.cross(*first.directions)
-    frames.sort(key=lambda frame: float(frame.position @ normal))
-    step = _even_step(path, frames) if others else normal * first.thickness
+    if len(frames) > 1:
+        places = places_of(path, np.array([x.position for x in frames]), [x.file.name for x in frames])
+    else:
+        places = Places(np.cross(*first.directions) * first.thickness)
     lps = np.eye(4)
-    lps[:3] = np.column_stack((*(first.directions * first.spacing[::-1, None]), step, frames[0].position))
-    array = np.stack([frame.values for frame in frames])
-    padded = np.stack([frame.padded for frame in frames])
+    lps[:3] = np.column_stack((*(first.directions * first.spacing[::-1, None]), places.step, first.position))
+    array = np.stack([x.values for x in frames])
+    padded = np.stack([x.padded for x in frames])
     if padded.all():
         raise ImageError.at(path, "pixels that were measured", "padding alone")
     array[padded] = array[~padded].min()
-    array = array.transpose(2, 1, 0)
-    return array, _LPS_TO_RAS @ lps, first.modality, first.units, first.space
+    array = places.apply(array).transpose(2, 1, 0)
+    about = {"modality": first.modality, "units": first.units, "space": first.space}
+    return array, _LPS_TO_RAS @ lps, about | {"note": "; ".join(filter(None, (note, places.note)))}
 
 
 def dicom_files(folder: Path) -> list[Path]:
@@ -164,6 +159,7 @@ class _Frame(NamedTuple):
     modality: str
     units: str
     space: str  # UID of the frame of reference
+    time: tuple[str, float, int]  # what puts frames of one place in order: when it was taken, its number
 
 
 def _read_frames(path: Path) -> list[_Frame]:
@@ -324,9 +320,13 @@ def _frame(path: Path, dataset: Dataset, number: int, values: np.ndarray, padded
     units = _units(str(units or dataset.get("RescaleType") or ("HU" if modality == "CT" else "")))
     if units == "HU" and len(given) < 2 and not table:
         units = ""  # what is stored before it is rescaled
+    values = apply_modality_lut(values, tags).astype(np.float32)
+    if factor := suv_factor(dataset):
+        values, units = values * np.float32(factor), "SUV"
+    taken = [dataset.get(name) for name in ("AcquisitionDate", "AcquisitionTime")]
     return _Frame(
         file=path,
-        values=apply_modality_lut(values, tags).astype(np.float32),
+        values=values,
         padded=padded,
         position=position,
         directions=directions,
@@ -336,7 +336,13 @@ def _frame(path: Path, dataset: Dataset, number: int, values: np.ndarray, padded
         modality=modality,
         units=units,
         space=str(dataset.get("FrameOfReferenceUID") or ""),
+        time=("".join(map(str, taken)), float(dataset.get("FrameReferenceTime") or 0), _number(dataset, number)),
     )
+
+
+def _number(dataset: Dataset, number: int) -> int:
+    """Of a frame in its series: of the file, then within the file."""
+    return 10000 * int(dataset.get("InstanceNumber") or 0) + number
 
 
 def _functional_groups(dataset: Dataset, number: int) -> Dataset:
@@ -353,25 +359,49 @@ def _functional_groups(dataset: Dataset, number: int) -> Dataset:
     return flat
 
 
-def _even_step(path: Path, frames: list[_Frame]) -> np.ndarray:
-    """Mean step (3,) in mm from one frame to the next; an error if any step differs or is none."""
-    steps = np.diff([frame.position for frame in frames], axis=0)
-    lengths = np.linalg.norm(steps, axis=1)
-    none = lengths <= NO_STEP * np.median(lengths[lengths > 1e-6] if lengths.any() else lengths)
-    if none.any():
-        # Where a run of such steps begins.
-        first = np.flatnonzero(none & ~np.insert(none[:-1], 0, False))
-        names = dict.fromkeys(frame.file.name for frame in frames[first[0] : first[0] + 2])
-        found = f"{counted(len(first), 'place')} with several, such as {' and '.join(names)}"
-        raise ImageError.at(path, "one slice a place (one time, one acquisition)", found)
-    mean = steps.mean(axis=0)
-    deviation = np.linalg.norm(steps - mean, axis=1)
-    worst = int(deviation.argmax())
-    if deviation[worst] > UNEVEN * np.linalg.norm(mean):
-        distance, names = np.linalg.norm(steps[worst]), [frame.file.name for frame in frames[worst : worst + 2]]
-        expected = f"evenly spaced slices, {np.linalg.norm(mean):.3f} mm apart on average"
-        raise ImageError.at(path, expected, f"{distance:.3f} mm from {names[0]} to {names[1]}")
-    return mean
+def _check_alike(frames: list[_Frame]) -> None:
+    """Check that all frames go together with the first one.
+
+    Raises:
+        ImageError: one does not.
+    """
+    first, *others = frames
+    for frame in others:
+        for what, here, there in (
+            ("the series", first.series, frame.series),
+            ("the rows and columns", first.values.shape, frame.values.shape),
+            ("the pixel spacing", first.spacing, frame.spacing),
+            ("the direction", first.directions, frame.directions),
+            ("the units", first.units or "unknown", frame.units or "unknown"),
+        ):
+            same = np.allclose(here, there, atol=1e-3) if isinstance(here, np.ndarray) else here == there
+            if not same:
+                raise ImageError.at(frame.file, f"{what} of {first.file.name}, {_text(here)}", _text(there))
+
+
+def _one_a_place(path: Path, frames: list[_Frame], wanted: int | None) -> tuple[list[_Frame], str]:
+    """One frame of each place, in order along the normal, and a note on what was taken; several stay where that is odd.
+
+    Raises:
+        ImageError: a frame is wanted that is not there.
+    """
+    normal = np.cross(*frames[0].directions)
+    frames = sorted(frames, key=lambda frame: float(frame.position @ normal))
+    numbers = same_place(np.array([frame.position for frame in frames]))
+    counts = np.bincount(numbers)
+    in_time = frames[0].modality in _IN_TIME or wanted is not None
+    if counts.min() != counts.max() or not in_time:
+        return frames, ""  # the places are checked later
+    chosen, note = choose_frames(path, int(counts[0]), wanted)
+    if counts[0] == 1:
+        return frames, note
+    one_each = []
+    for number in range(len(counts)):
+        here = sorted((frames[k] for k in np.flatnonzero(numbers == number)), key=lambda frame: frame.time)
+        taken = [here[k] for k in chosen]
+        values = np.mean([frame.values for frame in taken], axis=0, dtype=np.float32)
+        one_each.append(taken[0]._replace(values=values, padded=np.all([frame.padded for frame in taken], axis=0)))
+    return one_each, note
 
 
 def _text(value: str | tuple[int, ...] | np.ndarray) -> str:

@@ -1,4 +1,4 @@
-"""Volumes and single slices from NIfTI and DICOM files, and NIfTI files of what was made from them.
+"""Volumes and single slices from NIfTI, FreeSurfer and DICOM files, and NIfTI files of what was made from them.
 
 Axes: whatever order a file has, `Volume.slices[k]` is an axial slice as (rows, columns): k runs to the patient's head
 (superior), rows from front to back (anterior to posterior), columns from the patient's right to the left. That is
@@ -12,7 +12,7 @@ and are not inverted.
 
 import gzip
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,8 +24,13 @@ from nibabel.spatialimages import HeaderDataError
 from utils.files import entries, lacking, write_bytes
 from utils.imaging.dicom import dicom_files, is_dicom, read_dicom
 from utils.imaging.images import IMAGE_SUFFIXES, ImageError, check_voxels
+from utils.imaging.stacking import choose_frames
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
+"""Of files that are written."""
+
+VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, ".mgz", ".mgh")
+"""Of files that are read; the last two are FreeSurfer's."""
 
 _MILLIMETRES = {1: 1000.0, 3: 0.001}
 """NIfTI's codes of metres and micrometres; without a unit, lengths are taken to be mm."""
@@ -45,6 +50,7 @@ class Volume(NamedTuple):
         units: of the values: "HU", DICOM's such as "BQML", or "" where the file does not say.
         space: UID of DICOM's frame of reference, in which the file's positions are; "" where there is none.
         forms: of NIfTI sform and qform, each with its code; the matrix is None where the code is 0.
+        note: what was done to the file's values that a user should know of, such as interpolation; "" for nothing.
     """
 
     slices: np.ndarray
@@ -53,6 +59,7 @@ class Volume(NamedTuple):
     units: str
     space: str = ""
     forms: tuple[tuple[np.ndarray | None, int], ...] = ()
+    note: str = ""
 
     @property
     def placed(self) -> bool:
@@ -74,10 +81,10 @@ class Volume(NamedTuple):
 
 
 def is_volume(path: str | os.PathLike) -> bool:
-    """True for a NIfTI file by its name, for a DICOM file, and for a folder that holds DICOM files."""
+    """True for a NIfTI or FreeSurfer file by its name, for a DICOM file, and for a folder that holds DICOM files."""
     if os.path.isdir(path):
         return bool(dicom_files(Path(path)))
-    return Path(path).name.lower().endswith(NIFTI_SUFFIXES) or is_dicom(Path(path))
+    return Path(path).name.lower().endswith(VOLUME_SUFFIXES) or is_dicom(Path(path))
 
 
 def holds_images(path: str | os.PathLike) -> bool:
@@ -107,27 +114,29 @@ def check_no_volumes(paths: Iterable[str | os.PathLike]) -> None:
             raise ImageError.at(path, expected, f"a folder with {len(volumes)} of them, such as {volumes[0]}")
 
 
-def read_volume(path: str | os.PathLike) -> Volume:
+def read_volume(path: str | os.PathLike, frame: int | None = None) -> Volume:
     """Read a volume or a single slice.
 
     Args:
-        path: NIfTI file (2D or 3D), DICOM file (one frame or several), or folder of DICOM files of one series, which
-            are put in order by their position along the slice normal.
+        path: NIfTI or FreeSurfer file (2D to 4D), DICOM file (one frame or several), or folder of DICOM files of one
+            series, which are put in order by their position along the slice normal. Uneven distances are evened by
+            interpolation.
+        frame: which image of a series in time, from 1; None for their mean. A volume of one time has one frame.
 
     Raises:
-        ImageError: nothing there, damaged or truncated, another format, 4D, colour, NaN or infinity, slices of one
-            row or column, more than `MAX_VOXELS` voxels, an affine that cannot be inverted; and for DICOM: no
+        ImageError: nothing there, damaged or truncated, another format, colour, NaN or infinity, slices of one row or
+            column, more than `MAX_VOXELS` voxels, an affine that cannot be inverted, no such frame; and for DICOM: no
             position tags, nothing installed that decodes the pixels, or slices of more than one series, size, spacing
-            or direction, unevenly spaced, or several in one place.
+            or direction, too far apart, or of several times at some places only.
     """
     path = Path(path)
     if not os.path.exists(path):
-        raise ImageError.at(path, "a NIfTI or DICOM file or a folder of DICOM files", f"{lacking(path)}")
+        raise ImageError.at(path, "a NIfTI, FreeSurfer or DICOM file or a folder of DICOM files", f"{lacking(path)}")
     if not is_volume(path):
         found = "a folder without DICOM files" if path.is_dir() else repr(path.name)
-        raise ImageError.at(path, "a .nii, .nii.gz or DICOM file or a folder of DICOM files", found)
-    nifti = path.name.lower().endswith(NIFTI_SUFFIXES) and path.is_file()
-    array, affine, *about = _read_nifti(path) if nifti else read_dicom(path)
+        raise ImageError.at(path, "a .nii, .nii.gz, .mgz or DICOM file or a folder of DICOM files", found)
+    by_nibabel = path.name.lower().endswith(VOLUME_SUFFIXES) and path.is_file()
+    array, affine, about = _read_by_nibabel(path, frame) if by_nibabel else read_dicom(path, frame)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise ImageError.at(path, "an affine that can be inverted", f"{np.array2string(affine, precision=3)}")
     if not np.isfinite(array).all():
@@ -138,7 +147,7 @@ def read_volume(path: str | os.PathLike) -> Volume:
     if min(height, width) == 1 or count == 1 < array.shape[2]:
         expected = "axial slices of several rows and columns, or one slice along the third axis"
         raise ImageError.at(path, expected, f"{count} of {width} x {height}")
-    return Volume(slices, affine, *about)
+    return Volume(slices, affine, **about)
 
 
 def write_volume(path: str | os.PathLike, slices: np.ndarray, like: Volume) -> None:
@@ -177,7 +186,6 @@ def write_volume(path: str | os.PathLike, slices: np.ndarray, like: Volume) -> N
     image.header.set_xyzt_units("mm")
     data = image.to_bytes()
     write_bytes(path, gzip.compress(data, mtime=0) if path.name.lower().endswith(".gz") else data)
-
 
 
 def window(slices: np.ndarray, center: float, width: float) -> np.ndarray:
@@ -248,40 +256,53 @@ def _to_nifti(slices: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
     return nib.Nifti1Image(apply_orientation(slices.transpose(2, 1, 0), ornt_transform(view, own)), affine)
 
 
-
-def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, str, str, str, tuple[tuple[np.ndarray | None, int], ...]]:
-    """float32 array (X, Y, Z), affine, modality, units and space, which NIfTI does not name, and `Volume.forms`."""
+def _read_by_nibabel(path: Path, frame: int | None) -> tuple[np.ndarray, np.ndarray, dict]:
+    """float32 array (X, Y, Z) and affine of a NIfTI or FreeSurfer file, and further attributes of `Volume`."""
+    kind = "NIfTI" if path.name.lower().endswith(NIFTI_SUFFIXES) else "FreeSurfer"
     if found := lacking(path):
-        raise ImageError.at(path, "a NIfTI file", found)
+        raise ImageError.at(path, f"a {kind} file", found)
     try:
         image = nib.load(path)
     except nib.filebasedimages.ImageFileError as error:
-        raise ImageError.at(path, "a NIfTI file", f"another format or a damaged header ({error})") from error
+        raise ImageError.at(path, f"a {kind} file", f"another format or a damaged header ({error})") from error
     except Exception as error:
         # nibabel lets the errors of gzip, zlib, mmap and NumPy through.
-        raise ImageError.at(path, "a complete NIfTI file", f"a damaged or truncated file ({error})") from error
-    if not isinstance(image, nib.Nifti1Image):
-        raise ImageError.at(path, "a NIfTI file", type(image).__name__)
-    if len(image.shape) < 2 or 0 in image.shape or np.prod(image.shape[3:]) != 1:
-        raise ImageError.at(path, "a slice (2D) or a volume (3D)", f"{len(image.shape)}D, shape {image.shape}")
+        raise ImageError.at(path, f"a complete {kind} file", f"a damaged or truncated file ({error})") from error
+    if not isinstance(image, nib.Nifti1Image | nib.MGHImage):
+        raise ImageError.at(path, f"a {kind} file", type(image).__name__)
+    if len(image.shape) < 2 or 0 in image.shape or np.prod(image.shape[4:]) != 1:
+        found = f"{len(image.shape)}D, shape {image.shape}"
+        raise ImageError.at(path, "a slice (2D), a volume (3D) or volumes in time (4D)", found)
     if image.get_data_dtype().kind not in "iuf":
-        raise ImageError.at(path, "one real number a voxel", f"data type {image.header.get_value_label('datatype')}")
-    check_voxels(path, image.shape)
+        found = f"data type {image.header.get_value_label('datatype')}"
+        raise ImageError.at(path, "one real number a voxel", found)
+    check_voxels(path, image.shape[:3])
+    chosen, note = choose_frames(path, int(np.prod(image.shape[3:])), frame)
     try:
-        array = image.get_fdata(dtype=np.float32)
-        if path.suffix.lower() == ".gz":
+        # One after the other: a long series need not fit into memory.
+        frames = (np.asarray(image.dataobj[(..., *index)], np.float32) for index in _indices(image, chosen))
+        array = sum(frames, np.zeros((), np.float32)) / np.float32(len(chosen))
+        if path.suffix.lower() in (".gz", ".mgz"):
             # nibabel stops before the checksum, which alone shows damage inside the data.
             with gzip.open(path) as file:
                 while file.read(2**20):
                     pass
     except Exception as error:
-        raise ImageError.at(path, "a complete NIfTI file", f"a damaged or truncated file ({error})") from error
-    # PET is often written with a fourth axis of one time.
+        raise ImageError.at(path, f"a complete {kind} file", f"a damaged or truncated file ({error})") from error
     array = array.reshape(*array.shape[:3], *(1,) * (3 - array.ndim))
+    about = {"modality": "", "units": "", "note": note}
+    if kind == "FreeSurfer":
+        return array, image.affine, about
     to_mm = np.ones((4, 1))
     to_mm[:3] = _MILLIMETRES.get(int(image.header["xyzt_units"]) & 7, 1)  # the other bits are those of time
-    forms = (_form(get, to_mm) for get in (image.get_sform, image.get_qform))
-    return array, to_mm * image.affine, "", "", "", tuple(forms)
+    forms = tuple(_form(get, to_mm) for get in (image.get_sform, image.get_qform))
+    return array, to_mm * image.affine, about | {"forms": forms}
+
+
+def _indices(image: nib.spatialimages.SpatialImage, chosen: Sequence[int]) -> list[tuple[int, ...]]:
+    """Indices of frames along the axes beyond the third, of which the fourth alone may be longer than 1."""
+    further = len(image.shape) - 3
+    return [(number, *(0,) * (further - 1)) for number in chosen] if further > 0 else [()]
 
 
 def _form(get: Callable[..., tuple[np.ndarray | None, int]], to_mm: np.ndarray) -> tuple[np.ndarray | None, int]:
