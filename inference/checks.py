@@ -3,11 +3,9 @@
 Nothing here imports torch: the processes that score start the faster for it.
 """
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
 from data.pairs import PairFiles, SourceImages, is_blank, read_pair
@@ -15,7 +13,7 @@ from data.table import DataError
 from utils.files import FileError
 from utils.geometry.head_box import SMALL, head_length
 from utils.imaging.flows import load_flow
-from utils.imaging.images import has_color
+from utils.imaging.images import has_16_bits, has_color
 from utils.messages import OTHER_RENDERING, counted, log
 from utils.processes import rank
 
@@ -119,9 +117,3 @@ def say_what_is_dark(modality: str, role: str, brightest: dict[Path, float]) -> 
         # No path: slices of volumes lie in a folder that is gone when this is read.
         found = f"{expected} {max(dark.values()):.2f}"
         log.warning(f"{modality}, {role} images: {found}; the network takes them as they are")
-
-
-def has_16_bits(path: str | os.PathLike) -> bool:
-    """Whether a file that can be read as an image has whole numbers of more than 8 bits; looks at its header only."""
-    with Image.open(path) as image:
-        return image.mode.startswith("I")

@@ -24,7 +24,21 @@ MAX_PIXELS = 64 * 1024 * 1024
 MAX_VOXELS = 2**29
 """Largest number of voxels that is read (1024 x 1024 x 512); a header that promises more is refused unread."""
 
-_FORMATS = ("PNG", "TIFF", "JPEG", "BMP", "GIF", "WEBP", "PPM")
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM")
+
+
+_OTHER_FORMATS = {
+    b"\x1f\x8b": "a gzip file",
+    b"PK\x03\x04": "a zip file",
+    b"\x89HDF": "an HDF5 file",
+    b"\x93NUMPY": "a NumPy array",
+    b"%PDF": "a PDF file",
+    b"<": "a web page or XML file",
+    b"\x5c\x01\x00\x00": "a NIfTI file",
+    b"\x08\x00\x05\x00": "a DICOM file without preamble",
+    b"\x08\x00\x00\x00": "a DICOM file without preamble",
+}
+"""How files begin that are no images -> what they are."""
 
 
 class ImageError(FileError):
@@ -35,9 +49,10 @@ def read_image(path: str | os.PathLike, *, color: bool | None = False) -> np.nda
     """Read an image file.
 
     Integers are divided by the largest value of their type (8 bit: 255, 16 bit: 65535), so that an 8-bit value v is
-    read as exactly v / 255. Float images (TIFF) must lie in [0, 1] already. Transparency is ignored: it says how a
-    viewer should paint a pixel, not what was measured there. 16-bit colour, which medical images do not use, is read
-    with 8 bits. Of a file with several frames the first is read, and a rotation noted in EXIF is carried out.
+    read as exactly v / 255. Float images must lie in [0, 1] already. Transparency is ignored: it says how a viewer
+    should paint a pixel, not what was measured there. Of a PNG in colour with 16 bits, which medical images do not use,
+    8 are read. Of a file with several frames the first is read, and a rotation noted in EXIF is carried out. For TIFF
+    see `utils.imaging.tiff.read_tiff`.
 
     Args:
         path: PNG, TIFF, JPEG, BMP, GIF, WebP, PGM or PPM file.
@@ -51,7 +66,7 @@ def read_image(path: str | os.PathLike, *, color: bool | None = False) -> np.nda
         ImageError: the file is missing, empty, damaged, not an image, has a side under ``MIN_SIDE`` or more than
             ``MAX_PIXELS`` pixels, or holds NaN, infinity or values that cannot be placed in [0, 1].
     """
-    image = _scaled(path, _decode(path))
+    image = _levels(path)
     if image.ndim == 2:
         return np.repeat(image[..., None], 3, axis=2) if color else image
     if color is None:
@@ -118,8 +133,25 @@ def check_same_size(images: Mapping[str, np.ndarray | None], paths: Mapping[str,
             raise ImageError.at(paths[role], f"the size of {os.fspath(paths[first])}, {_size(reference)}", _size(image))
 
 
-def _decode(path: str | os.PathLike) -> Image.Image:
-    """The first frame of the file, decoded, of an allowed size, in the mode that the file has."""
+def has_16_bits(path: str | os.PathLike) -> bool:
+    """Whether a file that can be read as an image has whole numbers of more than 8 bits; looks at its header only."""
+    with open(path, "rb") as file:
+        if is_tiff(file.read(4)):
+            # Takes a while to import, which only TIFF files are to cost.
+            from utils.imaging.tiff import has_16_bits as tiff_has
+
+            return tiff_has(path)
+    with Image.open(path) as image:
+        return image.mode.startswith("I")
+
+
+def is_tiff(data: bytes) -> bool:
+    """Whether bytes begin as a TIFF or BigTIFF file of either byte order."""
+    return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def _levels(path: str | os.PathLike) -> np.ndarray:
+    """The first image of the file, float32 in [0, 1], (H, W) or (H, W, 3)."""
     path = Path(path)
     if found := lacking(path):
         raise ImageError.at(path, "an image file", found)
@@ -127,12 +159,21 @@ def _decode(path: str | os.PathLike) -> Image.Image:
         data = path.read_bytes()
     except OSError as error:
         raise ImageError.at(path, "a file that can be read", error.strerror or str(error)) from error
+    if is_tiff(data):
+        from utils.imaging.tiff import read_tiff
+
+        return read_tiff(path, data)
+    return _scaled(path, _decode(path, data))
+
+
+def _decode(path: Path, data: bytes) -> Image.Image:
+    """The first frame of a file other than TIFF, decoded, of an allowed size, in the mode that the file has."""
     try:
         with warnings.catch_warnings():
             # Pillow warns of odd tags and of sizes; our own limits below are errors.
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
-            _check_size(path, image.size)
+            check_size(path, image.size)
             # Decoding alone does not check the checksums of a PNG; verify() uses the opened file up.
             Image.open(io.BytesIO(data), formats=_FORMATS).verify()
             image.load()
@@ -143,7 +184,7 @@ def _decode(path: str | os.PathLike) -> Image.Image:
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError.at(path, f"an image ({', '.join(_FORMATS)})", _describe_bytes(data)) from error
+        raise ImageError.at(path, f"an image ({', '.join(_FORMATS)}, TIFF)", _describe_bytes(data)) from error
     except Image.DecompressionBombError as error:
         raise ImageError.at(path, f"at most {MAX_PIXELS} pixels", "more") from error
     except Exception as error:
@@ -161,17 +202,31 @@ def _scaled(path: str | os.PathLike, image: Image.Image) -> np.ndarray:
         if values.min() < 0 or values.max() > 65535:
             raise ImageError.at(path, "integers of 8 or 16 bits", f"values from {values.min()} to {values.max()}")
         return values.astype(np.float32) / np.float32(65535)
-    if mode == "F":
+    if mode == "F":  # of a portable float map
         values = np.array(image, np.float32)
-        if not np.isfinite(values).all():
-            raise ImageError.at(path, "finite values", f"NaN or infinity in {int((~np.isfinite(values)).sum())} pixels")
-        if values.min() < 0 or values.max() > 1:
-            raise ImageError.at(path, "float values in [0, 1]", f"{values.min():g} to {values.max():g}")
+        check_floats(path, values)
         return values
     return np.asarray(image.convert("RGB"), np.float32) / np.float32(255)
 
 
-def _check_size(path: Path, size: tuple[int, int]) -> None:
+def check_floats(path: str | os.PathLike, values: np.ndarray) -> None:
+    """Check that values lie in [0, 1].
+
+    Raises:
+        ImageError: they do not, or some are NaN or infinity.
+    """
+    if not np.isfinite(values).all():
+        raise ImageError.at(path, "finite values", f"NaN or infinity in {int((~np.isfinite(values)).sum())} pixels")
+    if values.min() < 0 or values.max() > 1:
+        raise ImageError.at(path, "float values in [0, 1]", f"{values.min():g} to {values.max():g}")
+
+
+def check_size(path: str | os.PathLike, size: tuple[int, int]) -> None:
+    """Check that an image of this width and height has sides from `MIN_SIDE` up and at most `MAX_PIXELS` pixels.
+
+    Raises:
+        ImageError: it has not.
+    """
     width, height = size
     if min(width, height) < MIN_SIDE:
         raise ImageError.at(path, f"at least {MIN_SIDE} x {MIN_SIDE} pixels", f"{width} x {height} (width x height)")
@@ -196,6 +251,9 @@ def _size(image: np.ndarray) -> str:
 def _describe_bytes(data: bytes) -> str:
     if data.startswith(b"\x89PNG"):
         return f"a damaged PNG header ({len(data)} bytes)"
-    return f"{len(data)} bytes that are none"
+    if data[128:132] == b"DICM":
+        return "a DICOM file"
+    name = next((name for start, name in _OTHER_FORMATS.items() if data.startswith(start)), None)
+    return f"{name} ({len(data)} bytes)" if name else f"{len(data)} bytes that are none"
 
 
