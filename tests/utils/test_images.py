@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.pairs import PairFiles
 from data.splits import make_table
 from inference.checks import check_pairs
 from utils.files import FileError, remove_unfinished, write_bytes
@@ -358,8 +359,8 @@ class TestFolders:
         pairs = pair_files(fixed=tmp_path / "MRI", moving=tmp_path / "CT")
         assert [pair["name"] for pair in pairs] == ["1", "2"]
         message_of(pairs[1]["fixed"], found)
-        left, bad = check_pairs([pair | {"label": None, "flow": None} for pair in pairs], "CT", keep_going=True)
-        assert [pair["name"] for pair in left] == ["1"] and len(bad) == 1 and found in bad[0]
+        left, bad = check_pairs([PairFiles(**pair) for pair in pairs], "CT", keep_going=True)
+        assert [pair.name for pair in left] == ["1"] and len(bad) == 1 and found in bad[0]
         if isinstance(stump, str):
             with pytest.raises(FileError, match=found):
                 make_table(tmp_path, "CT", group_pattern="(.+)")

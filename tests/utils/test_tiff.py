@@ -173,9 +173,9 @@ def test_a_header_that_promises_too_much_is_refused_unread(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("kind", "deep"), [("u1", False), ("u2", True), ("i2", True), ("f8", False)])
-def test_files_of_16_bits_are_known(tmp_path: Path, kind: str, deep: bool, capsys: pytest.CaptureFixture) -> None:
+def test_files_of_16_bits_are_known(tmp_path: Path, kind: str, deep: bool, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, samples(kind), photometric="minisblack")
     assert has_16_bits(path) == deep
     say_what_is_dark("CT", "moving", {path: 0.01})
-    assert ("12 bits in a file of 16" in capsys.readouterr().err) == deep
+    assert ("12 bits in a file of 16" in caplog.text) == deep
