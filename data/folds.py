@@ -63,7 +63,7 @@ def read_folds(path: str | os.PathLike = FOLDS) -> pd.DataFrame:
 
 
 def split_by_fold(table: pd.DataFrame, folds: pd.DataFrame, fold: int) -> pd.DataFrame:
-    """The same pairs with that fold to validate on and the others to train on.
+    """Mark one fold for validation and the others for training.
 
     Args:
         table: rows with the columns fixed and modality.

@@ -77,25 +77,25 @@ class Draw:
         self.generator = generator
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
-        """One number, evenly spread."""
+        """Draw one number, uniformly."""
         return low + (high - low) * torch.rand((), generator=self.generator).item()
 
     def chance(self, share: float) -> bool:
-        """True in that share of the draws."""
+        """Return True in that share of the draws."""
         return self.uniform() < share
 
     def values(self, count: int) -> Array:
-        """Numbers in [0, 1]."""
+        """Draw numbers in [0, 1]."""
         return torch.rand(count, generator=self.generator).numpy()
 
     def fields(self, count: int, sigma: float) -> Array:
-        """(count, 256, 256) smooth fields of zero mean and unit variance; `sigma` in px, from 6 up."""
+        """Draw smooth fields (count, 256, 256) of zero mean and unit variance; `sigma` in px, from 6 up."""
         side = SIZE // 4 if sigma < 16 else SIZE // 8
         coarse = random_field(count, (side, side), sigma * side / SIZE, self.generator)
         return resize(coarse, (SIZE, SIZE))[0].numpy()
 
     def noise(self) -> Array:
-        """(256, 256) white noise of unit variance."""
+        """Draw white noise (256, 256) of unit variance."""
         return torch.randn(SIZE, SIZE, generator=self.generator).numpy()
 
 
@@ -164,7 +164,7 @@ def simulated_pair(modality: str, generator: torch.Generator, heads: LabelledHea
 
 
 def paint(head: HeadSlice, recipe: Recipe, draw: Draw) -> tuple[Array, Array]:
-    """A fixed and a moving image of one head, (256, 256) each, in [0, 1]."""
+    """Paint a fixed and a moving image of one head, (256, 256) each, in [0, 1]."""
     tissue = _with_lesion(head.tissue, draw)
     fixed = head.mri
     if recipe.varied and draw.chance(0.15):
@@ -189,7 +189,7 @@ def paint(head: HeadSlice, recipe: Recipe, draw: Draw) -> tuple[Array, Array]:
 
 
 def as_pair(fixed: Array, moving: Array) -> torch.Tensor:
-    """Two images (256, 256) as a tensor (1, 2, 256, 256) in [0, 1]."""
+    """Stack two images (256, 256) to a tensor (1, 2, 256, 256) in [0, 1]."""
     return torch.from_numpy(np.stack((fixed, moving)).clip(0, 1).astype(np.float32))[None]
 
 
@@ -202,7 +202,7 @@ LESION = len(Tissue)
 
 
 def _with_lesion(tissue: NDArray[np.uint8], draw: Draw) -> NDArray[np.uint8]:
-    """The labels with an ellipse of `LESION` in the brain, in a third of the draws."""
+    """Add an ellipse of `LESION` in the brain to the labels, in a third of the draws."""
     places = np.flatnonzero(tissue >= Tissue.FLUID) if draw.chance(0.35) else ()
     if not len(places):
         return tissue
@@ -220,7 +220,7 @@ def _random_greys(draw: Draw) -> Array:
 
 
 def _ct(tissue: NDArray[np.uint8], draw: Draw) -> Array:
-    """Attenuation through a window: of the brain, wide, or of the bone."""
+    """Paint attenuation through a window for brain, wide, or bone."""
     middle, contrast = draw.uniform(0.25, 0.6), draw.uniform(0.02, 0.16)
     bone = draw.uniform(0.75, 1.0)
     values = np.array([
@@ -233,7 +233,7 @@ def _ct(tissue: NDArray[np.uint8], draw: Draw) -> Array:
 
 
 def _uptake(contrast: str, draw: Draw) -> Array:
-    """Uptake of air, scalp, bone, fluid, grey matter, white matter and a lesion; the largest is about 1."""
+    """Draw the uptake of air, scalp, bone, fluid, grey matter, white matter and a lesion; the largest is about 1."""
     u = draw.uniform
     if contrast == "PET":
         values = [0, u(0, 0.25), u(0, 0.15), u(0, 0.2), u(0.7, 1), u(0.15, 0.45), u(0, 1.3)]
@@ -247,7 +247,7 @@ def _uptake(contrast: str, draw: Draw) -> Array:
 
 
 def _tracer(tissue: NDArray[np.uint8], contrast: str, draw: Draw) -> Array:
-    """What a PET or SPECT scanner shows, in the luma of some colour table."""
+    """Paint what a PET or SPECT scanner shows, as the luma of a colour table."""
     image = _uptake(contrast, draw)[tissue] * np.exp(draw.uniform(0.05, 0.3) * draw.fields(1, draw.uniform(10, 30))[0])
     if contrast == "thallium":
         image = image + _glands(tissue, draw)
@@ -260,7 +260,7 @@ def _tracer(tissue: NDArray[np.uint8], contrast: str, draw: Draw) -> Array:
 
 
 def _glands(tissue: NDArray[np.uint8], draw: Draw) -> Array:
-    """One to five bright discs anywhere in scalp and face."""
+    """Draw one to five bright discs anywhere in scalp and face."""
     places = np.flatnonzero((tissue > Tissue.AIR) & (tissue < Tissue.FLUID))
     image = np.zeros((SIZE, SIZE), np.float32)
     for _ in range(int(draw.uniform(1, 6)) if len(places) else 0):
@@ -271,7 +271,7 @@ def _glands(tissue: NDArray[np.uint8], draw: Draw) -> Array:
 
 @functools.cache
 def _luma_tables() -> tuple[Array, ...]:
-    """Luma of colour tables at 256 levels: the atlas's two, then those of other displays."""
+    """List the luma of colour tables at 256 levels: the atlas's two, then those of other displays."""
     from matplotlib import colormaps
 
     levels, weights = np.linspace(0, 1, 256), np.array([0.299, 0.587, 0.114])
@@ -284,7 +284,7 @@ def _luma_tables() -> tuple[Array, ...]:
 
 
 def _through_colors(image: Array, draw: Draw) -> Array:
-    """Grey levels as they are (half of the draws), inverted inside the head, or as the luma of a colour table."""
+    """Keep grey levels (half of the draws), invert them inside the head, or map them to the luma of a colour table."""
     kind = draw.uniform()
     if kind < 0.5:
         return image ** draw.uniform(0.6, 1.5)
@@ -294,14 +294,14 @@ def _through_colors(image: Array, draw: Draw) -> Array:
 
 
 def remapped(image: Array, draw: Draw) -> Array:
-    """Grey values through a random smooth curve, rising in two thirds of the draws; black stays black."""
+    """Map grey values by a random smooth curve, rising in two thirds of the draws. Black stays black."""
     knots = draw.values(6) if draw.chance(0.35) else np.sort(draw.values(6))
     curve = np.concatenate(([0.0], knots))
     return np.interp(image, np.array([0, 0.08, 0.25, 0.4, 0.55, 0.75, 1.0]), curve).astype(np.float32)
 
 
 def _cut_off(image: Array, draw: Draw) -> Array:
-    """A field of view that ends within the head, along a line or a circle."""
+    """Cut the field of view within the head, along a line or a circle."""
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32) - SIZE / 2
     if draw.chance(0.5):
         angle = draw.uniform(0, 2 * np.pi)
@@ -310,7 +310,7 @@ def _cut_off(image: Array, draw: Draw) -> Array:
 
 
 def _shapes(draw: Draw, sharp: bool) -> tuple[Array, Array]:
-    """A head of random shapes: scalp, skull and a brain of 6 to 20 smooth regions, sometimes with a folded rim.
+    """Draw a head of random shapes: scalp, skull and a brain of 6 to 20 smooth regions, sometimes with a folded rim.
 
     Args:
         sharp: the moving image mostly shows a bright skull and a narrow range inside; else it is mostly blurred.

@@ -89,7 +89,7 @@ def make_table(
 def _pairs_of(
     root: Path, modality: str, pattern: re.Pattern, split_csv: str | os.PathLike | None, draw_others: bool
 ) -> pd.DataFrame:
-    """Rows of one modality, as of `make_table`; the split is empty where it is to be drawn."""
+    """List the rows of one modality for `make_table`. The split stays empty until it is drawn."""
     folder = root / f"{modality}-MRI"
     if not folder.is_dir() and (root / "MRI").is_dir():
         folder = root
@@ -122,7 +122,7 @@ def find_table(
     split: str | None = None,
     group_pattern: str = GROUP_PATTERN,
 ) -> pd.DataFrame:
-    """The pairs below a folder, with a split: what training and validation on known deformations start from.
+    """List the pairs below a folder with their split, for training and for known deformations.
 
     Args:
         root: folder of aligned pairs, see the module's description.
@@ -154,12 +154,12 @@ def find_table(
 
 
 def shared_patients(table: pd.DataFrame) -> int:
-    """How many patients of a table with the columns group and split have slices both to train and to validate on."""
+    """Count the patients of a table (columns group and split) with slices in both train and val."""
     return int(table[table["split"].isin(["train", "val"])].groupby("group")["split"].nunique().gt(1).sum())
 
 
 def _modalities_in(root: Path) -> list[str]:
-    """Those that have a folder below the root, whatever is in it."""
+    """List the modalities that have a folder below the root."""
     found = [name for name in MODALITIES if (root / f"{name}-MRI").exists()]
     if not found:
         expected = f"one or more of the folders {', '.join(f'{name}-MRI' for name in MODALITIES)}"
@@ -196,7 +196,7 @@ def _draw_split(table: pd.DataFrame, ratio: float, seed: int, given: dict[str, s
 
 
 def _given_split(part: pd.DataFrame, path: Path) -> list[str]:
-    """The split that a file with the columns split, name notes for each row."""
+    """Read the split of each row from a file with the columns split and name."""
     given = read_csv(path, ("split", "name"))
     splits: dict[str, str] = {}
     for line, (split, name) in given[["split", "name"]].iterrows():
@@ -213,6 +213,6 @@ def _given_split(part: pd.DataFrame, path: Path) -> list[str]:
 
 
 def add_group_pattern(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """The option --group-pattern of all commands that split pairs by patient."""
+    """Add the option --group-pattern, for all commands that split pairs by patient."""
     parser.add_argument("--group-pattern", default=GROUP_PATTERN, metavar="REGEX",
                         help="what a name must match; its first group is the patient (default: %(default)s)")

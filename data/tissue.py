@@ -72,7 +72,7 @@ def _filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def _brain(
     smooth: NDArray[np.float32], head: NDArray[np.bool_], depth: NDArray[np.float64], length: float
 ) -> NDArray[np.bool_]:
-    """The largest bright piece inside the dark ring of the skull; where none stands apart, what lies deep enough."""
+    """Find the largest bright piece inside the ring of the skull, or without one the pixels that lie deep enough."""
     inside = head & (depth > 0.03 * length)
     tissue = inside & (smooth > 0.45 * np.median(smooth[inside]))
     core = _largest(ndimage.binary_erosion(tissue, iterations=3))
@@ -83,7 +83,7 @@ def _brain(
 
 
 def _brain_tissue(smooth: NDArray[np.float32], brain: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Three classes by intensity; fluid is the extreme one that lies nearer to the surface of the brain."""
+    """Classify the brain by intensity. Fluid is the extreme class that lies nearer to the surface of the brain."""
     values = smooth[brain].astype(np.float32)
     start = np.searchsorted(np.percentile(values, (33, 67)), values).astype(np.int32)
     criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 15, 1e-3)
@@ -96,7 +96,7 @@ def _brain_tissue(smooth: NDArray[np.float32], brain: NDArray[np.bool_]) -> NDAr
 
 
 def tissue_of_freesurfer(labels: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """FreeSurfer's labels (aparc+aseg) as `Tissue`: fluid, grey and white matter; 0 elsewhere."""
+    """Convert FreeSurfer's labels (aparc+aseg) to `Tissue`: fluid, grey and white matter, 0 elsewhere."""
     tissue = np.where(labels > 0, np.uint8(Tissue.GREY), np.uint8(Tissue.AIR))
     tissue[np.isin(labels, _WHITE)] = Tissue.WHITE
     tissue[np.isin(labels, _FLUID)] = Tissue.FLUID

@@ -100,6 +100,6 @@ def _warn_of_other_renderings(pair: dict) -> None:
 
 
 def with_mean(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with a final row ``mean`` of its numeric columns."""
+    """Add a final row ``mean`` of the numeric columns to a table."""
     mean = table.mean(numeric_only=True).to_frame().T.assign(name="mean")
     return pd.concat([table, mean], ignore_index=True)[table.columns]

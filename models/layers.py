@@ -82,7 +82,7 @@ class UNet(nn.Module):
         self.merge = nn.ModuleList(ResidualBlock(a, groups, depth) for a in widths[:-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, widths[0], H, W) -> (B, widths[0], H, W)."""
+        """Run the network: (B, widths[0], H, W) -> (B, widths[0], H, W)."""
         skips = []
         for down, block in zip(self.down, self.blocks, strict=True):
             skips.append(x)

@@ -89,7 +89,7 @@ def _modality_in(folder: str | os.PathLike) -> str | None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``python -m tools.apply_flow``; returns the exit status."""
+    """Run ``python -m tools.apply_flow``; return the exit status."""
     print_anywhere()
     parser = OneLineParser("python -m tools.apply_flow", description="Warp images with saved displacement fields.")
     parser.add_argument("--images", metavar="DIR", required=True, help="images to warp")

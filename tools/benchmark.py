@@ -67,7 +67,7 @@ COLUMNS = {
 def time_stages(
     stages: dict[str, Callable[[], Any]], device: torch.device, repeats: int, seconds: float = SECONDS
 ) -> dict[str, float]:
-    """Median time of each stage.
+    """Time each stage and return its median.
 
     Args:
         stages: name -> what to run; they run in turns.
@@ -96,7 +96,7 @@ def time_stages(
 
 
 def peak_memory(run: Callable[[], Any], device: torch.device) -> float | None:
-    """Most memory that tensors take at once while `run` runs, over what they took before.
+    """Measure the peak memory of tensors while `run` runs, beyond what they took before.
 
     Returns:
         MiB; None on devices other than CPUs and CUDA.
@@ -129,7 +129,7 @@ def multiply_adds(run: Callable[[], Any]) -> int:
 
 
 def network_stages(model: EDARFusion, fixed: Tensor, moving: Tensor) -> dict[str, Callable[[], Any]]:
-    """What to run for each stage of the network.
+    """Make the functions that run each stage of the network.
 
     Args:
         model: in evaluation mode.
@@ -154,7 +154,7 @@ def network_stages(model: EDARFusion, fixed: Tensor, moving: Tensor) -> dict[str
 
 
 def scoring_stages(fixed: Tensor, moving: Tensor, output: Output, folder: Path) -> dict[str, Callable[[], Any]]:
-    """What to run for each stage after the network, for one pair: ``metrics`` (all of them) and ``writing`` (PNGs)."""
+    """Make the functions that run the stages after the network: ``metrics`` (all) and ``writing`` (PNGs)."""
     fields = {"fixed": fixed, "moving": moving, "fused": output.fused, "aligned": output.aligned, "flow": output.flow}
     arrays = {name: field[0].cpu().numpy() for name, field in fields.items()}
     grey = {name: 255 * array[0].astype("float64") for name, array in arrays.items() if name != "flow"}
@@ -172,7 +172,7 @@ def scoring_stages(fixed: Tensor, moving: Tensor, output: Output, folder: Path) 
 
 
 def training_step(model: EDARFusion, size: tuple[int, int], batch: int) -> Callable[[], None]:
-    """One step of the registration's training on a copy of the model: forward, loss, backward, optimiser.
+    """Make the function that trains a copy of the model for one step: forward, loss, backward, optimiser.
 
     Args:
         model: on the device to train on.
@@ -199,7 +199,7 @@ def training_step(model: EDARFusion, size: tuple[int, int], batch: int) -> Calla
 def measure_size(
     model: EDARFusion, size: tuple[int, int], batch: int, repeats: int, *, scoring: bool
 ) -> dict[str, Any]:
-    """Times (s), peak memory (MiB) and multiply-adds of one size and batch; None throughout where memory runs out."""
+    """Measure times (s), peak memory (MiB) and multiply-adds of one size and batch; None where memory runs out."""
     device = next(model.parameters()).device
     row: dict[str, Any] = {"size": f"{size[0]}x{size[1]}", "batch": batch} | dict.fromkeys(COLUMNS)
     generator = torch.Generator().manual_seed(0)
@@ -222,7 +222,7 @@ def measure_size(
 
 
 def measure_training(model: EDARFusion, size: tuple[int, int], batch: int, repeats: int) -> dict[str, Any]:
-    """Seconds a training step, pairs a second and peak memory (MiB) at `size`, rounded up to the model's stride."""
+    """Measure seconds per step, pairs per second and peak memory (MiB) of training at `size`, padded to the stride."""
     device = next(model.parameters()).device
     size = tuple(side + -side % model.stride for side in size)
     step = training_step(model, size, batch)
@@ -237,7 +237,7 @@ def measure_training(model: EDARFusion, size: tuple[int, int], batch: int, repea
 
 
 def measure_ratio(model: EDARFusion, repeats: int) -> dict[str, float]:
-    """Registration + fusion of one pair of 256 x 256 against one convolution of 64 to 64 channels, 3 x 3, at that size.
+    """Time registration + fusion of one 256 x 256 pair against one convolution, 64 to 64 channels, 3 x 3, of that size.
 
     Returns:
         ``registration``, ``fusion``, ``convolution`` in seconds and ``ratio`` = (registration + fusion) / convolution;
@@ -261,7 +261,7 @@ def measure_ratio(model: EDARFusion, repeats: int) -> dict[str, float]:
 
 
 def to_markdown(results: dict[str, Any]) -> str:
-    """The report of `main`'s results."""
+    """Format the results of `main` as Markdown."""
     model, machine, ratio, training = (results[name] for name in ("model", "machine", "ratio", "training"))
     table = [[row["size"], str(row["batch"]), *(_text(row[name], name) for name in COLUMNS)] for row in results["rows"]]
     paragraphs = [
@@ -289,7 +289,7 @@ def to_markdown(results: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``python -m tools.benchmark``; returns the exit status."""
+    """Run ``python -m tools.benchmark``; return the exit status."""
     print_anywhere()
     parser = OneLineParser(
         prog="python -m tools.benchmark",

@@ -175,7 +175,7 @@ def compare_folders(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``python -m tools.compare``; returns the exit status."""
+    """Run ``python -m tools.compare``; return the exit status."""
     print_anywhere()
     parser = OneLineParser(
         prog="python -m tools.compare",

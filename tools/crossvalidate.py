@@ -39,7 +39,7 @@ def train_fold(table: Path, root: str, run: Path, options: list[str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``python -m tools.crossvalidate``; returns the exit status."""
+    """Run ``python -m tools.crossvalidate``; return the exit status."""
     print_anywhere()
     parser = OneLineParser(prog="python -m tools.crossvalidate", description=__doc__.partition("\n")[0])
     parser.add_argument("--root", required=True, metavar="DIR", help="folder of aligned pairs")

@@ -43,7 +43,7 @@ class Exported(NamedTuple):
 
 
 def to_onnx(graph: AtSettings, size: tuple[int, int], metadata: dict[str, str] | None = None) -> bytes:
-    """The ONNX file of a network for images of one size.
+    """Convert a network to an ONNX file for images of one size.
 
     Args:
         graph: what it is to compute, with the outputs of `Exported`.
@@ -64,7 +64,7 @@ def to_onnx(graph: AtSettings, size: tuple[int, int], metadata: dict[str, str] |
 
 
 def run_onnx(data: bytes, fixed: Tensor, moving: Tensor) -> Exported:
-    """Outputs of an ONNX file of `to_onnx` by onnxruntime on the CPU, for images (1, 1, H, W) in [0, 1]."""
+    """Run an ONNX file of `to_onnx` by onnxruntime on the CPU, on images (1, 1, H, W) in [0, 1]."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
@@ -73,7 +73,7 @@ def run_onnx(data: bytes, fixed: Tensor, moving: Tensor) -> Exported:
 
 
 def sample_pair(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """A pair of the embedded sample, (1, 1, *size): noise would magnify the rounding that is to be compared."""
+    """Read a pair of the embedded sample as (1, 1, *size). Noise instead would magnify the rounding to be compared."""
     paths = (SAMPLE_ROOT / "CT" / role / "simulated_090.png" for role in ("fixed", "moving"))
     images = (torch.from_numpy(read_image(path))[None, None] for path in paths)
     return tuple(F.interpolate(image, size, mode="bilinear", antialias=True) for image in images)
@@ -81,7 +81,7 @@ def sample_pair(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def accurate_means(model: nn.Module) -> Iterator[None]:
-    """Inside, the network normalises groups of channels from copies that lie as PyTorch averages them accurately.
+    """Make the network normalise groups of channels from copies in the memory order that PyTorch averages accurately.
 
     As convolutions leave them, PyTorch on a CPU adds up their values one by one, the longer the fewer its threads. What
     that rounds off grows to more than the 1e-4 of a grey value that an exported file is allowed to differ by.
@@ -96,7 +96,7 @@ def accurate_means(model: nn.Module) -> Iterator[None]:
 
 
 def largest_differences(data: bytes, graph: AtSettings, fixed: Tensor, moving: Tensor) -> dict[str, float]:
-    """Largest absolute difference of each output between the ONNX file and the network: grey value, or px of flow."""
+    """Measure the largest difference of each output between the ONNX file and the network: grey value, or px."""
     with torch.inference_mode(), accurate_means(graph):
         expected = graph(fixed, moving)
     found = run_onnx(data, fixed, moving)
@@ -104,7 +104,7 @@ def largest_differences(data: bytes, graph: AtSettings, fixed: Tensor, moving: T
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``python -m tools.export``; returns the exit status."""
+    """Run ``python -m tools.export``; return the exit status."""
     print_anywhere()
     parser = OneLineParser(
         prog="python -m tools.export",

@@ -19,7 +19,7 @@ from utils.messages import counted
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``python -m tools.make_csv``; returns the exit status."""
+    """Run ``python -m tools.make_csv``; return the exit status."""
     print_anywhere()
     parser = OneLineParser("python -m tools.make_csv", description=__doc__)
     parser.add_argument("--root", metavar="DIR", type=Path, required=True,

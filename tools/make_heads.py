@@ -51,7 +51,7 @@ class LabelledSlice(NamedTuple):
 
 
 def slices_of_pairs(root: str) -> Iterator[LabelledSlice]:
-    """The MRI of the training pairs below a folder."""
+    """List the MRI of the training pairs below a folder."""
     for row in find_table(root, "all", split="train").itertuples():
         mri = read_image(Path(root, row.fixed))
         if mri.shape == (SIZE, SIZE):
@@ -59,7 +59,7 @@ def slices_of_pairs(root: str) -> Iterator[LabelledSlice]:
 
 
 def slices_of_template(count: int) -> Iterator[LabelledSlice]:
-    """Individual heads made of the ICBM152 template, every other one with the contrast of T2."""
+    """Make individual heads of the ICBM152 template, every other one with T2 contrast."""
     generator = torch.Generator().manual_seed(0)
     for number in range(count):
         height = 50 + 91 * number / count
@@ -68,7 +68,7 @@ def slices_of_template(count: int) -> Iterator[LabelledSlice]:
 
 
 def slices_of_volume(path: str, labels: str | None) -> Iterator[LabelledSlice]:
-    """Axial slices of a volume, at 1 mm.
+    """Cut axial slices of a volume at 1 mm.
 
     Args:
         path: NIfTI or MGH file of an MRI of the head.
@@ -89,7 +89,7 @@ def slices_of_volume(path: str, labels: str | None) -> Iterator[LabelledSlice]:
 
 
 def _at_one_mm(path: str, order: int) -> NDArray[np.float32]:
-    """A volume with axes to the right, front and top, resampled to 1 mm; MRI of other types than bytes scaled to 1."""
+    """Turn a volume to axes right, front and top, at 1 mm. MRI of other types than bytes is scaled to 1."""
     try:
         image = nibabel.as_closest_canonical(nibabel.load(path))
     except (OSError, nibabel.filebasedimages.ImageFileError) as error:
@@ -101,7 +101,7 @@ def _at_one_mm(path: str, order: int) -> NDArray[np.float32]:
 
 
 def _framed(plane: NDArray) -> NDArray:
-    """A plane (right, front) as an image (row, column), front up, in the middle of a frame of 256 x 256."""
+    """Turn a plane (right, front) into an image (row, column), front up, centred in 256 x 256."""
     image = plane.T[::-1, ::-1]
     out = np.zeros((SIZE, SIZE), image.dtype)
     take = [min(SIZE, side) for side in image.shape]
@@ -135,7 +135,7 @@ def write_heads(output: Path, train: Iterator[LabelledSlice], test: Iterator[Lab
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``python -m tools.make_heads``; returns the exit status."""
+    """Run ``python -m tools.make_heads``; return the exit status."""
     print_anywhere()
     parser = OneLineParser(prog="python -m tools.make_heads", description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="folder to write")

@@ -70,7 +70,7 @@ class Tissue(NamedTuple):
 
 @functools.cache
 def load_anatomy() -> Anatomy:
-    """The template from the nilearn package, without a download.
+    """Load the template from the nilearn package, without a download.
 
     Raises:
         ImportError: nilearn is not installed.
@@ -166,7 +166,7 @@ class _Draw:
         return low + (high - low) * torch.rand((), generator=self.generator).item()
 
     def field(self, sigma: float) -> Array:
-        """(SIZE, SIZE) Gaussian random field of zero mean and unit variance; ``sigma`` in pixels, 0 for white noise."""
+        """Draw a Gaussian random field (SIZE, SIZE), zero mean, unit variance; ``sigma`` in px, 0 for white noise."""
         noise = torch.randn(SIZE, SIZE, generator=self.generator).numpy()
         if sigma == 0:
             return noise
@@ -207,12 +207,12 @@ def _cut(anatomy: Anatomy, slice_index: float, draw: _Draw, max_tilt: float, max
 
 
 def _at_most(value: Array, limit: Array | float) -> Array:
-    """1 where value < limit, 0 where it is larger, with an edge of about 1 px."""
+    """Return 1 where value < limit and 0 where it is larger, with an edge of about 1 px."""
     return 1 / (1 + np.exp(np.clip((value - limit) / 0.35, -40, 40)))
 
 
 def _mri(tissue: Tissue, weighting: str, draw: _Draw) -> Array:
-    """T1- or T2-weighted look: bright scalp, dark skull with some marrow, bias field and noise."""
+    """Paint a T1- or T2-weighted image: bright scalp, dark skull with some marrow, bias field and noise."""
     if weighting == "T1":
         grey, white, fluid, fat = (draw.uniform(*r) for r in ((0.5, 0.6), (0.7, 0.8), (0.1, 0.2), (0.9, 1.1)))
     else:
@@ -228,7 +228,7 @@ def _mri(tissue: Tissue, weighting: str, draw: _Draw) -> Array:
 
 
 def _ct(tissue: Tissue, draw: _Draw) -> Array:
-    """Attenuation in Hounsfield units, seen through a brain window."""
+    """Paint attenuation in Hounsfield units through a brain window."""
     air = 1 - tissue.grey - tissue.white - tissue.fluid - tissue.skull - tissue.scalp
     hu = 38 * tissue.grey + 29 * tissue.white + 6 * tissue.fluid - 1000 * air
     hu += tissue.skull * (1400 - 900 * tissue.marrow) + tissue.scalp * (-95 + 125 * tissue.skin)
@@ -238,21 +238,21 @@ def _ct(tissue: Tissue, draw: _Draw) -> Array:
 
 
 def _pet(tissue: Tissue, draw: _Draw) -> Array:
-    """FDG-like uptake: grey matter about four times white matter, blur of 6 mm full width at half maximum."""
+    """Paint FDG-like uptake: grey matter about four times white matter, blur of 6 mm full width at half maximum."""
     uptake = draw.uniform(3.7, 4.3) * tissue.grey + tissue.white + 0.3 * tissue.scalp
     uptake = uptake * np.exp(0.11 * draw.field(14))
     return _scanned(uptake, 6, 0.06 * draw.field(2.5), draw.uniform(0.88, 1))
 
 
 def _spect(tissue: Tissue, draw: _Draw) -> Array:
-    """Perfusion-like uptake: less contrast than PET, some in the scalp, blur of 10 mm full width at half maximum."""
+    """Paint perfusion-like uptake: less contrast than PET, some in the scalp, blur of 10 mm (half maximum)."""
     uptake = draw.uniform(3.2, 4) * tissue.grey + 1.3 * tissue.white + 1.1 * tissue.scalp
     uptake = uptake * np.exp(0.15 * draw.field(14))
     return _scanned(uptake, 10, 0.07 * draw.field(4), draw.uniform(0.86, 1))
 
 
 def _scanned(uptake: Array, blur: float, noise: Array, exposure: float) -> Array:
-    """What a scanner shows: blurred to ``blur`` px full width at half maximum, with noise that grows as the root of
+    """Simulate a scanner: blurred to ``blur`` px full width at half maximum, with noise that grows as the root of
     the counts, and scaled so that the hottest places come near the end of the colour table."""
     blurred = gaussian_filter(uptake, blur / 2.355)
     blurred += noise * np.sqrt(blurred)
@@ -260,7 +260,7 @@ def _scanned(uptake: Array, blur: float, noise: Array, exposure: float) -> Array
 
 
 def _colored(uptake: Array, modality: str) -> Array:
-    """(H, W) uptake in [0, 1] to (H, W, 3) RGB in [0, 1] through the modality's colour table."""
+    """Map uptake (H, W) in [0, 1] to RGB (H, W, 3) in [0, 1] by the modality's colour table."""
     level, *channels = np.array(COLORS[modality], np.float64).T
     return np.stack([np.interp(uptake, level, channel) for channel in channels], -1).astype(np.float32) / 255
 
@@ -307,7 +307,7 @@ def make_training(output: Path, count: int, seed: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``python -m tools.make_sample``; returns the exit status."""
+    """Run ``python -m tools.make_sample``; return the exit status."""
     print_anywhere()
     parser = OneLineParser("python -m tools.make_sample", description="Make the embedded sample again.")
     parser.add_argument("--output", type=Path, default=SAMPLE_ROOT, help="folder to write to (default: %(default)s)")

@@ -42,7 +42,7 @@ MAX_ROTATION = 60
 
 
 def true_flow(pair: str | os.PathLike, deformation: Tensor) -> Tensor:
-    """The displacement field that undoes a deformation.
+    """Return the displacement field that undoes a deformation.
 
     Args:
         pair: whose it is, for the message.
@@ -69,7 +69,7 @@ def true_flow(pair: str | os.PathLike, deformation: Tensor) -> Tensor:
 
 
 def files_of(folder: Path, name: str) -> dict[str, Path]:
-    """Where `write_misaligned` puts the pair of that name, by `data.table.FILES`."""
+    """Return the files to which `write_misaligned` writes a pair, by `data.table.FILES`."""
     return {role: folder / role / f"{name}{'.npy' if role == 'flow' else '.png'}" for role in FILES}
 
 
@@ -157,7 +157,7 @@ def _resized(image: NDArray[np.float32], size: tuple[int, int] | None) -> NDArra
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``python -m tools.misalign``; returns the exit status."""
+    """Run ``python -m tools.misalign``; return the exit status."""
     print_anywhere()
     parser = OneLineParser(
         prog="python -m tools.misalign", description="Misalign aligned pairs by known deformations."

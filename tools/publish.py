@@ -73,7 +73,7 @@ def blend_in(checkpoint: Checkpoint, path: str | os.PathLike, share: float) -> N
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``python -m tools.publish``; returns the exit status."""
+    """Run ``python -m tools.publish``; return the exit status."""
     print_anywhere()
     parser = OneLineParser(prog="python -m tools.publish", description=__doc__)
     parser.add_argument("source", metavar="CHECKPOINT", help="checkpoint of a training run")

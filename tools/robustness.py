@@ -33,22 +33,22 @@ Disturbance = Callable[[Pair, torch.Generator], Pair]
 
 
 def leave(pair: Pair, generator: torch.Generator) -> Pair:
-    """The pair as it is."""
+    """Return the pair unchanged."""
     return pair
 
 
 def structures_in_fixed(pair: Pair, generator: torch.Generator) -> Pair:
-    """Lesions or blanks in the fixed image, of which the moving one shows nothing."""
+    """Add lesions or blanks to the fixed image alone."""
     return pair._replace(fixed=add_one_sided(pair.fixed[None], generator)[0])
 
 
 def structures_in_moving(pair: Pair, generator: torch.Generator) -> Pair:
-    """Lesions or blanks in the moving image, of which the fixed one shows nothing."""
+    """Add lesions or blanks to the moving image alone."""
     return pair._replace(moving=add_one_sided(pair.moving[None], generator)[0])
 
 
 def noise(pair: Pair, generator: torch.Generator) -> Pair:
-    """White noise of standard deviation `NOISE` in both images."""
+    """Add white noise of standard deviation `NOISE` to both images."""
     images = {name: getattr(pair, name) for name in ("fixed", "moving")}
     noisy = {name: x + NOISE * torch.randn(x.shape, generator=generator) for name, x in images.items()}
     return pair._replace(**{name: x.clamp(0, 1) for name, x in noisy.items()})
@@ -76,7 +76,7 @@ class DisturbedPairs(Dataset[Pair]):
 
 
 def robustness(model: EDARFusion, pairs: PairDataset, device: torch.device) -> pd.DataFrame:
-    """Endpoint error under each of `CONDITIONS`.
+    """Measure the endpoint error under each of `CONDITIONS`.
 
     Args:
         model: in evaluation mode.
@@ -97,7 +97,7 @@ def robustness(model: EDARFusion, pairs: PairDataset, device: torch.device) -> p
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """A line a condition, a column a modality: endpoint error of zero flow's, and the share of pairs improved."""
+    """Format one line per condition: endpoint error, zero flow's error and the share of pairs improved by modality."""
     kinds = list(table["modality"].unique())
     lines = []
     for condition, rows in table.groupby("condition", sort=False):
@@ -107,7 +107,7 @@ def to_markdown(table: pd.DataFrame) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``python -m tools.robustness``; returns the exit status."""
+    """Run ``python -m tools.robustness``; return the exit status."""
     print_anywhere()
     parser = OneLineParser(
         prog="python -m tools.robustness", description=__doc__

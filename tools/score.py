@@ -13,7 +13,7 @@ from utils.files import FileError, write_bytes
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``python -m tools.score``; returns the exit status."""
+    """Run ``python -m tools.score``; return the exit status."""
     print_anywhere()
     parser = OneLineParser(
         prog="python -m tools.score",

@@ -80,7 +80,7 @@ def score(
 
 
 def summary(scores: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Rows of `score` with a column group, summarised by columns: see `COLUMNS`."""
+    """Summarise rows of `score`, with a column group, to the columns of `COLUMNS`."""
     rows = {}
     for key, part in scores.groupby(by, sort=False):
         low, high = removed_interval(part["error"], part["zero"], part["group"])
@@ -102,7 +102,7 @@ def summary(scores: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """The table of `summary`; px with two digits, shares in per cent."""
+    """Format the table of `summary`: px with two digits, shares in per cent."""
     lines = []
     for key, row in zip(table.index, table.to_dict("records"), strict=True):
         low, high = row["95 %"]
@@ -116,13 +116,13 @@ def to_markdown(table: pd.DataFrame) -> str:
 
 
 def simulated_sets(folder: str, count: int) -> dict[str, SimulatedPairs]:
-    """The simulated yardstick: for each contrast `count` pairs on the heads of the split test."""
+    """Make the simulated sets: `count` pairs of each contrast on the heads of the split test."""
     heads = LabelledHeads(folder, "test")
     return {contrast: SimulatedPairs(heads, contrast, count) for contrast in CONTRASTS}
 
 
 def real_sets(table: pd.DataFrame, root: str) -> dict[str, tuple[PairDataset, list[str]]]:
-    """Pairs of each modality with validation's deformations, and the patient of each."""
+    """List the pairs of each modality with validation's deformations, and the patient of each."""
     sets = {}
     for modality in [name for name in MODALITIES if name in set(table["modality"])]:
         rows = table[table["modality"] == modality].reset_index(drop=True)
@@ -132,7 +132,7 @@ def real_sets(table: pd.DataFrame, root: str) -> dict[str, tuple[PairDataset, li
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``python -m tools.unseen``; returns the exit status."""
+    """Run ``python -m tools.unseen``; return the exit status."""
     print_anywhere()
     parser = OneLineParser(prog="python -m tools.unseen", description=__doc__.partition("\n")[0])
     parser.add_argument("--heads", metavar="DIR", help="folder of labelled heads (python -m tools.make_heads)")

@@ -10,7 +10,7 @@ from utils.imaging.images import MIN_SIDE
 
 
 def check_images(minimum: int = 1, **images: np.ndarray) -> list[np.ndarray]:
-    """The images as float64, after a check that they are grey, equal in shape, finite and in 0..255."""
+    """Check that images are grey, equal in shape, finite and in 0..255, and return them as float64."""
     checked: list[np.ndarray] = []
     first_name = next(iter(images))
     for name, image in images.items():
@@ -31,33 +31,33 @@ def check_images(minimum: int = 1, **images: np.ndarray) -> list[np.ndarray]:
 
 
 def check_sources(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> list[np.ndarray]:
-    """As `check_images`, for what a fusion metric takes."""
+    """Check the three images of a fusion metric, as `check_images` does."""
     return check_images(MIN_SIDE, fixed=fixed, reference=reference, fused=fused)
 
 
 @lru_cache
 def gaussian(size: int, sigma: float) -> np.ndarray:
-    """One axis of a normalised ``size`` x ``size`` Gaussian window."""
+    """Make one axis of a normalised ``size`` x ``size`` Gaussian window."""
     x = np.arange(size) - (size - 1) / 2
     kernel = np.exp(-(x**2) / (2 * sigma**2))
     return kernel / kernel.sum()
 
 
 def filter_valid(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Separable filter, only where the window lies within the image: (H - n + 1, W - n + 1)."""
+    """Apply a separable filter where the window lies within the image: (H - n + 1, W - n + 1)."""
     edge = len(kernel) // 2
     rows = ndimage.correlate1d(image, kernel, axis=0)[edge:-edge]
     return ndimage.correlate1d(rows, kernel, axis=1)[:, edge:-edge]
 
 
 def stretch(image: np.ndarray) -> np.ndarray:
-    """Min-max stretch to the whole levels 0..255, halves rounded up; a constant image becomes 0."""
+    """Stretch an image to the whole levels 0..255, halves rounded up. A constant image becomes 0."""
     low, high = image.min(), image.max()
     return np.floor((image - low) * 255 / (high - low) + 0.5) if high > low else np.zeros_like(image)
 
 
 def divide(numerator: np.ndarray, denominator: np.ndarray, otherwise: float) -> np.ndarray:
-    """``numerator / denominator``, and ``otherwise`` where the denominator is 0."""
+    """Divide, and give ``otherwise`` where the denominator is 0."""
     result = np.full(np.broadcast_shapes(numerator.shape, denominator.shape), float(otherwise))
     return np.divide(numerator, denominator, out=result, where=denominator != 0)
 
@@ -73,7 +73,7 @@ class LocalMoments(NamedTuple):
 
 
 def local_moments(a: np.ndarray, b: np.ndarray, window: np.ndarray) -> LocalMoments:
-    """Moments of two images (H, W) wherever a separable window, one axis of which is given, lies within them."""
+    """Compute local moments of two images (H, W) where a separable window, given by one axis, lies within them."""
     mean_a, mean_b = filter_valid(a, window), filter_valid(b, window)
     return LocalMoments(
         mean_a,

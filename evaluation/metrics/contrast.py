@@ -6,7 +6,7 @@ from evaluation.metrics.common import check_images
 
 
 def standard_deviation(image: np.ndarray) -> float:
-    """SD: standard deviation of the grey levels, divided by the number of pixels. In [0, 127.5]; higher
+    """Compute SD: standard deviation of the grey levels, divided by the number of pixels. In [0, 127.5]; higher
     counts as better.
 
     Args:
@@ -20,7 +20,7 @@ def standard_deviation(image: np.ndarray) -> float:
 
 
 def spatial_frequency(image: np.ndarray) -> float:
-    """SF: root of the summed mean squared differences along rows and columns. In [0, 361]; higher counts as
+    """Compute SF: root of the summed mean squared differences along rows and columns. In [0, 361]; higher counts as
     better.
 
     Eskicioglu and Fisher, "Image quality measures and their performance", IEEE Trans. Communications 43(12),
@@ -37,7 +37,7 @@ def spatial_frequency(image: np.ndarray) -> float:
 
 
 def average_gradient(image: np.ndarray) -> float:
-    """AG: sum of sqrt((dx^2 + dy^2) / 2) over all pixels, divided by (H-1)(W-1). At least 0; higher counts as
+    """Compute AG: sum of sqrt((dx^2 + dy^2) / 2) over all pixels, divided by (H-1)(W-1). At least 0; higher counts as
     better.
 
     Cui et al., "Detail preserved fusion of visible and infrared images using regional saliency extraction and

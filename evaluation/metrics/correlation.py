@@ -6,7 +6,7 @@ from evaluation.metrics.common import check_images, check_sources
 
 
 def cc(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> float:
-    """CC: mean of the correlations of the fused image with the two sources.
+    """Compute CC: mean of the correlations of the fused image with the two sources.
 
     In [-1, 1], higher is better; symmetric in the sources. A constant image correlates 0 with everything.
 
@@ -21,7 +21,7 @@ def cc(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> float:
 
 
 def scd(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> float:
-    """SCD: sum of the correlations of differences, corr(F - B, A) + corr(F - A, B).
+    """Compute SCD: sum of the correlations of differences, corr(F - B, A) + corr(F - A, B).
 
     Aslantas and Bendes, "A new image quality metric for image fusion: the sum of the correlations of
     differences", AEU 69(12), 2015. In [-2, 2], higher is better; symmetric in the sources. A constant image
@@ -39,7 +39,7 @@ def scd(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> float:
 
 
 def ncc(a: np.ndarray, b: np.ndarray) -> float:
-    """Normalised cross-correlation (Pearson) over the whole image. In [-1, 1], higher is better; symmetric.
+    """Compute the normalised cross-correlation (Pearson) over the whole image. In [-1, 1], higher is better; symmetric.
 
     0 where one image is constant, 1 where both are the same.
 
@@ -54,7 +54,7 @@ def ncc(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _pearson(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson correlation; 0 where one image is constant."""
+    """Compute the Pearson correlation; 0 where one image is constant."""
     a, b = a - a.mean(), b - b.mean()
     scale = np.sqrt((a * a).sum() * (b * b).sum())
     return float((a * b).sum() / scale) if scale > 0 else 0.0

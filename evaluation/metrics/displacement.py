@@ -10,7 +10,7 @@ Few validation pairs lie there, and nearly all pairs that do not belong together
 
 
 def endpoint_error(flow: np.ndarray, true_flow: np.ndarray, mask: np.ndarray | None = None) -> float:
-    """Mean Euclidean distance between two flows, in pixels. At least 0, lower is better; symmetric.
+    """Compute the mean Euclidean distance between two flows, in pixels. At least 0, lower is better; symmetric.
 
     Baker et al., "A database and evaluation methodology for optical flow", IJCV 92, 2011.
 
@@ -36,7 +36,7 @@ def endpoint_error(flow: np.ndarray, true_flow: np.ndarray, mask: np.ndarray | N
 
 
 def folding_share(flow: np.ndarray) -> float:
-    """Share of pixels where p + flow(p) folds space: Jacobian determinant <= 0. In [0, 1], lower is better.
+    """Compute the share of pixels where p + flow(p) folds space: Jacobian determinant <= 0. In [0, 1], lower is better.
 
     Central differences, one-sided at the border, as in :func:`utils.maps.jacobian_determinant`.
 

@@ -10,7 +10,7 @@ STRENGTH, ORIENTATION = (0.9994, 15, 0.5), (0.9879, 22, 0.8)
 
 
 def qabf(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray, *, variant: str = "xydeas") -> float:
-    """Q^AB/F: share of the sources' edge information, strength and direction, that the fused image keeps.
+    """Compute Q^AB/F: share of the sources' edge information, strength and direction, that the fused image keeps.
 
     Xydeas and Petrovic, "Objective image fusion performance measure", Electronics Letters 36(4), 2000. Higher
     is better; symmetric in the sources.
@@ -36,12 +36,12 @@ def qabf(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray, *, variant
 
 
 def sobel(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Horizontal and vertical Sobel derivative, zero padding."""
+    """Compute the horizontal and vertical Sobel derivative, zero padded."""
     return ndimage.sobel(image, axis=1, mode="constant"), ndimage.sobel(image, axis=0, mode="constant")
 
 
 def xydeas(*gradients: tuple[np.ndarray, np.ndarray]) -> float:
-    """`qabf` of the derivatives (dx, dy) of fixed, reference and fused image, as of `sobel`."""
+    """Compute `qabf` from the derivatives (dx, dy) of fixed, reference and fused image."""
 
     def keeps(strength: np.ndarray | float, orientation: np.ndarray | float) -> np.ndarray:
         return _sigmoid(strength, *STRENGTH) * _sigmoid(orientation, *ORIENTATION)
@@ -61,7 +61,7 @@ def xydeas(*gradients: tuple[np.ndarray, np.ndarray]) -> float:
 
 
 def zliu(*gradients: tuple[np.ndarray, np.ndarray]) -> float:
-    """As `xydeas`, of the variant zliu."""
+    """Compute the variant zliu, as `xydeas` does."""
     tiny = 1e-5
     strengths = [np.hypot(dx, dy) for dx, dy in gradients]
     *sources, fused = (np.where(strength == 0, tiny, strength) for strength in strengths)

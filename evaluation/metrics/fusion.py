@@ -12,7 +12,7 @@ from evaluation.metrics.structural_similarity import qy
 
 
 def fusion_metrics(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> dict[str, float]:
-    """All fusion metrics of one fused image.
+    """Compute all fusion metrics of one fused image.
 
     Args:
         fixed, reference, fused: (H, W), at least 64 pixels a side, grey levels 0..255.

@@ -13,7 +13,7 @@ BLOCK = 16
 
 
 def qcv(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> float:
-    """Q_CV: visible error of the fused image against each source, weighted by the local saliency of the
+    """Compute Q_CV: visible error of the fused image against each source, weighted by the local saliency of the
     source.
 
     Chen and Varshney, "A human perception inspired quality metric for image fusion based on regional
@@ -42,7 +42,7 @@ def qcv(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> float:
 
 @lru_cache(maxsize=8)
 def contrast_sensitivity(shape: tuple[int, int]) -> np.ndarray:
-    """Contrast sensitivity of the eye after Mannos and Sakrison, as Q_CV takes it: (H, W / 2 + 1), as of rfft2."""
+    """Compute the contrast sensitivity of the eye by Mannos and Sakrison, for Q_CV: (H, W / 2 + 1), as of rfft2."""
     scaled = 0.144 * _radial_frequency(shape, 8)
     return 2.6 * (0.0192 + scaled) * np.exp(-(scaled**1.1))
 
@@ -53,7 +53,7 @@ def _block_sums(image: np.ndarray) -> np.ndarray:
 
 
 def qcb(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> float:
-    """Q_CB: how well the contrast that the eye perceives in the sources is preserved.
+    """Compute Q_CB: how well the contrast that the eye perceives in the sources is preserved.
 
     Chen and Blum, "A new automated quality assessment algorithm for image fusion", Image and Vision Computing
     27(10), 2009. In [0, 1], higher is better; symmetric in the sources.
@@ -96,7 +96,7 @@ def qcb(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> float:
 
 
 def _filter(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Separable filter with zero padding, same size."""
+    """Apply a separable filter, zero padded, same size."""
     rows = ndimage.correlate1d(image, kernel, axis=0, mode="constant")
     return ndimage.correlate1d(rows, kernel, axis=1, mode="constant")
 
@@ -106,7 +106,7 @@ def _frequency_filter(image: np.ndarray, response: np.ndarray) -> np.ndarray:
 
 
 def _radial_frequency(shape: tuple[int, int], divisor: float) -> np.ndarray:
-    """Distance from zero frequency on MATLAB's freqspace axes (-1..1) times N / divisor, in rfft2 layout."""
+    """Compute the distance from zero frequency, on axes -1..1 (MATLAB freqspace) times N / divisor, as rfft2."""
     height, width = shape
     rows = fft.fftfreq(height) * 2 * height / divisor
     columns = fft.rfftfreq(width) * 2 * width / divisor

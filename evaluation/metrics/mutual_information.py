@@ -6,7 +6,7 @@ from evaluation.metrics.common import check_images, check_sources, stretch
 
 
 def mutual_information(a: np.ndarray, b: np.ndarray) -> float:
-    """Mutual information of two images in bits, from the joint histogram of 256 x 256 grey levels.
+    """Compute the mutual information of two images in bits, from the joint histogram of 256 x 256 grey levels.
 
     In [0, 8], higher is better; symmetric. 0 where one image is constant. Note that on misaligned images of
     different modalities its maximum is not the true alignment.
@@ -21,7 +21,7 @@ def mutual_information(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def mi_bits(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> float:
-    """MI: I(fixed; fused) + I(reference; fused) in bits, grey levels as they are.
+    """Compute MI: I(fixed; fused) + I(reference; fused) in bits, grey levels as they are.
 
     Qu et al., "Information measure for performance of image fusion", Electronics Letters 38(7), 2002. In [0,
     16], higher is better; symmetric in the sources.
@@ -37,7 +37,7 @@ def mi_bits(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> floa
 
 
 def mi_nats(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> float:
-    """MI in nats of images that were stretched to 0..255 first, the other convention in use; see
+    """Compute MI in nats of images that were stretched to 0..255 first, the other convention in use; see
     :func:`mi_bits`.
 
     Args:
@@ -50,7 +50,7 @@ def mi_nats(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> floa
 
 
 def entropy(image: np.ndarray) -> float:
-    """EN: Shannon entropy of the 256 grey levels in bits. In [0, 8]; higher counts as better.
+    """Compute EN: Shannon entropy of the 256 grey levels in bits. In [0, 8]; higher counts as better.
 
     Roberts et al., "Assessment of image fusion procedures using entropy, image quality, and multispectral
     classification", J. Applied Remote Sensing 2, 2008.
@@ -66,17 +66,17 @@ def entropy(image: np.ndarray) -> float:
 
 
 def _mutual_information(a: np.ndarray, b: np.ndarray) -> float:
-    """I(a; b) in bits from the joint 256 x 256 histogram of integer levels."""
+    """Compute I(a; b) in bits from the joint 256 x 256 histogram of integer levels."""
     joint = np.bincount((a * 256 + b).ravel(), minlength=65536).reshape(256, 256)
     return max(_entropy(joint.sum(0)) + _entropy(joint.sum(1)) - _entropy(joint), 0.0)
 
 
 def _entropy(counts: np.ndarray) -> float:
-    """Shannon entropy in bits of a histogram."""
+    """Compute the Shannon entropy of a histogram in bits."""
     share = counts[counts > 0] / counts.sum()
     return float(-(share * np.log2(share)).sum()) + 0.0
 
 
 def _levels(image: np.ndarray) -> np.ndarray:
-    """Grey levels rounded to the 256 bins of a histogram."""
+    """Round grey levels to the 256 bins of a histogram."""
     return np.clip(np.rint(image), 0, 255).astype(np.intp)

@@ -9,7 +9,7 @@ from evaluation.metrics.structural_similarity import ssim
 
 
 def rmse(a: np.ndarray, b: np.ndarray) -> float:
-    """Root mean squared difference in grey levels over the whole image. In [0, 255], **lower is better**;
+    """Compute the root mean squared difference in grey levels over the whole image. In [0, 255], **lower is better**;
     symmetric.
 
     Args:
@@ -23,7 +23,7 @@ def rmse(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def registration_metrics(aligned: np.ndarray, label: np.ndarray) -> dict[str, float]:
-    """How close an aligned image is to the truth.
+    """Measure how close an aligned image is to the truth.
 
     Args:
         aligned: (H, W), grey levels 0..255.

@@ -10,7 +10,7 @@ _CONSTANTS = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """SSIM of two images.
+    """Compute the SSIM of two images.
 
     Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 13(4),
     2004: 11 x 11 Gaussian window of sigma 1.5, valid region, K 0.01 and 0.03, dynamic range 255. In [-1, 1],
@@ -27,7 +27,7 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def ssim_sum(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> float:
-    """SSIM(fixed, fused) + SSIM(reference, fused), as the paper's QSSIM; see :func:`ssim`.
+    """Compute SSIM(fixed, fused) + SSIM(reference, fused), as the paper's QSSIM; see :func:`ssim`.
 
     In [-2, 2], higher is better; symmetric in the sources. Half of it is the mean, ``qssim_mean``.
 
@@ -41,7 +41,7 @@ def ssim_sum(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> flo
 
 
 def piella_q(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> float:
-    """Piella's Q (the paper's QS): SSIM with each source, weighted per pixel by the sources' local variances.
+    """Compute Piella's Q (the paper's QS): SSIM with each source, weighted per pixel by the sources' local variances.
 
     Piella and Heijmans, "A new quality metric for image fusion", ICIP 2003, with the SSIM of Wang 2004 as in
     the reference toolbox. In [-1, 1], higher is better; symmetric in the sources. Variances below 1e-9 count
@@ -57,7 +57,7 @@ def piella_q(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> flo
 
 
 def piella_qw(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> float:
-    """Q_W: Piella's weighted quality, :func:`piella_q` averaged with the larger source variance as weight.
+    """Compute Q_W: Piella's weighted quality, :func:`piella_q` averaged with the larger source variance as weight.
 
     Piella and Heijmans, ICIP 2003. In [-1, 1], higher is better; symmetric in the sources. As in the toolbox,
     a pixel where both sources are flat weighs 1/2, which is little beside a variance.
@@ -72,7 +72,7 @@ def piella_qw(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> fl
 
 
 def qy(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> float:
-    """Q_Y: Yang's structural similarity; Piella's mixture where the sources agree, the better source
+    """Compute Q_Y: Yang's structural similarity; Piella's mixture where the sources agree, the better source
     elsewhere.
 
     Yang et al., "A novel similarity based quality metric for image fusion", Information Fusion 9(2), 2008. In
@@ -108,14 +108,14 @@ class Structure(NamedTuple):
 
 
 def structure(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> Structure:
-    """What SSIM, Q and Q_W are made from; images (H, W), grey levels 0..255."""
+    """Compute the terms of SSIM, Q and Q_W from images (H, W), grey levels 0..255."""
     moments = [local_moments(source, fused, gaussian(11, 1.5)) for source in (fixed, reference)]
     maps = [_similarity(m, *_CONSTANTS) for m in moments]
     return Structure(*maps, *(_flat_is_flat(m.var_a) for m in moments))
 
 
 def ssim_sum_of(s: Structure) -> float:
-    """`ssim_sum` of the sources' `structure`."""
+    """Compute `ssim_sum` from the `structure` of both sources."""
     return float(s.fixed.mean() + s.reference.mean())
 
 
@@ -125,12 +125,12 @@ def _piella_map(s: Structure) -> np.ndarray:
 
 
 def piella_q_of(s: Structure) -> float:
-    """`piella_q` of the sources' `structure`."""
+    """Compute `piella_q` from the `structure` of both sources."""
     return float(_piella_map(s).mean())
 
 
 def piella_qw_of(s: Structure) -> float:
-    """`piella_qw` of the sources' `structure`."""
+    """Compute `piella_qw` from the `structure` of both sources."""
     saliency = np.maximum(s.var_fixed, s.var_reference)
     saliency[saliency == 0] = 0.5
     return float(np.average(_piella_map(s), weights=saliency))
@@ -142,11 +142,11 @@ def _similarity(m: LocalMoments, c1: float, c2: float) -> np.ndarray:
 
 
 def _weight(var_a: np.ndarray, var_b: np.ndarray) -> np.ndarray:
-    """Piella's saliency weight of the first source, 1/2 where both are flat."""
+    """Compute Piella's saliency weight of the first source, 1/2 where both are flat."""
     return divide(var_a, var_a + var_b, 0.5)
 
 
 def _flat_is_flat(variance: np.ndarray) -> np.ndarray:
-    """Variance whose round-off (below 1e-9) counts as 0: otherwise it decides the weights on flat
+    """Clear variance whose round-off (below 1e-9) counts as 0: otherwise it decides the weights on flat
     background."""
     return np.where(np.abs(variance) < 1e-9, 0, variance)

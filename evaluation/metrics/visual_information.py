@@ -15,7 +15,7 @@ EYE_NOISE = 0.005
 
 
 def viff(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> float:
-    """VIFF (the paper's QVIF): visual information fidelity for fusion.
+    """Compute VIFF (the paper's QVIF): visual information fidelity for fusion.
 
     Han et al., "A new image fusion performance metric based on visual information fidelity", Information
     Fusion 14(2), 2013. At least 0, 1 for F = A = B, above 1 where contrast is enhanced; higher is better. Eye
@@ -34,7 +34,7 @@ def viff(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> float:
 
 
 def vif_sum(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> float:
-    """VIF(fixed, fused) + VIF(reference, fused), pixel domain.
+    """Compute VIF(fixed, fused) + VIF(reference, fused), pixel domain.
 
     Sheikh and Bovik, "Image information and visual quality", IEEE TIP 15(2), 2006. At least 0, 2 for F = A =
     B, above where contrast is enhanced; higher is better; symmetric in the sources. Eye noise 2, four scales.
@@ -60,7 +60,7 @@ class Gain(NamedTuple):
 
 
 def gains(source: np.ndarray, fused: np.ndarray) -> list[Gain]:
-    """The model of a fused image by a source, at each of `SCALES`; both (H, W), grey levels 0..255."""
+    """Model a fused image by a source at each of `SCALES`; both (H, W), grey levels 0..255."""
     scales = []
     for size, _ in SCALES:
         window = gaussian(size, size / 5)
@@ -83,14 +83,14 @@ def gains(source: np.ndarray, fused: np.ndarray) -> list[Gain]:
 
 
 def _information(scale: Gain, eye_noise: float) -> tuple[np.ndarray, np.ndarray]:
-    """Information, per pixel, that the eye draws from the fused image about the source, and from the
+    """Compute the information, per pixel, that the eye draws from the fused image about the source, and from the
     source."""
     kept = np.log10(1 + scale.gain**2 * scale.variance / (scale.noise + eye_noise))
     return kept, np.log10(1 + scale.variance / eye_noise)
 
 
 def viff_of(fixed: list[Gain], reference: list[Gain]) -> float:
-    """`viff` of the `gains` of both sources."""
+    """Compute `viff` from the `gains` of both sources."""
     # Added to every pixel as in the toolbox; a scale without information is preserved to 1.
     tiny = 1e-7
     result = 0.0
@@ -103,7 +103,7 @@ def viff_of(fixed: list[Gain], reference: list[Gain]) -> float:
 
 
 def vif_of(scales: list[Gain]) -> float:
-    """VIF of one source, from its `gains`."""
+    """Compute the VIF of one source from its `gains`."""
     sums = [[information.sum() for information in _information(scale, 2)] for scale in scales]
     kept, total = np.sum(sums, axis=0)
     return float(kept / total) if total > 0 else 1.0

@@ -10,7 +10,7 @@ from utils.imaging.images import IMAGE_SUFFIXES, ImageError
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:
-    """The image files directly in a folder, in natural order (``2.png`` before ``10.png``); hidden files are skipped.
+    """List the images directly in a folder in natural order (``2.png`` before ``10.png``), without hidden files.
 
     A link to nothing is listed like any other: who reads it says so, and no image is lost without a word.
 
@@ -34,12 +34,12 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
 
 
 def plain_stem(path: str | os.PathLike) -> str:
-    """The name of a file without its suffix, in one form of Unicode: macOS takes accents apart."""
+    """Return the name of a file without its suffix, in one form of Unicode. macOS takes accents apart."""
     return unicodedata.normalize("NFC", Path(path).stem)
 
 
 def pair_files(*, left_out: list[str] | None = None, **folders: str | os.PathLike | None) -> list[dict]:
-    """Pair the images of several folders by stem, in whatever form of Unicode: macOS takes accents apart.
+    """Match the images of several folders by file name without suffix, in any form of Unicode.
 
     Args:
         left_out: where stems that are lacking somewhere are named, a line for each folder, instead of an error.
@@ -84,6 +84,6 @@ def pair_files(*, left_out: list[str] | None = None, **folders: str | os.PathLik
 
 
 def _natural_key(path: Path) -> list[tuple[int, int, str]]:
-    """Digits compare as numbers and come before letters; tuples keep the two kinds comparable."""
+    """Make a sort key in which digits compare as numbers and come before letters."""
     parts = re.findall(r"[0-9]+|[^0-9]+", path.name.lower())
     return [(0, int(p), "") if p[0] in "0123456789" else (1, 0, p) for p in parts]
