@@ -20,7 +20,7 @@ SPLITS = ("train", "val", "test")
 FILES = ("fixed", "moving", "label", "flow")
 """Columns of a table that name files. The last two are optional."""
 
-COLUMNS = ("name", *FILES, "modality", "group", "split")
+PAIR_COLUMNS = ("name", *FILES, "modality", "group", "split")
 """All columns that this project reads. Other columns are left as they are."""
 
 LONGEST_NAME = 200
@@ -62,7 +62,7 @@ def read_table(
             the root or leads to no file. The message names the file and the line.
     """
     table = read_csv(csv, ("fixed", "moving"))
-    given = [column for column in COLUMNS if column in table]
+    given = [column for column in PAIR_COLUMNS if column in table]
     for column in [column for column in FILES if column in table]:
         table[column] = [_with_slashes(value, root) for value in table[column]]
     for column in _CHOICES.keys() & set(table):
@@ -154,7 +154,7 @@ def read_csv(path: str | os.PathLike, needed: tuple[str, ...]) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         # pandas' ParserError is a ValueError.
         raise DataError.at(path, "a CSV file (UTF-8, commas)", str(error)) from error
-    table.columns = [name if name in COLUMNS else own for name, own in zip(columns, table, strict=True)]
+    table.columns = [name if name in PAIR_COLUMNS else own for name, own in zip(columns, table, strict=True)]
     table = table.fillna("")
     table.index += 2
     table = table[(table != "").any(axis=1)]
@@ -180,14 +180,14 @@ def check_choice(csv: str | os.PathLike, line: int, column: str, value: str) -> 
 
 def _columns(path: str | os.PathLike, header: Iterable[str], needed: tuple[str, ...]) -> list[str]:
     """Return the names in a header, known ones without spaces and capitals, and check that the needed ones exist."""
-    columns = [name.strip().lower() if name.strip().lower() in COLUMNS else name for name in header]
+    columns = [name.strip().lower() if name.strip().lower() in PAIR_COLUMNS else name for name in header]
     missing = [column for column in needed if column not in columns]
     if missing:
         text = ", ".join(map(str, columns))
         hint = next((f"; is it separated by {kind}?" for sign, kind in _SEPARATORS.items() if sign in text), "")
         expected = f"columns {', '.join(needed)} in line 1, separated by commas"
         raise DataError.at(path, expected, f"no {', '.join(missing)} among {text}{hint}")
-    twice = [column for column in COLUMNS if columns.count(column) > 1]
+    twice = [column for column in PAIR_COLUMNS if columns.count(column) > 1]
     if twice:
         raise DataError.at(path, "each column once in line 1", f"{twice[0]} twice")
     return columns

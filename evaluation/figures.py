@@ -269,69 +269,102 @@ def figure_pair(
         ValueError: wrong shapes, different sizes or an unknown map; the message names it.
     """
     images = {"fixed": fixed, "moving": moving, "aligned": aligned, "fused": fused}
-    if label is not None:
-        images["label"] = label
-    images = _images(**images)
+    images = _images(**images if label is None else images | {"label": label})
     if flow is not None:
         flow = _check_flow(flow)
         _check_same_size(fixed=images["fixed"], flow=flow[0])
     maps = {name: _check_map(array, name, "maps") for name, array in (maps or {}).items()}
-
-    views: dict[str, tuple[str, np.ndarray]] = {
-        name: (name.capitalize(), image) for name, image in images.items()
-    }
-    for when, other in (("before", "moving"), ("after", "aligned")):
-        views[f"checker_{when}"] = (f"Checkerboard, {when}", checkerboard(images["fixed"], images[other]))
-        overlay = red_green_overlay(images["fixed"], images[other])
-        views[f"overlay_{when}"] = (f"Overlay, {when}", overlay)
-    if "label" in images:
-        views["label"] = ("Label (true alignment)", images["label"])
-
-    present = set(views) | set(maps) | ({"grid", "flow"} if flow is not None else set())
+    views = _views(images)
+    present = {*views, *maps} | ({"grid", "flow"} if flow is not None else set())
     rows = [row for row in _ROWS if present.intersection(row)]
-    size = images["fixed"].shape[:2]
-    scale = 2.2 / max(size)
-    panel_height, panel_width = max(size[0] * scale, 0.8), max(size[1] * scale, 0.8)
-    step_x, step_y = panel_width + 0.95, panel_height + 0.72
-    head = 0.42 if title else 0.08
-    figure = new_figure(6 * step_x + 0.2, len(rows) * step_y + head)
-    if title:
-        there = set(get_font_names())
-        figure.text(
-            0.35 / figure.get_figwidth(), 1 - 0.26 / figure.get_figheight(), title, fontsize=14, weight="bold",
-            family=[family for family in _FAMILIES if family in there],
-        )  # fmt: skip
-
+    sheet = _Sheet(images["fixed"].shape[:2], len(rows), title)
     for row_index, row in enumerate(rows):
         for column_index, name in enumerate(row):
-            if name not in present:
-                continue
-            left, top = 0.35 + column_index * step_x, head + 0.42 + row_index * step_y
-            axes = _place(figure, left, top, panel_width, panel_height)
-            beside = (left + panel_width + 0.08, top)
+            place = (row_index, column_index)
             if name in maps:
-                _draw_map(axes, _place(figure, *beside, 0.09, panel_height), maps[name], name, size)
-                _panel_title(axes, MAPS[name].title, _describe(maps[name]))
-            elif name == "grid":
-                _draw_picture(axes, images["moving"], size, cmap="gray", vmin=0, vmax=1, alpha=0.6)
-                lines = deformation_grid(flow, max(4, min(size) // 20))
-                axes.add_collection(LineCollection(lines, colors="#4cc9ff", linewidths=0.6), autolim=False)
-                axes.set_facecolor("black")
-                _panel_title(axes, "Deformation grid", "fixed grid, where it falls in moving")
-            elif name == "flow":
-                magnitude = np.hypot(*flow)
-                largest = float(np.nanmax(magnitude, initial=0.0)) or 1.0
-                _draw_picture(axes, flow_to_color(flow, largest), size)
-                _panel_title(axes, "Flow", f"{_describe(magnitude)} px")
-                _draw_wheel(_place(figure, beside[0] - 0.03, top + 0.3, 0.5, 0.5), largest)
-            else:
-                view_title, image = views[name]
-                _draw_picture(axes, image, size, cmap="gray", vmin=0, vmax=1)
-                detail = "red: fixed, green: moving" if name == "overlay_before" else ""
-                detail = "red: fixed, green: aligned" if name == "overlay_after" else detail
-                _panel_title(axes, view_title, detail)
-                if image.ndim == 2:
-                    bar = _place(figure, *beside, 0.09, panel_height)
-                    figure.colorbar(ScalarMappable(Normalize(0, 1), "gray"), cax=bar, ticks=(0, 0.5, 1))
-                    bar.tick_params(**_TICKS)
-    return figure
+                sheet.add_map(place, maps[name], name)
+            elif name in views:
+                sheet.add_view(place, *views[name])
+            elif name == "grid" and flow is not None:
+                sheet.add_grid(place, flow, images["moving"])
+            elif name == "flow" and flow is not None:
+                sheet.add_flow(place, flow)
+    return sheet.figure
+
+
+def _views(images: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, str, str]]:
+    """Make the pictures of a pair that are no maps: name -> picture, title, and what its colours mean."""
+    views = {name: (image, name.capitalize(), "") for name, image in images.items()}
+    for when, other in (("before", "moving"), ("after", "aligned")):
+        views[f"checker_{when}"] = (checkerboard(images["fixed"], images[other]), f"Checkerboard, {when}", "")
+        overlay = red_green_overlay(images["fixed"], images[other])
+        views[f"overlay_{when}"] = (overlay, f"Overlay, {when}", f"red: fixed, green: {other}")
+    if "label" in images:
+        views["label"] = (images["label"], "Label (true alignment)", "")
+    return views
+
+
+class _Sheet:
+    """A figure of panels in rows of six, each with room for a title and a bar.
+
+    Args:
+        size: height and width of the pair, px.
+        rows: of panels.
+        title: headline.
+    """
+
+    def __init__(self, size: tuple[int, int], rows: int, title: str) -> None:
+        self.size = size
+        scale = 2.2 / max(size)
+        self.height, self.width = (max(side * scale, 0.8) for side in size)
+        self.head = 0.42 if title else 0.08
+        self.figure = new_figure(6 * (self.width + 0.95) + 0.2, rows * (self.height + 0.72) + self.head)
+        if title:
+            installed = set(get_font_names())
+            self.figure.text(
+                0.35 / self.figure.get_figwidth(), 1 - 0.26 / self.figure.get_figheight(), title, fontsize=14,
+                weight="bold", family=[family for family in _FAMILIES if family in installed],
+            )  # fmt: skip
+
+    def add_map(self, place: tuple[int, int], array: np.ndarray, name: str) -> None:
+        """Draw one of `MAPS` at a place (row, column)."""
+        axes, left, top = self._panel(place)
+        _draw_map(axes, self._bar(left, top), array, name, self.size)
+        _panel_title(axes, MAPS[name].title, _describe(array))
+
+    def add_view(self, place: tuple[int, int], image: np.ndarray, title: str, detail: str) -> None:
+        """Draw a picture, a grey one with its bar."""
+        axes, left, top = self._panel(place)
+        _draw_picture(axes, image, self.size, cmap="gray", vmin=0, vmax=1)
+        _panel_title(axes, title, detail)
+        if image.ndim == 2:
+            bar = self._bar(left, top)
+            self.figure.colorbar(ScalarMappable(Normalize(0, 1), "gray"), cax=bar, ticks=(0, 0.5, 1))
+            bar.tick_params(**_TICKS)
+
+    def add_grid(self, place: tuple[int, int], flow: np.ndarray, moving: np.ndarray) -> None:
+        """Draw the grid of the fixed image where it falls in the moving one."""
+        axes, *_ = self._panel(place)
+        _draw_picture(axes, moving, self.size, cmap="gray", vmin=0, vmax=1, alpha=0.6)
+        lines = deformation_grid(flow, max(4, min(self.size) // 20))
+        axes.add_collection(LineCollection(lines, colors="#4cc9ff", linewidths=0.6), autolim=False)
+        axes.set_facecolor("black")
+        _panel_title(axes, "Deformation grid", "fixed grid, where it falls in moving")
+
+    def add_flow(self, place: tuple[int, int], flow: np.ndarray) -> None:
+        """Draw a flow in colours, with their wheel."""
+        axes, left, top = self._panel(place)
+        magnitude = np.hypot(*flow)
+        largest = float(np.nanmax(magnitude, initial=0.0)) or 1.0
+        _draw_picture(axes, flow_to_color(flow, largest), self.size)
+        _panel_title(axes, "Flow", f"{_describe(magnitude)} px")
+        _draw_wheel(_place(self.figure, left + self.width + 0.05, top + 0.3, 0.5, 0.5), largest)
+
+    def _panel(self, place: tuple[int, int]) -> tuple[Axes, float, float]:
+        """The axes at a place, and where their left and top lie, inches."""
+        left = 0.35 + place[1] * (self.width + 0.95)
+        top = self.head + 0.42 + place[0] * (self.height + 0.72)
+        return _place(self.figure, left, top, self.width, self.height), left, top
+
+    def _bar(self, left: float, top: float) -> Axes:
+        return _place(self.figure, left + self.width + 0.08, top, 0.09, self.height)

@@ -11,7 +11,7 @@ from inference.pair_fuser import PairFuser
 LOOKED_AT = 5
 """Pairs that are looked at of each modality, as each takes about as long as it took to align it."""
 
-LESS, SHARE = 0.9, 0.75
+BETTER_BY, MOST_PAIRS = 0.9, 0.75
 """How much less the estimates of a mirrored pair disagree than those of the pair as it is, and of which share of the
 pairs, to say so."""
 
@@ -35,8 +35,8 @@ class MirrorCheck:
             disagreement: of the pair as it is, px.
         """
         mirrored = self.fuse(fixed, moving[:, ::-1], **view).disagreement
-        self.found.append(mirrored < LESS * disagreement)
+        self.found.append(mirrored < BETTER_BY * disagreement)
 
     def seems_mirrored(self) -> bool:
         """Whether so many of the pairs looked at fit better mirrored that it is no chance."""
-        return bool(self.found) and np.mean(self.found) > SHARE
+        return bool(self.found) and np.mean(self.found) > MOST_PAIRS

@@ -5,11 +5,12 @@ from typing import NamedTuple
 
 import torch
 
-from data.table import DataError, modality_of
+from data.table import modality_of
 from inference.options import Options
 from models.checkpoint import load_checkpoint
 from models.edarfusion import Output
 from utils.device import choose_device
+from utils.files import InputError
 from utils.messages import log
 from utils.processes import local_rank
 
@@ -44,11 +45,10 @@ def load_network(options: Options, kinds: list[str]) -> Network:
         try:
             from inference.openvino_model import OpenVINOModel
 
-            model = OpenVINOModel(model, options.engine)
+            model = OpenVINOModel(model)
         except ImportError as error:
-            raise DataError(f"--engine {options.engine}: expected the package openvino, found none") from error
-        except ValueError as error:
-            raise DataError(f"--engine: {error}") from error
+            expected = "the package openvino (pip install -r requirements-openvino.txt)"
+            raise InputError(f"--engine {options.engine}: expected {expected}, found none") from error
     # Asked of the weights, which begin at zero: the record does not say what a run took over from --init.
     if not checkpoint.model.fusion.head.weight.any():
         found = "an untrained one (stage registration only, or a run broken off before its fusion)"

@@ -1,4 +1,7 @@
-"""The trained network by OpenVINO, which computes in bfloat16 faster on a CPU than PyTorch in float32."""
+"""The trained network by OpenVINO in bfloat16, which can be faster on a CPU than PyTorch in float32.
+
+OpenVINO is optional: `pip install -r requirements-openvino.txt`. Import this module only where it is asked for.
+"""
 
 import warnings
 
@@ -7,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.edarfusion import AtSettings, EDARFusion, Output
-from utils.arguments import ENGINES
+from utils.files import InputError
 
 
 class OpenVINOModel:
@@ -16,25 +19,20 @@ class OpenVINOModel:
     Each size of image has a graph of its own, which is made when the size is first met and takes some seconds.
 
     Args:
-        model: in evaluation mode, on the CPU.
-        engine: ``openvino`` computes in float32 and agrees with PyTorch to rounding; ``openvino-bf16`` computes in
-            bfloat16 and moves the flow by some hundredths of a px, grey values by some levels of 255 and by more in
-            single pixels on sharp edges.
+        model: in evaluation mode, on the CPU. bfloat16 moves its flow by some hundredths of a px, its grey values by
+            some levels of 255 and by more in single pixels on sharp edges.
 
     Raises:
-        ValueError: an engine that is not one of the two, or bfloat16 on a processor that does not compute with it.
+        InputError: the processor does not compute in bfloat16.
     """
 
-    def __init__(self, model: EDARFusion, engine: str = "openvino") -> None:
-        if engine not in ENGINES[1:]:
-            raise ValueError(f"expected one of {', '.join(ENGINES[1:])}, found {engine!r}")
+    def __init__(self, model: EDARFusion) -> None:
         self._core = openvino.Core()
-        capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        if engine == "openvino-bf16" and "BF16" not in capabilities:
-            raise ValueError("openvino-bf16: expected a processor that computes in bfloat16, found one that does not")
+        if "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise InputError("openvino-bf16: expected a processor that computes in bfloat16, found one that does not")
         self.model = model
         self._settings = {
-            "INFERENCE_PRECISION_HINT": "bf16" if engine == "openvino-bf16" else "f32",
+            "INFERENCE_PRECISION_HINT": "bf16",
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }

@@ -26,13 +26,13 @@ SMALL_ALONE = 0.6
 USUAL, USUAL_LONGEST = 0.84, 0.95
 """Mean length in the atlas, and the longest of some slices of one origin."""
 
-NEAR = 1.15
+KNOWN_SIZE = 1.15
 """Factor between a frame's mean side and a power of two times `TRAINED_SIDE` up to which it is shown as it is."""
 
 SQUARE = 1.03
 """Factor between a pixel's sides up to which it counts as square."""
 
-STEP = 8
+SIDE_STEP = 8
 """Sides shown are multiples of it, px."""
 
 
@@ -83,7 +83,7 @@ def choose_view(fixed: np.ndarray, aspect: float = 1.0, longest: float | None = 
     pixel = math.sqrt(aspect), 1 / math.sqrt(aspect)  # a pixel's sides, in units of a square one of its area
     across = float(np.multiply(frame, pixel).mean())
     octaves = math.log2(across / TRAINED_SIDE)
-    known = abs(octaves - round(octaves)) < math.log2(NEAR) and abs(math.log2(aspect)) < math.log2(SQUARE)
+    known = abs(octaves - round(octaves)) < math.log2(KNOWN_SIZE) and abs(math.log2(aspect)) < math.log2(SQUARE)
     length, usual = (head_length(fixed, aspect), USUAL) if longest is None else (longest, USUAL_LONGEST)
     part = frame
     if SPECK < length < (SMALL_ALONE if known and longest is None else SMALL):
@@ -95,5 +95,5 @@ def choose_view(fixed: np.ndarray, aspect: float = 1.0, longest: float | None = 
     sides = np.multiply(part, pixel)
     # In steps, as `inference.openvino_model` compiles a graph for each size.
     scale = max(TRAINED_SIDE / sides.mean(), MIN_SIDE / sides.min())
-    size = tuple(STEP * round(scale * side / STEP) for side in sides)
+    size = tuple(SIDE_STEP * round(scale * side / SIDE_STEP) for side in sides)
     return View(*start, *part, size)

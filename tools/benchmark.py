@@ -32,7 +32,6 @@ from tqdm import tqdm
 
 from data.deformation import BENCHMARK, random_flow
 from evaluation.metrics import folding_share, fusion_metrics, registration_metrics
-from inference.openvino_model import OpenVINOModel
 from losses.registration import registration_loss
 from models.checkpoint import load_checkpoint
 from models.edarfusion import PRESETS, EDARFusion, Output
@@ -51,7 +50,7 @@ WARM_UP = 2
 SECONDS = 10
 """Repeats of one group of stages end after this time, but not before the third."""
 
-COLUMNS = {
+HEADINGS = {
     "features": "features",
     "registration": "registration",
     "fusion": "fusion",
@@ -201,7 +200,7 @@ def measure_size(
 ) -> dict[str, Any]:
     """Measure times (s), peak memory (MiB) and multiply-adds of one size and batch; None where memory runs out."""
     device = next(model.parameters()).device
-    row: dict[str, Any] = {"size": f"{size[0]}x{size[1]}", "batch": batch} | dict.fromkeys(COLUMNS)
+    row: dict[str, Any] = {"size": f"{size[0]}x{size[1]}", "batch": batch} | dict.fromkeys(HEADINGS)
     generator = torch.Generator().manual_seed(0)
     fixed, moving = (torch.rand(batch, 1, *size, generator=generator).to(device) for _ in range(2))
     try:
@@ -214,7 +213,7 @@ def measure_size(
                     after = scoring_stages(fixed, moving, model(fixed, moving), Path(folder))
                     row |= time_stages(after, torch.device("cpu"), repeats)
     except torch.OutOfMemoryError:
-        return row | dict.fromkeys(COLUMNS)
+        return row | dict.fromkeys(HEADINGS)
     return row | {
         "pairs_per_second": batch / row["forward"],
         "multiply_adds": multiply_adds(lambda: model(fixed, moving)),
@@ -241,8 +240,8 @@ def measure_ratio(model: EDARFusion, repeats: int) -> dict[str, float]:
 
     Returns:
         ``registration``, ``fusion``, ``convolution`` in seconds and ``ratio`` = (registration + fusion) / convolution;
-        on a CPU also the seconds of the whole network, padding and full-size maps included, by each engine of
-        `inference.openvino_model` that the processor has, under its name.
+        on a CPU also the seconds of the whole network, padding and full-size maps included, by OpenVINO in bfloat16,
+        under the name of the engine, where the package is installed and the processor computes so.
     """
     device = next(model.parameters()).device
     convolution = nn.Conv2d(64, 64, 3, padding=1).to(device)
@@ -254,21 +253,24 @@ def measure_ratio(model: EDARFusion, repeats: int) -> dict[str, float]:
         stages["convolution"] = lambda: convolution(image)
         times = time_stages(stages, device, repeats)
         # Not in turns with the others: their threads stay awake for a while and would slow down what comes next.
-        for engine in ENGINES[1:] if device.type == "cpu" else ():
-            with suppress(ValueError):  # no bfloat16 here
-                times |= time_stages({engine: partial(OpenVINOModel(model, engine), fixed, moving)}, device, repeats)
+        with suppress(ImportError, InputError):
+            if device.type == "cpu":
+                from inference.openvino_model import OpenVINOModel
+
+                times |= time_stages({ENGINES[1]: partial(OpenVINOModel(model), fixed, moving)}, device, repeats)
     return times | {"ratio": (times["registration"] + times["fusion"]) / times["convolution"]}
 
 
-def to_markdown(results: dict[str, Any]) -> str:
+def benchmark_report(results: dict[str, Any]) -> str:
     """Format the results of `main` as Markdown."""
     model, machine, ratio, training = (results[name] for name in ("model", "machine", "ratio", "training"))
-    table = [[row["size"], str(row["batch"]), *(_text(row[name], name) for name in COLUMNS)] for row in results["rows"]]
+    rows = results["rows"]
+    table = [[row["size"], str(row["batch"]), *(_text(row[name], name) for name in HEADINGS)] for row in rows]
     paragraphs = [
         f"# Benchmark of {model['name']}",
         f"{model['parameters']:,} parameters. {machine['device']}, {machine['threads']} threads, "
         f"torch {machine['torch']}. Medians of up to {results['repeats']} repeats.",
-        markdown_table(["size", "batch", *COLUMNS.values()], table),
+        markdown_table(["size", "batch", *HEADINGS.values()], table),
         "Times are of the whole batch, in ms; metrics and writing are of one pair. Registration includes the features; "
         "the whole network includes registration and fusion, padding and full-size maps. Peak memory is what tensors "
         "of the whole network take beside its weights and inputs.",
@@ -343,7 +345,7 @@ def main(arguments: list[str] | None = None) -> int:
                 for size, batch in tqdm(cases, desc="sizes", leave=False)
             ],
         }
-        report = to_markdown(results)
+        report = benchmark_report(results)
         write_bytes(options.output / "benchmark.json", json.dumps(results, indent=2).encode())
         write_bytes(options.output / "benchmark.md", report.encode())
     except InputError as error:

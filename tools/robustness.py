@@ -96,7 +96,7 @@ def robustness(model: EDARFusion, pairs: PairDataset, device: torch.device) -> p
     return pd.concat(rows, ignore_index=True)
 
 
-def to_markdown(table: pd.DataFrame) -> str:
+def robustness_report(table: pd.DataFrame) -> str:
     """Format one line per condition: endpoint error, zero flow's error and the share of pairs improved by modality."""
     kinds = list(table["modality"].unique())
     lines = []
@@ -134,7 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
-    print(to_markdown(result))
+    print(robustness_report(result))
     return 0
 
 

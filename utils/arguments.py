@@ -17,8 +17,8 @@ DEFAULT_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "edarfusion.saf
 SAMPLE_ROOT = Path(__file__).parents[1] / "data" / "sample"
 """The simulated pairs that come with the project, made by `tools.make_sample`."""
 
-ENGINES = ("torch", "openvino", "openvino-bf16")
-"""Engines that can compute a network. All but torch need the package openvino."""
+ENGINES = ("torch", "openvino-bf16")
+"""Engines that can compute a network. All but torch need the package openvino (requirements-openvino.txt)."""
 
 VERSION = "0.1.0"
 """Version of the project, as `--version` of every command prints it."""

@@ -32,10 +32,10 @@ def qabf(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray, *, variant
     """
     if variant not in _VARIANTS:
         raise ValueError(f"variant: expected one of {', '.join(_VARIANTS)}, found {variant!r}")
-    return _VARIANTS[variant](*(sobel(image) for image in check_sources(fixed, reference, fused)))
+    return _VARIANTS[variant](*(sobel_zero_padded(image) for image in check_sources(fixed, reference, fused)))
 
 
-def sobel(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def sobel_zero_padded(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Compute the horizontal and vertical Sobel derivative, zero padded."""
     return ndimage.sobel(image, axis=1, mode="constant"), ndimage.sobel(image, axis=0, mode="constant")
 

@@ -28,7 +28,7 @@ def fusion_metrics(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) 
     """
     a, b, f = check_sources(fixed, reference, fused)
     # What several metrics need is computed once.
-    gradients = [edge_preservation.sobel(image) for image in (a, b, f)]
+    gradients = [edge_preservation.sobel_zero_padded(image) for image in (a, b, f)]
     structure = structural_similarity.structure(a, b, f)
     gains = visual_information.gains(a, f), visual_information.gains(b, f)
     return {

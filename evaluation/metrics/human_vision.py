@@ -6,7 +6,7 @@ import numpy as np
 from scipy import fft, ndimage
 
 from evaluation.metrics.common import check_sources, divide, stretch
-from evaluation.metrics.edge_preservation import sobel
+from evaluation.metrics.edge_preservation import sobel_zero_padded
 
 BLOCK = 16
 """Side of the regions of Q_CV, px."""
@@ -33,7 +33,7 @@ def qcv(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> float:
     """
     *sources, fused = (stretch(image) for image in check_sources(fixed, reference, fused))
     sensitivity = contrast_sensitivity(fused.shape)
-    saliency = np.stack([_block_sums(np.hypot(*sobel(source)) ** 5) for source in sources])
+    saliency = np.stack([_block_sums(np.hypot(*sobel_zero_padded(source)) ** 5) for source in sources])
     error = np.stack([_block_sums(_frequency_filter(source - fused, sensitivity) ** 2) for source in sources])
     if not saliency.any():
         saliency[:] = 1

@@ -108,8 +108,8 @@ class TestBadInput:
             options += ["--device", "mps"]
             words = ["mps"]
         elif case == "engine":
-            options += ["--engine", "openvino", "--device", "cuda"]
-            words = ["--engine", "cuda", "openvino"]
+            options += ["--engine", "openvino-bf16", "--device", "cuda"]
+            words = ["--engine", "cuda", "openvino-bf16"]
         elif case == "name of the last row":
             for path in (fixed, moving, label):
                 path.rename(path.with_stem("mean"))

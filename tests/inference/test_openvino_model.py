@@ -1,13 +1,16 @@
-"""inference/openvino_model.py: the engines give what the network gives, size by size."""
+"""inference/openvino_model.py: OpenVINO gives what the network gives, size by size."""
 
 import pytest
 import torch
 
-from inference.openvino_model import OpenVINOModel
 from models.checkpoint import load_checkpoint
 from models.edarfusion import EDARFusion
 from tools.export import sample_pair
 from utils.arguments import DEFAULT_CHECKPOINT
+from utils.files import InputError
+
+pytest.importorskip("openvino", reason="openvino is optional (requirements-openvino.txt)")
+from inference.openvino_model import OpenVINOModel  # noqa: E402
 
 SIZE = (72, 100)
 """No multiple of any stride, so that padding is part of the graph."""
@@ -18,46 +21,45 @@ def model() -> EDARFusion:
     return load_checkpoint(DEFAULT_CHECKPOINT).model
 
 
-# Across a sharp edge a tenth of a px moves single pixels far; in the mean over the image bfloat16 stays near.
-@pytest.mark.parametrize(("engine", "grey", "px"), [("openvino", 4e-3, 0.01), ("openvino-bf16", 0.15, 0.19)])
-def test_engines_give_what_the_network_gives(model, engine, grey, px):
+def by_openvino(model: EDARFusion) -> OpenVINOModel:
     try:
-        by_openvino = OpenVINOModel(model, engine)
-    except ValueError as error:
+        return OpenVINOModel(model)
+    except InputError as error:
         pytest.skip(str(error))
-    pair = sample_pair(SIZE)
+
+
+def test_openvino_gives_what_the_network_gives(model):
+    stand_in, pair = by_openvino(model), sample_pair(SIZE)
     with torch.inference_mode():
-        found, expected = by_openvino(*pair), model(*pair)
+        found, expected = stand_in(*pair), model(*pair)
     for name, ours, theirs in zip(expected._fields, found, expected, strict=True):
-        assert (ours - theirs).abs().max() <= (px if "flow" in name else grey), name
-        assert (ours - theirs).abs().mean() <= (px if "flow" in name else grey) / 10, name
-    assert expected.flow.abs().max() > 10 * px
+        # Across a sharp edge a tenth of a px moves single pixels far; in the mean over the image bfloat16 stays near.
+        most = 0.19 if "flow" in name else 0.15
+        assert (ours - theirs).abs().max() <= most, name
+        assert (ours - theirs).abs().mean() <= most / 10, name
+    assert expected.flow.abs().max() > 1.9
 
 
-def test_a_second_pass_counts_as_much_as_in_the_network(model):
+def test_passes_and_averaging_count_as_in_the_network(model):
     fixed, moving = sample_pair((96, 96))
     moving = moving.roll(7, dims=3)
-    by_openvino = OpenVINOModel(model)
+    stand_in = by_openvino(model)
     with torch.inference_mode():
-        found, expected = (run(fixed, moving, passes=2, average=True) for run in (by_openvino, model))
-        once = model(fixed, moving, average=True).flow
-    assert (found.flow - expected.flow).abs().max() < 0.01 < 0.1 * (expected.flow - once).abs().max()
-    assert (found.disagreement - expected.disagreement).abs() < 1e-3 < 0.1 * expected.disagreement
+        found, expected = (run(fixed, moving, passes=2, average=True) for run in (stand_in, model))
+        once = model(fixed, moving, average=True)
+    assert (found.flow - expected.flow).abs().mean() < 0.3 * (expected.flow - once.flow).abs().mean()
+    assert expected.disagreement > 0
+    assert found.disagreement.item() == pytest.approx(expected.disagreement.item(), rel=0.1)
 
 
 def test_results_outlive_the_next_pair_and_a_size_is_compiled_once(model, monkeypatch):
-    by_openvino = OpenVINOModel(EDARFusion("tiny").eval())
+    stand_in = by_openvino(EDARFusion("tiny").eval())
     made = []
-    compile_graph = by_openvino._compile
-    monkeypatch.setattr(by_openvino, "_compile", lambda *call: made.append(call) or compile_graph(*call))
+    compile_graph = stand_in._compile
+    monkeypatch.setattr(stand_in, "_compile", lambda *call: made.append(call) or compile_graph(*call))
     fixed, moving = sample_pair((64, 64))
-    first = by_openvino(fixed, moving).aligned
+    first = stand_in(fixed, moving).aligned
     kept = first.clone()
-    assert not torch.equal(by_openvino(fixed, 1 - moving).aligned, kept)
+    assert not torch.equal(stand_in(fixed, 1 - moving).aligned, kept)
     assert torch.equal(first, kept)
     assert len(made) == 1
-
-
-def test_unknown_engine_is_named(model):
-    with pytest.raises(ValueError, match="openvino, openvino-bf16, found 'onnx'"):
-        OpenVINOModel(model, "onnx")

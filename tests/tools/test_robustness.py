@@ -12,7 +12,7 @@ from data.splits import find_table
 from models.checkpoint import save_checkpoint
 from models.edarfusion import EDARFusion
 from tests.examples import SAMPLE, sample_table
-from tools.robustness import CONDITIONS, NOISE, DisturbedPairs, main, robustness, to_markdown
+from tools.robustness import CONDITIONS, NOISE, DisturbedPairs, main, robustness, robustness_report
 
 
 @pytest.fixture
@@ -67,7 +67,8 @@ def test_each_pair_is_disturbed_in_its_own_way(pairs):
 def test_each_modality_stands_in_its_column():
     rows = [("still", "CT", 1.0, 2.0, 0.5), ("still", "PET", 3.0, 4.0, 1.0), ("noisy", "CT", 5.0, 2.0, 0.0),
             ("noisy", "PET", 6.0, 4.0, 0.25)]  # fmt: skip
-    lines = to_markdown(pd.DataFrame(rows, columns=["condition", "modality", "epe", "zero", "better"])).splitlines()
+    table = pd.DataFrame(rows, columns=["condition", "modality", "epe", "zero", "better"])
+    lines = robustness_report(table).splitlines()
     assert lines[0].endswith("| CT | PET |")
     assert lines[2:] == ["| still | 1.00 of 2.00 (50%) | 3.00 of 4.00 (100%) |",
                          "| noisy | 5.00 of 2.00 (0%) | 6.00 of 4.00 (25%) |"]  # fmt: skip

@@ -6,14 +6,14 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-TISSUE, SHARE = 0.08, 0.21
+TISSUE, BRIGHT_SHARE = 0.08, 0.21
 """Mean intensity above which a block of pixels counts as tissue. The second value is for dark images, as a share of the
 99th percentile of the blocks. That percentile is at least 0.39 in the atlas."""
 
 SMALL = 0.8
 """`head_length` below which a head is small and is shown enlarged."""
 
-BACKGROUND = 3.0
+BACKGROUND_FACTOR = 3.0
 """Factor by which tissue in a dark image exceeds the darkest places. Without such a difference the image is noise."""
 
 _GRID, _COARSE = 64, 16  # blocks along each side of the image
@@ -30,11 +30,11 @@ def head_box(image: np.ndarray) -> list[tuple[float, float]] | None:
         Rows, then columns, as shares of height and width; None without tissue.
     """
     blocks = cv2.resize(image, (_GRID, _GRID), interpolation=cv2.INTER_AREA)
-    least = SHARE * np.percentile(blocks, 99)
+    least = BRIGHT_SHARE * np.percentile(blocks, 99)
     if least < TISSUE:
         # Larger blocks: in small images noise varies as much as tissue.
         coarse = cv2.resize(image, (_COARSE, _COARSE), interpolation=cv2.INTER_AREA)
-        background = BACKGROUND * np.percentile(coarse, 5)
+        background = BACKGROUND_FACTOR * np.percentile(coarse, 5)
         if coarse.max() <= background:
             return None
         least = max(least, background)
