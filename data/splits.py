@@ -63,10 +63,7 @@ def make_table(
         raise DataError(f"modality: expected one of {', '.join(MODALITIES)}, all, found {modality!r}")
     if not 0 <= ratio <= 1:
         raise DataError(f"ratio: expected 0 to 1, found {ratio}")
-    try:
-        pattern = re.compile(group_pattern)
-    except re.error as error:
-        raise DataError(f"group pattern: expected a regular expression, found {group_pattern!r} ({error})") from error
+    pattern = _pattern(group_pattern)
     root = Path(root)
     wanted = _modalities_in(root) if modality == "all" else [modality]
     parts = {name: _pairs_of(root, name, pattern, split_csv, draw_others) for name in wanted}
@@ -84,6 +81,18 @@ def make_table(
             found = f"one ({part['group'].iloc[0]}); is the group pattern right?"
             raise DataError.at(name, "two patients or more to split by", found)
     return table[table["modality"].isin(wanted)].reset_index(drop=True)
+
+
+def _pattern(group_pattern: str) -> re.Pattern:
+    """The compiled pattern.
+
+    Raises:
+        DataError: it is no regular expression.
+    """
+    try:
+        return re.compile(group_pattern)
+    except re.error as error:
+        raise DataError(f"group pattern: expected a regular expression, found {group_pattern!r} ({error})") from error
 
 
 def _pairs_of(
@@ -151,6 +160,23 @@ def find_table(
     if table.empty:
         raise DataError.at(csv or root, f"pairs of the split {split}", "none")
     return table
+
+
+def patients_of(table: pd.DataFrame, group_pattern: str = GROUP_PATTERN) -> list[str]:
+    """The patient of each row of a table: its column group, or else what the pattern finds in the name.
+
+    Args:
+        table: of `data.table.read_table`.
+        group_pattern: as in `make_table`. A name that it does not match stands for a patient of its own.
+
+    Raises:
+        DataError: the pattern is no regular expression.
+    """
+    if "group" in table:
+        return list(table["group"])
+    pattern = _pattern(group_pattern)
+    matches = [(name, pattern.fullmatch(name)) for name in table["name"]]
+    return [match[pattern.groups and 1] if match else name for name, match in matches]
 
 
 def shared_patients(table: pd.DataFrame) -> int:

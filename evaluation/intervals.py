@@ -26,11 +26,38 @@ def removed_interval(
     Returns:
         Lower and upper bound; not a number where there is a single patient.
     """
+    left, all_ = _resampled(groups, seed, error, zero)
+    return _interval(1 - left / all_)
+
+
+def mean_interval(values: Sequence[float], groups: Sequence, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of a mean over pairs, by the same bootstrap: a patient is drawn with all of its pairs.
+
+    Args:
+        values: one a pair.
+        groups: patient of each pair.
+        seed: of the draws.
+
+    Returns:
+        Lower and upper bound; not a number where there is a single patient.
+    """
+    total, count = _resampled(groups, seed, values, np.ones(len(values)))
+    return _interval(total / count)
+
+
+def _resampled(groups: Sequence, seed: int, *values: Sequence[float]) -> np.ndarray:
+    """Sums of values, one a pair, over the patients of each draw: (number of values, DRAWS).
+
+    Not a number where there is a single patient, of whose kind nothing can be said.
+    """
     names, index = np.unique(np.asarray(groups), return_inverse=True)
+    sums = np.stack([np.bincount(index, weights=np.asarray(x, float)) for x in values])
     if len(names) < 2:
-        return float("nan"), float("nan")
-    sums = np.stack([np.bincount(index, weights=np.asarray(values, float)) for values in (error, zero)])
+        return np.full((len(values), DRAWS), np.nan)
     drawn = np.random.default_rng(seed).integers(len(names), size=(DRAWS, len(names)))
-    left, all_ = sums[:, drawn].sum(axis=2)
-    low, high = np.percentile(1 - left / all_, (2.5, 97.5))
+    return sums[:, drawn].sum(axis=2)
+
+
+def _interval(draws: np.ndarray) -> tuple[float, float]:
+    low, high = np.percentile(draws, (2.5, 97.5))
     return float(low), float(high)

@@ -9,131 +9,16 @@ import re
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from scipy import stats
 
-from evaluation.metrics import LOWER_IS_BETTER
+from data.splits import add_group_pattern, patients_of
+from evaluation.comparison import summarise, to_markdown
 from evaluation.scoring import score_folders
 from utils.arguments import OneLineParser, positive, print_anywhere
 from utils.files import FileError, write_bytes
-from utils.messages import markdown_table
 
 BEFORE = "before alignment"
 """Name under which the moving images as they came are listed among the systems."""
-
-_LEGEND = (
-    "qabf Q^AB/F, qcv Q_CV, qvif VIFF, qs Piella's Q, qssim SSIM sum, qcb Q_CB, qy Q_Y, mi mutual "
-    "information (bits), en entropy (bits), sd standard deviation, sf spatial frequency, ag average "
-    "gradient, qssim_mean SSIM mean, qw Q_W, vif VIF sum, cc correlation, scd sum of correlations of "
-    "differences, qabf_zliu Q^AB/F of another toolbox, mi_nats mutual information of stretched images "
-    "(nats); aligned image against label: rmse (grey levels), ssim, ncc, mi_label mutual information "
-    "(bits)."
-)
-
-
-def summarise(scores: dict[str, pd.DataFrame], ours: str) -> pd.DataFrame:
-    """Means, spread and paired tests of several systems.
-
-    Args:
-        scores: system -> table with a row a pair, the pair's name as index and a column a metric. Systems may
-            lack metrics, not pairs.
-        ours: the system that the others are tested against.
-
-    Returns:
-        A row for each metric and system: ``metric``, ``better`` ("higher" or "lower"), ``system``, ``pairs``,
-        ``mean``, ``std`` (sample standard deviation, NaN for one pair), ``p`` (two-sided Wilcoxon signed-rank
-        test against ours, 1 where no pair differs) and ``ours_better`` (share of pairs, 0..1, in which ours
-        is strictly better); the last two are NaN for ours and for metrics that ours lacks.
-
-    Raises:
-        ValueError: ours is not among the systems, or a system has other pairs.
-    """
-    if ours not in scores:
-        raise ValueError(f"ours: expected one of {', '.join(scores)}, found {ours}")
-    metrics = list(dict.fromkeys(metric for table in scores.values() for metric in table.columns))
-    rows = []
-    for metric in metrics:
-        lower = metric in LOWER_IS_BETTER
-        for system, table in scores.items():
-            if set(table.index) != set(scores[ours].index):
-                raise ValueError(f"{system}: expected the same pairs as {ours}, found others")
-            if metric not in table:
-                continue
-            values = table[metric]
-            p = share = np.nan
-            if system != ours and metric in scores[ours]:
-                gain = (scores[ours][metric] - values) * (-1 if lower else 1)
-                p = stats.wilcoxon(gain).pvalue if gain.any() else 1.0
-                share = (gain > 0).mean()
-            rows.append(
-                {
-                    "metric": metric,
-                    "better": "lower" if lower else "higher",
-                    "system": system,
-                    "pairs": len(values),
-                    "mean": values.mean(),
-                    "std": values.std(),
-                    "p": p,
-                    "ours_better": share,
-                }
-            )
-    return pd.DataFrame(rows)
-
-
-def to_markdown(summary: pd.DataFrame, ours: str, title: str) -> str:
-    """The tables of a report in Markdown.
-
-    Args:
-        summary: what :func:`summarise` returned.
-        ours: the system that the others were tested against.
-        title: heading of the report.
-
-    Returns:
-        A table of mean ± standard deviation, best mean in bold, and one of the tests against ours.
-    """
-    systems = list(dict.fromkeys(summary["system"]))
-    others = [system for system in systems if system != ours]
-    means, tests = [], []
-    for metric, rows in summary.groupby("metric", sort=False):
-        lower = rows["better"].iloc[0] == "lower"
-        label = f"{metric} {'↓' if lower else '↑'}"
-        best = rows["mean"].min() if lower else rows["mean"].max()
-        by_system = rows.set_index("system")
-        means.append([label, *(_mean_cell(by_system, system, best) for system in systems)])
-        if by_system["p"].notna().any():
-            tests.append([label, *(_test_cell(by_system, system) for system in others)])
-    parts = [
-        f"# {title}",
-        f"{summary['pairs'].max()} pairs, mean ± standard deviation over pairs, best mean in bold. "
-        "↑ higher is better, ↓ lower is better.",
-        markdown_table(["metric", *systems], means),
-    ]
-    if tests:
-        parts += [
-            f"## {ours} against the others",
-            "p of the two-sided paired Wilcoxon signed-rank test, and the share of pairs in which "
-            f"{ours} is better.",
-            markdown_table(["metric", *others], tests),
-        ]
-    return "\n\n".join([*parts, _LEGEND]) + "\n"
-
-
-def _mean_cell(rows: pd.DataFrame, system: str, best: float) -> str:
-    if system not in rows.index:
-        return "–"
-    mean, std = rows.loc[system, "mean"], rows.loc[system, "std"]
-    digits = 1 if abs(mean) >= 100 else 2 if abs(mean) >= 10 else 3
-    text = f"{mean:.{digits}f}" if np.isnan(std) else f"{mean:.{digits}f} ± {std:.{digits}f}"
-    return f"**{text}**" if mean == best else text
-
-
-def _test_cell(rows: pd.DataFrame, system: str) -> str:
-    if system not in rows.index or np.isnan(rows.loc[system, "p"]):
-        return "–"
-    p = rows.loc[system, "p"]
-    return f"{'p < 0.001' if p < 0.001 else f'p = {p:.3f}'}, {rows.loc[system, 'ours_better']:.0%}"
-
 
 def compare_folders(
     systems: dict[str, tuple[str | Path, str | Path | None]],
@@ -204,6 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--ours", metavar="NAME", required=True, help="the system to test the others against")
     parser.add_argument("--output", metavar="DIR", required=True, type=Path, help="folder to write to")
+    add_group_pattern(parser)
     parser.add_argument("--workers", metavar="N", type=positive, help="processes (default: one a core)")
     options = parser.parse_args(arguments)
     names = [name for name, _, _ in options.systems]
@@ -226,7 +112,9 @@ def main(arguments: list[str] | None = None) -> int:
             moving=options.grey_moving or options.moving,
             workers=options.workers,
         )
-        summary = summarise(scores, options.ours)
+        names_of_pairs = pd.DataFrame({"name": scores[options.ours].index})
+        patients = dict(zip(names_of_pairs["name"], patients_of(names_of_pairs, options.group_pattern), strict=True))
+        summary = summarise(scores, options.ours, patients)
         pairs = pd.concat(scores, names=["system"]).reset_index()
         report = to_markdown(summary, options.ours, f"{options.modality}: {', '.join(names)}")
         written = {

@@ -64,7 +64,7 @@ def cards_of(pairs: Sequence[PairImages], rows: int) -> tuple[list[dict], Encodi
     budget = PAGE_BUDGET - BYTES_PER_ROW * rows
     how, each = _choose(pairs, budget)
     cards: list[dict] = []
-    for pair in _spread(pairs, max(0, int(budget // each))):
+    for pair in spread(pairs, max(0, int(budget // each))):
         encoded = _encode_pair(pair, how)
         budget -= _length(encoded)
         if budget < 0:
@@ -84,7 +84,7 @@ def cards_of(pairs: Sequence[PairImages], rows: int) -> tuple[list[dict], Encodi
 
 def _choose(pairs: Sequence[PairImages], budget: int) -> tuple[Encoding, float]:
     """First step of the ladder that fits the budget, judged from a few pairs; and its bytes a pair."""
-    sample = list(_spread(pairs, 6))
+    sample = list(spread(pairs, 6))
     for how in LADDER:
         # A tenth more than the mean of the sample, because the pairs that were not looked at may be larger.
         each = 1.1 * sum(_length(_encode_pair(pair, how)) for pair in sample) / len(sample)
@@ -93,7 +93,7 @@ def _choose(pairs: Sequence[PairImages], budget: int) -> tuple[Encoding, float]:
     return how, each
 
 
-def _spread(items: Sequence, count: int) -> Iterator:
+def spread(items: Sequence, count: int) -> Iterator:
     """At most `count` evenly spaced items, one by one: a sequence may read each from its file as it is asked for."""
     if len(items) <= count:
         return iter(items)
@@ -107,10 +107,10 @@ def _length(encoded: Iterable[tuple[str, str]]) -> int:
 def _encode_pair(pair: PairImages, how: Encoding) -> list[tuple[str, str]]:
     """View -> data URI of each image, once it is known that they go together."""
     _check_pair(pair)
-    return [(view, _encode(image, how)) for view, image in _views(pair)]
+    return [(view, encode_image(image, how)) for view, image in _views(pair)]
 
 
-def _encode(image: np.ndarray, how: Encoding) -> str:
+def encode_image(image: np.ndarray, how: Encoding) -> str:
     """An image as a WebP data URI; values outside [0, 1] are clipped, non-finite ones are black."""
     levels = np.rint(np.clip(np.nan_to_num(image, posinf=1.0, neginf=0.0), 0.0, 1.0) * 255).astype(np.uint8)
     picture = Image.fromarray(levels)

@@ -322,8 +322,8 @@ def test_images_shrink_until_the_page_fits(write, monkeypatch, budget):
 
 
 def test_few_of_many_pairs_are_evenly_spaced():
-    assert list(pictures._spread(range(30), 4)) == [0, 10, 19, 29]
-    assert list(pictures._spread(range(3), 4)) == [0, 1, 2]
+    assert list(pictures.spread(range(30), 4)) == [0, 10, 19, 29]
+    assert list(pictures.spread(range(3), 4)) == [0, 1, 2]
 
 
 def test_twenty_pairs_of_noise_stay_within_the_real_budget():
