@@ -35,24 +35,48 @@ from utils.files import write_bytes
 
 
 class MapStyle(NamedTuple):
-    """How one map is drawn. The value range is fixed, so that pictures of different pairs can be compared."""
+    """How one map is drawn. The value range is fixed, so that pictures of different pairs can be compared.
+
+    Attributes:
+        title, unit: of the picture and its bar.
+        vmin, vmax: ends of the bar.
+        colormap: of matplotlib.
+        meaning: what the map says, in a sentence.
+    """
 
     title: str
     unit: str
     vmin: float
     vmax: float
     colormap: str
+    meaning: str = ""
 
 
 MAPS: dict[str, MapStyle] = {
-    "entropy_fixed": MapStyle("Local entropy, fixed", "bits", 0.0, 2.0, "viridis"),
-    "entropy_moving": MapStyle("Local entropy, moving", "bits", 0.0, 2.0, "viridis"),
-    "entropy_difference": MapStyle("Entropy difference", "bits", 0.0, 2.0, "magma"),
-    "gate": MapStyle("Gate W", "weight", 0.0, 1.0, "cividis"),
-    "reliability": MapStyle("Reliability R", "weight", 0.0, 1.0, "cividis"),
-    "consistency": MapStyle("Consistency C", "weight", 0.0, 1.0, "cividis"),
-    "jacobian": MapStyle("Jacobian determinant", "area ratio", 0.0, 2.0, "RdBu_r"),
-}
+    "entropy_fixed": MapStyle(
+        "Local entropy, fixed", "bits", 0.0, 2.0, "viridis", "How much the grey levels of the MRI vary around a pixel."
+    ),
+    "entropy_moving": MapStyle(
+        "Local entropy, moving", "bits", 0.0, 2.0, "viridis",
+        "How much the grey levels of the moving image vary around a pixel.",
+    ),
+    "entropy_difference": MapStyle(
+        "Entropy difference", "bits", 0.0, 2.0, "magma", "Where only one of the images shows structure."
+    ),
+    "gate": MapStyle(
+        "Gate W", "weight", 0.0, 1.0, "cividis", "How far the entropies let a step of the displacement pass."
+    ),
+    "reliability": MapStyle(
+        "Reliability R", "weight", 0.0, 1.0, "cividis", "How much weight a place has in the search for the alignment."
+    ),
+    "consistency": MapStyle(
+        "Consistency C", "weight", 0.0, 1.0, "cividis", "Where the edges of both images agree and may be joined."
+    ),
+    "jacobian": MapStyle(
+        "Jacobian determinant", "area ratio", 0.0, 2.0, "RdBu_r",
+        "How the area around a pixel changes: 1 keeps it, and space would fold at 0 or below.",
+    ),
+}  # fmt: skip
 """Maps by the name of their folder. Entropy stays below 2 bits, as its 16 bins are so wide that a grey value lies in
 several (`utils.maps.soft_histogram`). Where values go on, a bar has an arrow. The Jacobian determinant diverges around
 1, blue below and red above; values below 0 (folding) are painted yellow."""

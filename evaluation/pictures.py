@@ -77,6 +77,30 @@ def red_green_overlay(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
     return np.clip(np.stack([red, green, np.zeros_like(red)], axis=2), 0.0, 1.0)
 
 
+def blend_towards(fixed: np.ndarray, fused: np.ndarray, aligned: np.ndarray, share: float) -> np.ndarray:
+    """The fused image moved towards one of its sources.
+
+    Args:
+        fixed, fused, aligned: images in [0, 1], (H, W) or (H, W, 3), one size.
+        share: -1 is the fixed image, 0 the fused one, 1 the aligned one.
+
+    Returns:
+        Image in [0, 1], float32; (H, W, 3) if an input that takes part has colour, else (H, W).
+
+    Raises:
+        ValueError: wrong shapes, different sizes, or a share beyond [-1, 1].
+    """
+    images = {"fixed": fixed, "fused": fused, "aligned": aligned}
+    images = {name: _check_image(image, name) for name, image in images.items()}
+    _check_same_size(**images)
+    if not -1 <= share <= 1:
+        raise ValueError(f"share: expected -1 to 1, found {share}")
+    fused, source = images["fused"], images["fixed" if share < 0 else "aligned"]
+    if fused.ndim != source.ndim:
+        fused, source = (x if x.ndim == 3 else np.repeat(x[..., None], 3, axis=2) for x in (fused, source))
+    return ((1 - abs(share)) * fused + abs(share) * source).astype(np.float32)
+
+
 def _colour_wheel() -> np.ndarray:
     """The 55 hues of Baker et al. (2011), RGB in [0, 1], (55, 3): red, yellow, green, cyan, blue, magenta."""
     corners = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1]], dtype=np.float64)

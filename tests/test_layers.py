@@ -12,6 +12,7 @@ LAYERS = (
     {"losses", "inference"},
     {"training"},
     {"tools", "EDARFusion_train", "EDARFusion_test_val"},
+    {"app", "edarfusion"},
 )
 """From the ground up; the folders of one layer do not know each other."""
 
