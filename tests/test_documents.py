@@ -24,11 +24,19 @@ FOREIGN = {"--nproc_per_node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", 
 
 @cache
 def options_of(program: str) -> frozenset[str]:
-    """The long options in the help of one of `PROGRAMS`."""
+    """The long options in the help of one of `PROGRAMS`, those of its sub-commands included."""
+    text = help_of(program)
+    sub_commands = re.search(r"^positional arguments:\n +\{([a-z,]+)\}", text, flags=re.M)
+    texts = [text, *(help_of(program, name) for name in (sub_commands[1].split(",") if sub_commands else ()))]
+    return frozenset(option for text in texts for option in re.findall(r"--[a-z][a-z-]*", text))
+
+
+def help_of(program: str, *words: str) -> str:
+    """What a program prints for --help."""
     module, printed = importlib.import_module(PROGRAMS[program]), io.StringIO()
-    with patch("sys.argv", ["", "--help"]), contextlib.redirect_stdout(printed), pytest.raises(SystemExit):
+    with patch("sys.argv", ["", *words, "--help"]), contextlib.redirect_stdout(printed), pytest.raises(SystemExit):
         module.main()
-    return frozenset(re.findall(r"--[a-z][a-z-]*", printed.getvalue()))
+    return printed.getvalue()
 
 
 def blocks(document: Path, language: str) -> list[str]:
