@@ -63,7 +63,7 @@ def score_pair(pair: dict) -> dict[str, float | str]:
 def score_folders(
     *, workers: int | None = None, description: str = "scoring", **folders: str | Path | None
 ) -> pd.DataFrame:
-    """Score folders of images whose files pair by stem.
+    """Score folders of images that are matched by file name.
 
     Args:
         workers: processes; as many as there are cores if left out, none beside this one for 1.

@@ -17,7 +17,9 @@ PLACES = ("*.md", "docs/*.md", "[!.]*/README.md", "data/*/README.md")
 DOCUMENTS = sorted(path for pattern in PLACES for path in ROOT.glob(pattern))
 TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py") if path.stem != "__init__")
 PROGRAMS = {f"-m tools.{name}": f"tools.{name}" for name in TOOLS}
-PROGRAMS |= {f"{name}.py": name for name in ("EDARFusion_train", "EDARFusion_test_val")}
+PROGRAMS |= {f"{name}.py": name for name in ("EDARFusion_train", "EDARFusion_test_val", "app")}
+WITHOUT_IMPORT = {"app.py"}
+"""Programs whose options are read from the source, as they need further packages."""
 FOREIGN = {"--nproc_per_node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--shm-size", "--logdir", "--help"}
 """Options of torchrun, docker and TensorBoard, and the one that all programs have."""
 
@@ -25,6 +27,8 @@ FOREIGN = {"--nproc_per_node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", 
 @cache
 def options_of(program: str) -> frozenset[str]:
     """The long options in the help of one of `PROGRAMS`, those of its sub-commands included."""
+    if program in WITHOUT_IMPORT:
+        return frozenset(re.findall(r'add_argument\("(--[a-z-]+)"', (ROOT / program).read_text(encoding="utf-8")))
     text = help_of(program)
     sub_commands = re.search(r"^positional arguments:\n +\{([a-z,]+)\}", text, flags=re.M)
     texts = [text, *(help_of(program, name) for name in (sub_commands[1].split(",") if sub_commands else ()))]
@@ -51,7 +55,7 @@ def commands(document: Path) -> list[tuple[str, set[str]]]:
         for line in block.replace("\\\n", " ").splitlines():
             for part in line.split("#")[0].split("&&"):
                 own, _, passed_on = part.partition(" -- ")
-                if named := re.search(r"-m tools\.\w+|EDARFusion_\w+\.py", own):
+                if named := re.search(r"-m tools\.\w+|\b(?:EDARFusion_\w+|app)\.py", own):
                     found.append((named[0], long_options(own)))
                 if passed_on:
                     found.append(("EDARFusion_train.py", long_options(passed_on)))

@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     print_anywhere()
     parser = OneLineParser(
         prog="python -m tools.compare",
-        description="Compare the output of several methods on the same pairs. Files pair by stem; colour "
+        description="Compare the output of several methods on the same pairs. Images are matched by file name; colour "
         "is scored on BT.601 luma. Writes MODALITY.md, MODALITY.csv and MODALITY_pairs.csv.",
         epilog="Published RMSE of PET and SPECT refers to grey files made by the benchmark authors' own "
         "formula: name those with --grey-moving and --grey-label, and the colour truth, for the fusion "
