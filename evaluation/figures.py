@@ -72,6 +72,9 @@ MAPS: dict[str, MapStyle] = {
     "consistency": MapStyle(
         "Consistency C", "weight", 0.0, 1.0, "cividis", "Where the edges of both images agree and may be joined."
     ),
+    "expected_error": MapStyle(
+        "Expected error", "px", 0.0, 6.0, "magma", "How far off the alignment of a place is likely to be."
+    ),
     "jacobian": MapStyle(
         "Jacobian determinant", "area ratio", 0.0, 2.0, "RdBu_r",
         "How the area around a pixel changes: 1 keeps it, and space would fold at 0 or below.",
@@ -228,6 +231,7 @@ _ROWS = (
     ("fixed", "moving", "aligned", "label", "fused", "grid"),
     ("checker_before", "checker_after", "overlay_before", "overlay_after", "flow", "jacobian"),
     ("entropy_fixed", "entropy_moving", "entropy_difference", "gate", "reliability", "consistency"),
+    ("expected_error",),
 )
 
 

@@ -44,7 +44,7 @@ class OpenVINOModel:
         if key not in self._graphs:
             self._graphs[key] = self._compile(fixed, moving, passes, average)
         results = self._graphs[key]([fixed.numpy(), moving.numpy()])
-        return Output(*(torch.from_numpy(results[place].copy()) for place in range(len(Output._fields))))
+        return Output(*(torch.from_numpy(results[place].copy()) for place in range(len(results))))
 
     def _compile(self, fixed: Tensor, moving: Tensor, passes: int, average: bool) -> openvino.CompiledModel:
         # Tensors made in inference mode cannot be exported.

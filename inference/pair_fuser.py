@@ -16,7 +16,7 @@ from inference.multistart import register_from_afar
 from inference.result_folder import FusedPair
 from inference.view import View, choose_view
 from models.edarfusion import Output
-from utils.geometry.foreground import foreground
+from utils.geometry.foreground import as_weight, foreground, masked_means
 from utils.geometry.warp import warp
 from utils.imaging.images import luma
 from utils.maps import jacobian_determinant
@@ -107,7 +107,12 @@ class PairFuser:
         }
         maps = {name: map_[0, 0].cpu().numpy() for name, map_ in maps.items()}
         disagreement = output.disagreement.item() if self.average and not blank else None
-        return FusedPair(fused, aligned, flow, maps, seconds, disagreement)
+        expected = output.expected_error
+        if expected is None or blank:
+            return FusedPair(fused, aligned, flow, maps, seconds, disagreement)
+        maps["expected_error"] = expected[0, 0].cpu().numpy()
+        mean = masked_means(expected, as_weight(foreground(output.aligned, tuple(expected.shape[2:])))).item()
+        return FusedPair(fused, aligned, flow, maps, seconds, disagreement, mean)
 
     def _estimate(self, fixed: Tensor, moving: Tensor, view: View | None, passes: int) -> Output:
         """What the model makes of grey images (1, 1, H, W); the flow is of the whole frame, wherever it was found.
@@ -121,11 +126,13 @@ class PairFuser:
             found = register_from_afar(model, *seen, first)
         if view is None and found is first:
             return first
-        flow, inverse_flow = found.flow, found.inverse_flow
+        flow, inverse_flow, expected = found.flow, found.inverse_flow, found.expected_error
         if view is not None:
             flow, inverse_flow = (view.enlarge(x, fixed.shape[2:]) for x in (flow, inverse_flow))
+            expected = None if expected is None else view.enlarge_lengths(expected, fixed.shape[2:])
         aligned = warp(moving, flow)
         found = {"aligned": aligned, "flow": flow, "inverse_flow": inverse_flow, "disagreement": found.disagreement}
+        found["expected_error"] = expected
         return self._run(fixed, aligned, passes=0)._replace(**found)
 
     def _run(self, fixed: Tensor, moving: Tensor, *, passes: int) -> Output:

@@ -26,9 +26,12 @@ REGISTRATION_METRICS = ("rmse", "ssim", "ncc", "rmse_before", "ssim_before", "nc
 COLUMNS = ("name", "seconds", *FUSION_METRICS, "reference", *REGISTRATION_METRICS, "folding")
 """Columns of metrics.csv."""
 DIGITS = "%.10g"  # of numbers in metrics.csv
-FURTHER_COLUMNS = ("disagreement", "epe", "epe_before")
-"""Columns of tables that have something to say there: how far averaged estimates disagree, px of heads in 256 px; where
-true flows are known, endpoint error of the flow and of zero flow, px."""
+FURTHER_COLUMNS = ("disagreement", "expected_error", "epe", "epe_before")
+"""Columns of tables that have something to say there: how far averaged estimates disagree, px of heads in 256 px; the
+mean endpoint error that is to be expected in the head, px; where true flows are known, endpoint error of the flow and
+of zero flow, px."""
+NOT_ALWAYS = {"maps/expected_error"}
+"""Files that not every network makes of every pair."""
 
 
 class FusedPair(NamedTuple):
@@ -40,6 +43,7 @@ class FusedPair(NamedTuple):
         maps: (H, W) arrays by their name in `evaluation.figures.MAPS`.
         seconds: time to align and fuse, without reading and writing.
         disagreement: of the averaged estimates, as in `models.edarfusion.Output`; None for a single one.
+        expected_error: mean in the head of the map of that name, px; None where there is none.
     """
 
     fused: np.ndarray
@@ -48,6 +52,7 @@ class FusedPair(NamedTuple):
     maps: dict[str, np.ndarray]
     seconds: float
     disagreement: float | None = None
+    expected_error: float | None = None
 
 
 class ResultFolder:
@@ -143,9 +148,12 @@ class ResultFolder:
             save_flow(files["flow"], result.flow)
         if self.maps:
             for kind in MAPS:
-                save_map(files[f"maps/{kind}"], result.maps[kind], kind)
+                if kind in result.maps:
+                    save_map(files[f"maps/{kind}"], result.maps[kind], kind)
+                else:
+                    remove(files[f"maps/{kind}"])  # of an earlier network, which made one
             values = io.BytesIO()
-            np.savez_compressed(values, **{kind: result.maps[kind] for kind in MAPS})
+            np.savez_compressed(values, **result.maps)
             write_bytes(files["maps/values"], values.getvalue())
         if self.figures:
             images = read_pair(pair, self.modality)
@@ -193,7 +201,7 @@ class ResultFolder:
 
     def has_files(self, name: str) -> bool:
         """Whether all files wanted of a pair are there."""
-        return all(path.is_file() for path in self.files(name).values())
+        return all(path.is_file() for kind, path in self.files(name).items() if kind not in NOT_ALWAYS)
 
     def rows_to_keep(self, pairs: Iterable[PairFiles], resume: bool, volumes: bool) -> dict[str, dict]:
         """Rows that an earlier run made of these pairs as they are now, by name.

@@ -35,7 +35,7 @@ from utils.messages import counted, listed, log
 from utils.processes import join, part, rank, wait_for_others, world
 from utils.signals import INTERRUPTED, stop_on_signal
 
-SUMMARY = ("rmse", "ssim", "ncc", "epe", "disagreement", "qabf", "qvif", "qcv", "folding", "seconds")
+SUMMARY = ("rmse", "ssim", "ncc", "epe", "disagreement", "expected_error", "qabf", "qvif", "qcv", "folding", "seconds")
 """Columns of metrics.csv whose means are printed."""
 
 

@@ -61,7 +61,8 @@ def save_and_score(job: Job) -> dict[str, float | str]:
     row = {"name": pair.name, "seconds": job.result.seconds, "reference": reference}
     row |= {column: scores[column] for column in (*FUSION_METRICS, *REGISTRATION_METRICS) if column in scores}
     row |= {"folding": folding_share(job.result.flow), "inputs": fingerprint(pair)} | dict(job.scores)
-    return row if job.result.disagreement is None else row | {"disagreement": job.result.disagreement}
+    further = {name: getattr(job.result, name) for name in ("disagreement", "expected_error")}
+    return row | {name: value for name, value in further.items() if value is not None}
 
 
 def scoring_pool(workers: int) -> AbstractContextManager[ProcessPoolExecutor | None]:

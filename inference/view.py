@@ -69,6 +69,10 @@ class View(NamedTuple):
         beside = (self.left, width - self.left - self.width, self.top, height - self.top - self.height)
         return F.pad(resize_flow(flow, (self.height, self.width)), beside, mode="replicate")
 
+    def enlarge_lengths(self, map_: Tensor, frame: tuple[int, int]) -> Tensor:
+        """As `enlarge`, of lengths: (B, 1, *size), px of the view -> (B, 1, *frame), px of the frame."""
+        return self.enlarge(map_.repeat(1, 2, 1, 1), frame).mean(dim=1, keepdim=True)
+
 
 def choose_view(fixed: np.ndarray, aspect: float = 1.0, longest: float | None = None) -> View | None:
     """How a pair is to be shown, by its fixed image; None where the network takes the frame as it is.

@@ -1,13 +1,15 @@
-"""Hold the global part of a displacement field back as far as several estimates of it disagree.
+"""Hold a displacement field back as far as several estimates of it disagree.
 
-Where images match in more than one place, the estimates of both directions and of the mirrored pair go apart, and what
-errs most in their mean is how the head moves as a whole: a few px of shift or turn look much like the difference of two
+Where images match in more than one place, the estimates of both directions and of the mirrored pair go apart. What errs
+most in their mean is how the head moves as a whole: a few px of shift or turn look much like the difference of two
 modalities. An estimate with an error of its own is best shortened by that error's share of its mean square (James and
-Stein, 1961), and the disagreement measures the error. What is local stays as it was found.
+Stein, 1961), and the disagreement measures the error: that of the whole head for the global part, that around a place
+for the local part there.
 """
 
 from torch import Tensor
 
+from models.layers import GaussianBlur
 from utils.geometry.affine import affine_part
 from utils.geometry.foreground import as_weight, channel_means
 
@@ -18,6 +20,14 @@ CAUTION = 10.0
 """Mean square error of the global part, px^2, for each px^2 of disagreement beyond `AGREEMENT`.
 
 Both were chosen on validation pairs (experiments 77 and 80 in docs/experiments.md)."""
+
+LOCAL_CAUTION = 2.0
+"""The same for the local part, with the disagreement around a place.
+
+Chosen on simulated heads that did not train and on validation pairs (docs/experiments.md)."""
+
+AROUND = 3.0
+"""Sigma of the window in which the disagreement around a place is averaged, cells."""
 
 LARGE = 36.0
 """Mean square displacement, px^2, beyond which it is ever less in doubt: modalities do not differ by so much."""
@@ -48,20 +58,33 @@ def mean_spread(spread: Tensor, mask: Tensor) -> Tensor:
     return channel_means(spread, as_weight(mask))
 
 
-def held_back(flow: Tensor, doubt: Tensor, mask: Tensor) -> Tensor:
-    """What is to be taken from a flow: a share of its affine part.
+def held_back(flow: Tensor, spread: Tensor, mask: Tensor) -> Tensor:
+    """What is to be taken from a flow: a share of its affine part, and shares of what is left in each place.
+
+    Both shares are e / (m + e). Of the affine part, e is `CAUTION` times what the mean spread in the head has beyond
+    `AGREEMENT`, and m is the mean square of the flow in the head; beyond `LARGE` m^2 / `LARGE`. Of the local part, e is
+    `LOCAL_CAUTION` times what the mean spread around the place has beyond `AGREEMENT`, and m the local part's mean
+    square in the head.
 
     Args:
         flow: (B, 2, h, w), px of the scale of the training.
-        doubt: (B, 1, 1, 1), px^2, `mean_spread` of the estimates that the flow is the mean of.
+        spread: (B, 1, h, w), px^2, `spread_of` the estimates that the flow is the mean of.
         mask: (B, 1, h, w), 1 in the head.
 
     Returns:
-        (B, 2, h, w), px: e / (m + e) of the affine part, where e is `CAUTION` times what the doubt has beyond
-        `AGREEMENT`, and m is the mean square of the flow in the head; beyond `LARGE` m^2 / `LARGE`.
+        (B, 2, h, w), px.
     """
     weight = as_weight(mask)
-    error = CAUTION * (doubt - AGREEMENT).clamp_min(0)
+    error = CAUTION * (mean_spread(spread, mask) - AGREEMENT).clamp_min(0)
     mean_square = channel_means(flow.square().sum(dim=1, keepdim=True), weight)
     certain = mean_square * (mean_square / LARGE).clamp_min(1)
-    return error / (certain + error).clamp_min(1e-6) * affine_part(flow, weight)
+    affine = affine_part(flow, weight)
+    local, blur = flow - affine, GaussianBlur(AROUND).to(flow.device)
+    around = blur(spread * weight) / blur(weight)
+    local_error = LOCAL_CAUTION * (around - AGREEMENT).clamp_min(0)
+    local_square = channel_means(local.square().sum(dim=1, keepdim=True), weight)
+    return _share(error, certain) * affine + _share(local_error, local_square) * local
+
+
+def _share(error: Tensor, mean_square: Tensor) -> Tensor:
+    return error / (mean_square + error).clamp_min(1e-6)

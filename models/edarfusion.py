@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from models.consensus import held_back, mean_spread, spread_of
 from models.eda_flowreg import CELL, EDAFlowReg, FlowStep, Scale
 from models.encoder import Encoders, EntropyAtQuarter
+from models.expected_error import ExpectedError, signs_of_error
 from models.frg_prereg import FRGPreReg, unit_length
 from models.fusion import FlowGuidedFusion, Fusion
 from models.refinement import Refinement
@@ -125,6 +126,8 @@ class Output(NamedTuple):
             it, px at the scale of the training (`TRAINED_SIDE`): the larger, the larger the endpoint error is likely
             to be. 0 without averaging. Of a registration that began anew (`inference.multistart`) it is that of
             its first start.
+        expected_error: the endpoint error that is to be expected at each place, px of the image. None where the
+            network has no such part, and without averaging.
     """
 
     fused: Tensor
@@ -138,6 +141,7 @@ class Output(NamedTuple):
     reliability: Tensor
     consistency: Tensor
     disagreement: Tensor
+    expected_error: Tensor | None = None
 
 
 class EDARFusion(nn.Module):
@@ -151,6 +155,7 @@ class EDARFusion(nn.Module):
         aggregation: False matches each cell by itself (ablation).
         use_gate: False sets W to 1 (ablation).
         refinement: False leaves the last increment out (ablation).
+        expected_error: True adds the part that expects errors; `tools.expected_error` trains it.
 
     Raises:
         ValueError: for an unknown preset.
@@ -165,6 +170,7 @@ class EDARFusion(nn.Module):
         aggregation: bool = True,
         use_gate: bool = True,
         refinement: bool = True,
+        expected_error: bool = False,
     ) -> None:
         super().__init__()
         if preset not in PRESETS:
@@ -178,6 +184,7 @@ class EDARFusion(nn.Module):
             "aggregation": aggregation,
             "use_gate": use_gate,
             "refinement": refinement,
+            "expected_error": expected_error,
         }
         levels = (1, size["encoder"]), (1, size["refinement"]), *((s.stride, s.widths) for s in size["scales"])
         self.stride = CELL * max(stride * 2 ** (len(widths) - 1) for stride, widths in levels)
@@ -189,6 +196,7 @@ class EDARFusion(nn.Module):
         arguments = size["refinement"], size["depth"], size["refinement_stride"]
         self.refinement = Refinement(*arguments) if refinement else None
         self.fusion = FlowGuidedFusion(size["fusion"], size["depth"])
+        self.expected_error = ExpectedError() if expected_error else None
         self.to(memory_format=torch.channels_last)
 
     def register(self, fixed: Tensor, moving: Tensor, both: bool = False) -> Registration:
@@ -274,8 +282,8 @@ class EDARFusion(nn.Module):
             fixed, moving: (B, 1, H, W) in [0, 1], any size from 64 up.
             passes: how often the registration is made, each time on the image aligned so far; of what further passes
                 find, `further_share` counts. 0 takes the images as aligned and only fuses them.
-            average: average the estimates of both directions, of the pair and of its mirror image, and hold the global
-                part of the displacement back as far as they disagree (`models.consensus`).
+            average: average the estimates of both directions, of the pair and of its mirror image, and hold the
+                displacement back as far as they disagree (`models.consensus`).
 
         Raises:
             ValueError: the images are not of one such size, or have more than one channel.
@@ -296,11 +304,16 @@ class EDARFusion(nn.Module):
             aligned = warp(moving_seen, flow)
             further = further_share(flow, aligned) * register(fixed_seen, aligned).refined
             flow, inverse_flow = _followed_by(further, flow, inverse_flow)
+        expected = None
         if average:
             cells = F.avg_pool2d(flow, CELL)
             head = foreground(warp(moving_seen, flow), tuple(cells.shape[2:]))
             doubt = mean_spread(first.spread, head)
-            flow, inverse_flow = _followed_by(-held_back(cells, doubt, head), flow, inverse_flow)
+            back = held_back(cells, first.spread, head)
+            flow, inverse_flow = _followed_by(-back, flow, inverse_flow)
+            if self.expected_error:
+                expected = self._expect_error(fixed_seen, warp(moving_seen, flow), cells - back, back, first)
+                expected = padder.unpad(resize(expected * (full[1] / fixed_seen.shape[3]), full))
         else:
             doubt = first.spread.new_zeros(len(fixed), 1, 1, 1)
         flow, inverse_flow = resize_flow(flow, full), resize_flow(inverse_flow, full)
@@ -319,7 +332,13 @@ class EDARFusion(nn.Module):
             resize(first.reliability, full),
             resize(consistency, full),
         )
-        return Output(*map(padder.unpad, fields), doubt.sqrt().flatten())
+        return Output(*map(padder.unpad, fields), doubt.sqrt().flatten(), expected)
+
+    def _expect_error(self, fixed: Tensor, aligned: Tensor, flow: Tensor, back: Tensor, first: Registration) -> Tensor:
+        """The error to be expected of a flow on the grid of cells, of which `back` was held back: (B, 1, h, w), px."""
+        maps = first.reliability, first.gate, first.entropy_fixed, first.entropy_moving
+        head = foreground(aligned, tuple(flow.shape[2:]))
+        return self.expected_error(signs_of_error(fixed, aligned, flow, back, first.spread, maps, head))
 
 
 class AtSettings(nn.Module):
@@ -336,9 +355,10 @@ class AtSettings(nn.Module):
         self.model, self.passes, self.average, self.names = model, passes, average, names
 
     def forward(self, fixed: Tensor, moving: Tensor) -> tuple[Tensor, ...]:
-        """Images (B, 1, H, W) in [0, 1] -> the wanted fields of `Output`."""
+        """Images (B, 1, H, W) in [0, 1] -> the wanted fields of `Output`, as far as there are values."""
         output = self.model(fixed, moving, self.passes, self.average)
-        return tuple(getattr(output, name) for name in self.names)
+        fields = (getattr(output, name) for name in self.names)
+        return tuple(field for field in fields if field is not None)
 
 
 def further_share(flow: Tensor, aligned: Tensor) -> Tensor:

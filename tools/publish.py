@@ -47,7 +47,7 @@ def publish(
     check_inputs_stay([source, *([blend[0]] if blend else [])], [target], "another FILE")
     checkpoint = load_checkpoint(source)
     known = checkpoint.training
-    training = {name: known[name] for name in ("step", "seconds", "history") if name in known}
+    training = {name: known[name] for name in ("step", "seconds", "history", "expected_error") if name in known}
     options = known.get("options", {})
     training["options"] = {name: value for name, value in options.items() if name not in PATHS}
     wanted = {"average": average, "passes": passes}

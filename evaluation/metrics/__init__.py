@@ -14,16 +14,22 @@ from evaluation.metrics.displacement import endpoint_error, folding_share
 from evaluation.metrics.edge_preservation import qabf
 from evaluation.metrics.fusion import fusion_metrics
 from evaluation.metrics.human_vision import qcb, qcv
-from evaluation.metrics.mutual_information import entropy, mi_bits, mi_nats, mutual_information
+from evaluation.metrics.mutual_information import (
+    entropy,
+    mi_bits,
+    mi_nats,
+    mutual_information,
+    normalised_mutual_information,
+)
 from evaluation.metrics.registration import registration_metrics, rmse
 from evaluation.metrics.structural_similarity import piella_q, piella_qw, qy, ssim, ssim_sum
 from evaluation.metrics.visual_information import vif_sum, viff
 
 __all__ = [
     "LOWER_IS_BETTER", "average_gradient", "cc", "endpoint_error", "entropy", "folding_share", "fusion_metrics",
-    "mi_bits", "mi_nats", "mutual_information", "ncc", "piella_q", "piella_qw", "qabf", "qcb", "qcv", "qy",
-    "registration_metrics", "rmse", "scd", "spatial_frequency", "ssim", "ssim_sum", "standard_deviation", "vif_sum",
-    "viff",
+    "mi_bits", "mi_nats", "mutual_information", "ncc", "normalised_mutual_information", "piella_q", "piella_qw",
+    "qabf", "qcb", "qcv", "qy", "registration_metrics", "rmse", "scd", "spatial_frequency", "ssim", "ssim_sum",
+    "standard_deviation", "vif_sum", "viff",
 ]  # fmt: skip
 
 LOWER_IS_BETTER = frozenset({"qcv", "rmse"})

@@ -49,6 +49,27 @@ def mi_nats(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> floa
     return float(np.log(2)) * mi_bits(*(stretch(image) for image in check_sources(fixed, reference, fused)))
 
 
+def normalised_mutual_information(a: np.ndarray, b: np.ndarray, mask: np.ndarray, bins: int = 24) -> float:
+    """(H(a) + H(b)) / H(a, b): how well each image tells the other one, whatever their contrast.
+
+    Studholme et al., "An overlap invariant entropy measure of 3D medical image alignment", Pattern Recognition 32(1),
+    1999. In [1, 2], higher is better; symmetric. 1 where an image is constant.
+
+    Args:
+        a, b: (H, W), any finite values.
+        mask: (H, W), true where pixels count.
+        bins: of each image's range.
+
+    Raises:
+        ValueError: a mask without a pixel.
+    """
+    if not mask.any():
+        raise ValueError("mask: expected at least one pixel, found none")
+    joint = np.histogram2d(a[mask], b[mask], bins)[0]
+    both = _entropy(joint)
+    return (_entropy(joint.sum(0)) + _entropy(joint.sum(1))) / both if both > 0 else 1.0
+
+
 def entropy(image: np.ndarray) -> float:
     """Compute EN: Shannon entropy of the 256 grey levels in bits. In [0, 8]; higher counts as better.
 

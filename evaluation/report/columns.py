@@ -55,6 +55,12 @@ METRICS: dict[str, Metric] = {
         digits=2,
         description=f"of averaged estimates, pixels of 256: above {DOUBTFUL:g} look closely",
     ),
+    "expected_error": Metric(
+        "Expected error",
+        better=-1,
+        digits=2,
+        description="of the flow in the head, pixels, as the network predicts it",
+    ),
     "folding": Metric(
         "Folding", better=-1, digits=4, description="share of pixels whose Jacobian is not positive"
     ),

@@ -8,7 +8,7 @@ import pandas as pd
 from evaluation.metrics.displacement import DOUBTFUL
 from evaluation.report.columns import BEFORE, METRICS, before_and_after, improved, written
 
-_CARD_METRICS = ("epe", "rmse", "ssim", "ncc", "disagreement", "qabf", "qvif", "qcv", "seconds")
+_CARD_METRICS = ("epe", "rmse", "ssim", "ncc", "disagreement", "expected_error", "qabf", "qvif", "qcv", "seconds")
 
 
 def tiles_of(rows: pd.DataFrame, columns: Sequence[str]) -> list[dict]:
@@ -29,7 +29,7 @@ def tiles_of(rows: pd.DataFrame, columns: Sequence[str]) -> list[dict]:
                 "detail": f"{good} of {len(paired)} pairs better than before",
             }
         )
-    for key in ("disagreement", "qabf", "qvif", "folding", "seconds"):
+    for key in ("disagreement", "expected_error", "qabf", "qvif", "folding", "seconds"):
         if key not in columns:
             continue
         metric, values = METRICS[key], rows[key].dropna()

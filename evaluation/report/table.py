@@ -7,7 +7,7 @@ import pandas as pd
 
 from evaluation.report.columns import BEFORE, METRICS, key_of, metric_of, written
 
-_REGISTRATION = ("rmse", "ssim", "ncc", "epe", "disagreement", "folding")
+_REGISTRATION = ("rmse", "ssim", "ncc", "epe", "disagreement", "expected_error", "folding")
 
 
 def groups_of(columns: Iterable[str]) -> list[tuple[str, int]]:

@@ -473,3 +473,15 @@ def test_command_refuses_options_that_do_not_fit(folders: dict[str, Path], extra
 
 if __name__ == "__main__":
     pd.DataFrame(sample_scores()).to_csv(SAMPLE_METRICS, index=False, float_format="%.10g")
+
+
+def test_normalised_mutual_information_by_hand():
+    left, top = np.indices((8, 8)) // 4
+    everywhere = np.ones((8, 8), bool)
+    assert metrics.normalised_mutual_information(left, 5 - 3 * left, everywhere) == pytest.approx(2)
+    assert metrics.normalised_mutual_information(left, top, everywhere) == pytest.approx(1)
+    assert metrics.normalised_mutual_information(left, 0 * left, everywhere) == pytest.approx(1)
+    # Where only one half counts, one of the images is constant.
+    assert metrics.normalised_mutual_information(left, left + top, left == 0) == pytest.approx(1)
+    with pytest.raises(ValueError, match="at least one pixel"):
+        metrics.normalised_mutual_information(left, top, ~everywhere)

@@ -235,3 +235,16 @@ def test_the_sample_turned_by_thirty_degrees(modality):
         middle = (whole[0] - torch.from_numpy(near.flow))[:, 64:192, 64:192]
         left[multistart] = middle.norm(dim=0).mean().item()
     assert left[True] < 2 and left[True] < 0.5 * left[False]
+
+
+def test_a_start_from_which_the_images_tell_each_other_less_is_not_kept():
+    fixed, blank, still = ellipse(), torch.zeros(1, 1, *SIZE), flow_of(torch.eye(3), SIZE)
+
+    def estimate(aligned: Tensor, disagreement: float) -> Output:
+        return Output(blank, aligned, still, still, *[blank] * 6, torch.tensor([disagreement]))
+
+    far = flow_of(torch.tensor([[1.0, 0, 20], [0, 1, 0], [0, 0, 1]]), SIZE)
+    first = estimate(fixed, 2.0)._replace(flow=far)
+    worse, as_good = (lambda *_, aligned=x: estimate(aligned, 0.1) for x in (ellipse(150, 150, 40), fixed))
+    assert register_from_afar(worse, fixed, fixed, first) is first
+    assert register_from_afar(as_good, fixed, fixed, first) is not first

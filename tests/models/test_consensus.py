@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from models.consensus import AGREEMENT, CAUTION, LARGE, held_back, mean_spread, spread_of
+from models.consensus import AGREEMENT, CAUTION, LARGE, LOCAL_CAUTION, held_back, mean_spread, spread_of
 from tests.examples import constant_flow
 
 SIZE = (6, 10)
 
 
-def scalar(value: float) -> torch.Tensor:
-    return torch.full((1, 1, 1, 1), float(value))
+def everywhere(value: float) -> torch.Tensor:
+    return torch.full((1, 1, *SIZE), float(value))
 
 
 def test_spread_by_hand():
@@ -31,13 +31,13 @@ def test_mean_spread_is_that_of_the_head():
 @pytest.mark.parametrize(("doubt", "share"), [(0, 0), (AGREEMENT, 0), (AGREEMENT + 25 / CAUTION, 0.5)])
 def test_share_that_is_held_back(doubt, share):
     flow = constant_flow(3, 4, SIZE)  # of a mean square of 25
-    taken = held_back(flow, scalar(doubt), torch.ones(1, 1, *SIZE))
+    taken = held_back(flow, everywhere(doubt), torch.ones(1, 1, *SIZE))
     assert torch.allclose(taken, share * flow, atol=1e-5)
 
 
 def test_a_large_displacement_is_held_back_less():
     flow = constant_flow(0, 2 * LARGE**0.5, SIZE)  # of a mean square of 4 LARGE
-    taken = held_back(flow, scalar(AGREEMENT + 4 * LARGE / CAUTION), torch.ones(1, 1, *SIZE))
+    taken = held_back(flow, everywhere(AGREEMENT + 4 * LARGE / CAUTION), torch.ones(1, 1, *SIZE))
     assert torch.allclose(taken, flow / (1 + 4), atol=1e-4)
 
 
@@ -45,27 +45,48 @@ def test_only_the_head_counts():
     flow, head = constant_flow(3, 4, SIZE), torch.zeros(1, 1, *SIZE)
     head[..., :5] = 1
     flow[..., 5:] = 20
-    taken = held_back(flow, scalar(AGREEMENT + 25 / CAUTION), head)
+    taken = held_back(flow, everywhere(AGREEMENT + 25 / CAUTION), head)
     assert torch.allclose(taken[..., :5], 0.5 * flow[..., :5], rtol=1e-2)
 
 
-def test_what_is_local_stays():
+def ripple() -> torch.Tensor:
+    """A local flow of mean square 0.6 in each component, orthogonal to all that is affine."""
+    return torch.tensor([1.0, -1, -1, 1, 0, 0, 1, -1, -1, 1]).repeat(1, 2, SIZE[0], 1)[..., :10] * (6 / 10 / 0.6) ** 0.5
+
+
+def test_estimates_that_agree_leave_all_as_it_is():
+    flow = constant_flow(3, 4, SIZE) + ripple()
+    assert held_back(flow, everywhere(AGREEMENT), torch.ones(1, 1, *SIZE)).abs().max() < 1e-6
+
+
+def test_what_is_local_is_held_back_by_a_share_of_its_own():
+    local_square = ripple().square().sum(dim=1).mean()
+    spread = everywhere(AGREEMENT + local_square / LOCAL_CAUTION)
+    error = CAUTION * local_square / LOCAL_CAUTION
     flow = constant_flow(3, 4, SIZE)
-    ripple = torch.tensor([1.0, -1, -1, 1, 0, 0, 1, -1, -1, 1]).expand_as(flow)  # orthogonal to all that is affine
-    taken = held_back(flow + ripple, scalar(5), torch.ones(1, 1, *SIZE))
-    assert torch.allclose(taken, taken.mean(dim=(2, 3), keepdim=True).expand_as(taken), atol=1e-5)
-    assert taken.abs().min() > 1
+    taken = held_back(flow + ripple(), spread, torch.ones(1, 1, *SIZE))
+    mean_square = (flow + ripple()).square().sum(dim=1).mean()
+    assert torch.allclose(taken, error / (error + mean_square) * flow + 0.5 * ripple(), atol=1e-3)
+
+
+def test_what_is_local_is_held_back_where_the_estimates_disagree():
+    spread, size = torch.zeros(1, 1, 32, 32), (32, 32)
+    spread[..., 24:] = 200.0
+    local = torch.zeros(1, 2, *size)
+    local[:, 0, ::2], local[:, 0, 1::2] = 1.0, -1.0
+    taken = held_back(local, spread, torch.ones(1, 1, *size))
+    assert taken[..., :8].abs().max() < 0.15 and (taken - local)[..., 26:].abs().max() < 0.15
 
 
 def test_no_flow_and_no_head():
     nothing = torch.zeros(1, 1, *SIZE)
-    assert held_back(constant_flow(0, 0, SIZE), scalar(5), nothing + 1).abs().max() == 0
-    taken = held_back(constant_flow(3, 4, SIZE), scalar(AGREEMENT + 25 / CAUTION), nothing)
+    assert held_back(constant_flow(0, 0, SIZE), everywhere(5), nothing + 1).abs().max() == 0
+    taken = held_back(constant_flow(3, 4, SIZE), everywhere(AGREEMENT + 25 / CAUTION), nothing)
     assert torch.allclose(taken, constant_flow(1.5, 2, SIZE))
 
 
 def test_a_head_in_a_single_row():
     head = torch.zeros(1, 1, *SIZE)
     head[..., 2, :] = 1
-    taken = held_back(constant_flow(3, 4, SIZE), scalar(AGREEMENT + 25 / CAUTION), head)
+    taken = held_back(constant_flow(3, 4, SIZE), everywhere(AGREEMENT + 25 / CAUTION), head)
     assert torch.allclose(taken, constant_flow(1.5, 2, SIZE), atol=1e-3)

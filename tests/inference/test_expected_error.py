@@ -1,0 +1,48 @@
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from data.pairs import PairFiles
+from inference.pair_fuser import PairFuser
+from inference.result_folder import ResultFolder
+from models.edarfusion import EDARFusion
+from models.expected_error import LEAST
+
+
+def fuser(expected_error: bool = True, average: bool = True) -> PairFuser:
+    torch.manual_seed(0)
+    model = EDARFusion("tiny", expected_error=expected_error).eval()
+    return PairFuser(model, torch.device("cpu"), average=average, multistart=False)
+
+
+def head(side: int, radius: int) -> np.ndarray:
+    image = np.zeros((side, side), np.float32)
+    cv2.circle(image, (side // 2, side // 2), radius, 0.7, -1)
+    return image
+
+
+@pytest.mark.parametrize(("side", "radius"), [(256, 100), (384, 70)])
+def test_the_map_is_of_the_frame_wherever_the_network_looked(side: int, radius: int) -> None:
+    result = fuser()(head(side, radius), head(side, radius))
+    assert result.maps["expected_error"].shape == (side, side)
+    assert result.maps["expected_error"].min() > 0 and result.expected_error > LEAST / 2
+
+
+def test_no_map_without_averaging_without_the_part_and_for_a_blank_image() -> None:
+    image = head(128, 50)
+    for fuse, moving in ((fuser(average=False), image), (fuser(False), image), (fuser(), 0 * image)):
+        result = fuse(image, moving)
+        assert "expected_error" not in result.maps and result.expected_error is None
+
+
+def test_the_map_is_saved_and_that_of_an_earlier_network_goes(tmp_path: Path) -> None:
+    folder, image = ResultFolder(tmp_path, "CT", maps=True), head(128, 50)
+    pair = PairFiles("a", tmp_path / "mri.png", tmp_path / "ct.png")
+    files = folder.save(pair, fuser()(image, image))
+    assert files["maps/expected_error"].is_file()
+    assert "expected_error" in np.load(files["maps/values"])
+    folder.save(pair, fuser(False)(image, image))
+    assert not files["maps/expected_error"].exists() and folder.has_files("a")

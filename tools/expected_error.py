@@ -1,0 +1,132 @@
+"""Train and check the map of expected errors of a network whose registration is finished.
+
+    python -m tools.expected_error fit CHECKPOINT TARGET --root HARVARD --heads HEADS
+    python -m tools.expected_error check CHECKPOINT --root HARVARD --heads HEADS
+
+`fit` trains on mistakes that the registration makes on the validation pairs of HARVARD and on heads simulated anew; all
+other weights stay as they are. `check` reports on pairs with deformations of the benchmark's kind: coverage of the 90 %
+bound, rank correlations of expected and true error, areas of sparsification, and the error of the surest places.
+"""
+
+import argparse
+import sys
+
+import torch
+
+from data.dataset import PairDataset
+from data.simulated_heads import LabelledHeads
+from data.splits import add_group_pattern, find_table
+from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from models.edarfusion import EDARFusion
+from tools.unseen import real_sets, simulated_sets
+from training.expected_error import Mistakes, calibration, collect, fit, risk_coverage
+from utils.arguments import OneLineParser, natural, positive, print_anywhere
+from utils.device import choose_device
+from utils.files import InputError, check_inputs_stay
+from utils.messages import markdown_table
+
+SHARES = (0.25, 0.5, 0.75, 1.0)
+"""Of the places, the surest first, whose mean error `check` reports."""
+
+
+def with_expectation(model: EDARFusion) -> EDARFusion:
+    """The same network with a part that expects errors, which is new if there was none."""
+    if model.expected_error is not None:
+        return model
+    larger = EDARFusion(**model.arguments | {"expected_error": True})
+    larger.load_state_dict(model.state_dict(), strict=False)
+    return larger.eval()
+
+
+def fit_command(options: argparse.Namespace, checkpoint: Checkpoint, device: torch.device) -> None:
+    """Fit, and write the checkpoint with the new part.
+
+    Raises:
+        InputError: pairs or heads cannot be used, or the target cannot be written.
+    """
+    torch.manual_seed(options.seed)
+    model = with_expectation(checkpoint.model).to(device)
+    table = find_table(options.root, csv=options.csv, split=options.split, group_pattern=options.group_pattern)
+    pairs = PairDataset(
+        table.sample(frac=1, random_state=options.seed, ignore_index=True), options.root, seed=options.seed,
+        augment=True, wide=0.2, simulated=0.5, heads=LabelledHeads(options.heads) if options.heads else None,
+    )  # fmt: skip
+    mistakes = collect(model, pairs, device, passes=checkpoint.inference()["passes"], draws=options.pairs)
+    loss = fit(model.expected_error.cpu(), mistakes, seed=options.seed)
+    training = checkpoint.training | {"expected_error": {"pairs": options.pairs, "seed": options.seed, "loss": loss}}
+    save_checkpoint(
+        options.target, model.cpu().half(), modality=checkpoint.modality, training=training, metrics=checkpoint.metrics
+    )
+    bound = model.expected_error.bound_ratio.item()
+    print(f"{options.target}: loss {loss:.3f}, bound at {bound:.2f} times the expected error")
+
+
+def check_command(options: argparse.Namespace, checkpoint: Checkpoint, device: torch.device) -> None:
+    """Print the calibration on each kind of images as Markdown.
+
+    Raises:
+        InputError: pairs or heads cannot be used, or the network expects no errors.
+    """
+    if checkpoint.model.expected_error is None:
+        raise InputError(f"{options.checkpoint}: expected a network with a map of expected errors, found one without")
+    sets = {}
+    if options.root:
+        table = find_table(options.root, csv=options.csv, split=options.split, group_pattern=options.group_pattern)
+        sets |= {name: pairs for name, (pairs, _) in real_sets(table, options.root).items()}
+    if options.heads:
+        sets |= {f"simulated {name}": pairs for name, pairs in simulated_sets(options.heads, options.pairs).items()}
+    passes = checkpoint.inference()["passes"]
+    found = {name: collect(checkpoint.model, pairs, device, passes=passes) for name, pairs in sets.items()}
+    found["all"] = Mistakes(*map(torch.cat, zip(*found.values(), strict=True)))
+    network = checkpoint.model.expected_error.cpu()
+    header = ["images", "pairs", "error, px", "expected, px", "coverage", "within pairs", "over pairs",
+              "sparsification", "by disagreement", *(f"surest {share:.0%}" for share in SHARES)]  # fmt: skip
+    lines = []
+    for name, mistakes in found.items():
+        c = calibration(network, mistakes)
+        lines.append([
+            name, str(c.pairs), f"{c.error:.2f}", f"{c.expected:.2f}", f"{c.coverage:.1%}", f"{c.within:.2f}",
+            f"{c.over:.2f}", f"{c.sparsification:.2f}", f"{c.by_disagreement:.2f}",
+            *(f"{risk:.2f}" for risk in risk_coverage(network, mistakes, SHARES)),
+        ])  # fmt: skip
+    print(markdown_table(header, lines))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """``python -m tools.expected_error``; returns the exit status."""
+    print_anywhere()
+    parser = OneLineParser(prog="python -m tools.expected_error", description=__doc__.partition("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, run, pairs in (("fit", fit_command, 600), ("check", check_command, 48)):
+        command = commands.add_parser(name, help=run.__doc__.partition("\n")[0])
+        command.set_defaults(run=run)
+        command.add_argument("checkpoint", metavar="CHECKPOINT", help="of a network whose registration is finished")
+        if name == "fit":
+            command.add_argument("target", metavar="TARGET", help="checkpoint to write")
+            command.add_argument("--seed", type=natural, default=0, help="default: %(default)s")
+        command.add_argument("--root", metavar="DIR", required=name == "fit", help="folder of aligned pairs")
+        command.add_argument("--csv", metavar="FILE", help="table of pairs below it (python -m tools.make_csv)")
+        command.add_argument("--split", default="val", help="which pairs of it (default: %(default)s)")
+        add_group_pattern(command)
+        command.add_argument("--heads", metavar="DIR", help="labelled heads (python -m tools.make_heads)")
+        use = "drawn" if name == "fit" else "simulated a contrast"
+        command.add_argument("--pairs", type=positive, default=pairs, help=f"{use} (default: %(default)s)")
+        command.add_argument(
+            "--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s"
+        )
+    options = parser.parse_args(arguments)
+    if options.command == "check" and not (options.root or options.heads):
+        parser.error("expected --root or --heads, found neither")
+    try:
+        if options.command == "fit":
+            check_inputs_stay([options.checkpoint], [options.target], "another TARGET")
+        device = choose_device(options.device)
+        options.run(options, load_checkpoint(options.checkpoint, device=device), device)
+    except InputError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
