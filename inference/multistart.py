@@ -1,10 +1,9 @@
-"""Pairs that lie far apart: the registration begun anew from other poses of the moving image (multi-start).
+"""Align pairs that lie far apart by starting from other poses of the moving image (multi-start).
 
-The network has learned shifts to 12 px and turns to 12 degrees. What is larger shows in the disagreement of the
-estimates that the result is the mean of. A part of it is found nevertheless, so the registration begins anew from
-there; and a head that is turned too far for that may be found from a start that is turned as well. Which start was
-right is told by the disagreement again. A brain that shows nothing may make wrong estimates agree, so a start is only
-kept if the images also tell each other more than they did before.
+The network was trained on shifts to 12 px and rotations to 12 degrees. Larger ones show in the disagreement of the
+averaged estimates. The first result usually finds a part of them, so the registration starts again from its affine
+part. If that is not enough, it starts from rotated poses. The disagreement chooses between the starts. A brain without
+structure can make wrong estimates agree. So another start also needs at least as much mutual information as before.
 """
 
 import math
@@ -24,32 +23,32 @@ from utils.geometry.foreground import as_weight, channel_means, foreground
 from utils.geometry.warp import compose, warp
 
 FAR = 10.0
-"""Mean length of a displacement field's affine part in the head from which on it counts as large, px of frames of
-`TRAINED_SIDE`. Of usual deformations it is 2 to 3, at most 6."""
+"""Mean length of a large affine part in the head, px of an image of `TRAINED_SIDE`. Usual deformations have 2 to 3, at
+most 6."""
 
 SETTLED, MOST = 3.0, 4
-"""The registration begins anew until what it finds is shorter than the first, px, but no more often than the second."""
+"""The registration starts again until it finds less than the first value, px, at most as often as the second."""
 
 TURNS, UNSURE = (-15, 15, -30, 30), 0.6
-"""Degrees of further starts, and the disagreement that must be left where beginning anew has led for them, px."""
+"""Degrees of rotated starts, and the disagreement, px, above which they are tried."""
 
 AGREED, BETTER, BETTER_FAR = 0.7, 0.75, 0.9
-"""A turned start is kept where the disagreement at its end is below the first, px, and its doubt below the second times
-that of the start that is not turned; the third times, where that one found a large displacement. Below the first must
-also end what only beginning anew has found to be a large one."""
+"""Limits for keeping a rotated start: the disagreement at its end, px, and its doubt relative to that of the unrotated
+start. The third value replaces the second if the unrotated start found a large displacement. The first one also holds
+for a large displacement that only a new start has found."""
 
 BEGINNING = 0.25
-"""How much the disagreement at the start adds to that at the end, to make up the doubt of a start.
+"""Weight of the disagreement at a start, added to that at its end: the doubt of the start.
 
-All were chosen on validation pairs (experiment 96 in docs/experiments.md)."""
+All values were chosen on validation pairs (experiment 96 in docs/experiments.md)."""
 
 Estimate = Callable[[Tensor], Output]
-"""What aligns and fuses a moving image (1, 1, H, W) with the fixed one, by averaged estimates."""
+"""A function that aligns and fuses a moving image (1, 1, H, W) with the fixed one, by averaged estimates."""
 
 
 class _Found(NamedTuple):
-    """What was found from a start: flows with the start in them, and the mean length of the affine part that was found
-    beyond the start, px of frames of `TRAINED_SIDE`.
+    """Result of one start. Its flows include the start. `length` is the mean length of the affine part found beyond the
+    start, px of an image of `TRAINED_SIDE`.
     """
 
     output: Output
@@ -59,23 +58,23 @@ class _Found(NamedTuple):
 def register_from_afar(
     model: Callable[[Tensor, Tensor], Output], fixed: Tensor, moving: Tensor, first: Output
 ) -> Output:
-    """Align a pair anew from where the first estimates led, or from a turned start where those agree clearly better.
+    """Align a pair again from its first result, or from a rotated start if the estimates agree clearly better there.
 
     Args:
-        model: aligns and fuses, by averaged estimates.
+        model: aligns and fuses by averaged estimates.
         fixed, moving: (1, 1, H, W) in [0, 1].
-        first: what the model makes of them as they lie.
+        first: result of the model for the pair as it lies.
 
     Returns:
-        `first` itself where its disagreement leaves no doubt, or no other start was kept. Else what the model found
-        from the start that was: its flows include the start, the disagreement is that of `first`, as what was far apart
-        is to be looked at however well it ended, and all else is of the moving image as it lay at the start.
+        `first` if its disagreement leaves no doubt or no other start was kept. Otherwise the result of the kept start.
+        Its flows include the start. Its disagreement is that of `first`, so that the pair is named in any case. All
+        else belongs to the moving image at the start.
     """
     if first.disagreement.item() <= DOUBTFUL:
         return first
     estimate = partial(model, fixed)
     settled = _settle(estimate, moving, first)
-    # Beginning anew may also find the way that the first estimate had missed altogether.
+    # A new start may find a displacement that the first estimate has missed.
     far = _length(first) > FAR or (_length(settled) > FAR and settled.disagreement.item() < AGREED)
     kept = settled if far else first
     if settled.disagreement.item() > UNSURE:
@@ -95,10 +94,10 @@ def register_from_afar(
 
 
 def _tells_more(fixed: Tensor, aligned: Tensor, others: list[Tensor]) -> bool:
-    """Whether the fixed image and an aligned one have no less information in common than it has with the others.
+    """Return whether the aligned image shares at least as much information with the fixed one as the others do.
 
-    By normalised mutual information at a quarter of the resolution, inside the heads of all. It is no measure of a good
-    alignment to a px or two, but of a pose.
+    The measure is normalised mutual information at a quarter of the resolution, inside all heads. It cannot tell
+    alignments that differ by a px or two, but it can tell poses.
     """
     images = [fixed, aligned, *others]
     heads = foreground(torch.cat(images).amax(dim=0, keepdim=True), tuple(side // 4 for side in fixed.shape[2:]))
@@ -111,7 +110,7 @@ def _tells_more(fixed: Tensor, aligned: Tensor, others: list[Tensor]) -> bool:
 
 
 def _begin(estimate: Estimate, moving: Tensor, start: Tensor) -> _Found:
-    """Align from the start p -> start p, (3, 3)."""
+    """Align from a start, a matrix (3, 3): p -> start p."""
     size, matrices = tuple(moving.shape[2:]), (start, torch.linalg.inv(start))
     there, back = (flow_of(matrix, size).to(moving.device) for matrix in matrices)
     found = estimate(warp(moving, there))
@@ -120,7 +119,7 @@ def _begin(estimate: Estimate, moving: Tensor, start: Tensor) -> _Found:
 
 
 def _settle(estimate: Estimate, moving: Tensor, output: Output) -> Output:
-    """Begin anew from the affine part of what was found, until little more is."""
+    """Start again from the affine part of the result, until little more is found."""
     for _ in range(MOST):
         head = foreground(output.aligned, tuple(moving.shape[2:]))
         output, length = _begin(estimate, moving, affine_matrix(output.flow, head))
@@ -130,12 +129,12 @@ def _settle(estimate: Estimate, moving: Tensor, output: Output) -> Output:
 
 
 def _doubt(start: Output, end: Output) -> float:
-    """How little the estimates agree at a start and where it led, px."""
+    """Combine the disagreements at a start and at its end, px."""
     return BEGINNING * start.disagreement.item() + end.disagreement.item()
 
 
 def _length(output: Output) -> float:
-    """Mean length in the head of the affine part of a result's flow, px of frames of `TRAINED_SIDE`."""
+    """Return the mean length of the affine part of a flow in the head, px of an image of `TRAINED_SIDE`."""
     size = tuple(output.flow.shape[2:])
     head = as_weight(foreground(output.aligned, size))
     length = channel_means(affine_part(output.flow, head).norm(dim=1, keepdim=True), head).item()

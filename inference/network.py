@@ -1,4 +1,4 @@
-"""The network that the test command is asked to use."""
+"""Load the network of the test script."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,12 +16,12 @@ from utils.processes import local_rank
 
 
 class Network(NamedTuple):
-    """The network as the options want it.
+    """A network and its settings.
 
     Attributes:
-        model: of torch, or of OpenVINO in its place.
-        device: where it is.
-        settings: how `inference.pair_fuser.PairFuser` is to use it.
+        model: a PyTorch module, or an OpenVINO model in its place.
+        device: device of the model.
+        settings: arguments of `inference.pair_fuser.PairFuser`.
         trained_for: modality of the checkpoint, or all.
     """
 
@@ -35,7 +35,7 @@ def load_network(options: Options, kinds: list[str]) -> Network:
     """Load the checkpoint for pairs of these modalities.
 
     Raises:
-        InputError: the device or the engine is not there, or the checkpoint cannot be used for these pairs.
+        InputError: the device or the engine is missing, or the checkpoint does not fit these pairs.
     """
     by_openvino = options.engine != "torch"
     device = choose_device("cpu" if by_openvino else options.device, local_rank())
@@ -49,7 +49,7 @@ def load_network(options: Options, kinds: list[str]) -> Network:
         except ImportError as error:
             expected = "the package openvino (pip install -r requirements-openvino.txt)"
             raise InputError(f"--engine {options.engine}: expected {expected}, found none") from error
-    # Asked of the weights, which begin at zero: the record does not say what a run took over from --init.
+    # The weights start at zero. The record does not tell whether --init brought a trained fusion.
     if not checkpoint.model.fusion.head.weight.any():
         found = "an untrained one (stage registration only, or a run broken off before its fusion)"
         shown = "the fused images show hardly more than the brighter of both"

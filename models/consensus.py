@@ -1,10 +1,9 @@
-"""Hold a displacement field back as far as several estimates of it disagree.
+"""Shorten a displacement field where several estimates of it disagree.
 
-Where images match in more than one place, the estimates of both directions and of the mirrored pair go apart. What errs
-most in their mean is how the head moves as a whole: a few px of shift or turn look much like the difference of two
-modalities. An estimate with an error of its own is best shortened by that error's share of its mean square (James and
-Stein, 1961), and the disagreement measures the error: that of the whole head for the global part, that around a place
-for the local part there.
+Where images match in more than one place, the estimates of both directions and of the mirrored pair differ. Their mean
+errs most in the motion of the head as a whole: a few px of shift or rotation look much like the difference of two
+modalities. The best estimate is shortened by the share that its error has of its mean square (James and Stein, 1961).
+The disagreement measures the error: over the whole head for the global part, around each place for the local part.
 """
 
 from torch import Tensor
@@ -14,7 +13,7 @@ from utils.geometry.affine import affine_part
 from utils.geometry.foreground import as_weight, channel_means
 
 AGREEMENT = 0.3
-"""Mean square disagreement of good estimates, px^2: up to there nothing is held back."""
+"""Mean square disagreement of good estimates, px^2. Up to it nothing is held back."""
 
 CAUTION = 10.0
 """Mean square error of the global part, px^2, for each px^2 of disagreement beyond `AGREEMENT`.
@@ -30,11 +29,11 @@ AROUND = 3.0
 """Sigma of the window in which the disagreement around a place is averaged, cells."""
 
 LARGE = 36.0
-"""Mean square displacement, px^2, beyond which it is ever less in doubt: modalities do not differ by so much."""
+"""Mean square displacement, px^2, above which less is held back: modalities do not differ by so much."""
 
 
 def spread_of(estimates: Tensor) -> Tensor:
-    """Mean square distance of displacement fields from their mean.
+    """Compute the mean square distance of displacement fields from their mean.
 
     Args:
         estimates: (K, B, 2, h, w), px.
@@ -46,11 +45,11 @@ def spread_of(estimates: Tensor) -> Tensor:
 
 
 def mean_spread(spread: Tensor, mask: Tensor) -> Tensor:
-    """Mean in the head of what `spread_of` gives.
+    """Average a spread over the head.
 
     Args:
         spread: (B, 1, h, w), px^2.
-        mask: (B, 1, h, w), 1 in the head; without a head all places count.
+        mask: (B, 1, h, w), 1 in the head. Without a head all places count.
 
     Returns:
         (B, 1, 1, 1), px^2.
@@ -59,16 +58,15 @@ def mean_spread(spread: Tensor, mask: Tensor) -> Tensor:
 
 
 def held_back(flow: Tensor, spread: Tensor, mask: Tensor) -> Tensor:
-    """What is to be taken from a flow: a share of its affine part, and shares of what is left in each place.
+    """Compute the displacement to take off a flow: a share of its affine part, and of the local part at each place.
 
-    Both shares are e / (m + e). Of the affine part, e is `CAUTION` times what the mean spread in the head has beyond
-    `AGREEMENT`, and m is the mean square of the flow in the head; beyond `LARGE` m^2 / `LARGE`. Of the local part, e is
-    `LOCAL_CAUTION` times what the mean spread around the place has beyond `AGREEMENT`, and m the local part's mean
-    square in the head.
+    Both shares are e / (m + e). For the affine part, e is `CAUTION` times the mean spread in the head above
+    `AGREEMENT`, and m is the mean square of the flow in the head, or m^2 / `LARGE` above `LARGE`. For the local part, e
+    is `LOCAL_CAUTION` times the mean spread around the place above `AGREEMENT`, and m is its mean square.
 
     Args:
-        flow: (B, 2, h, w), px of the scale of the training.
-        spread: (B, 1, h, w), px^2, `spread_of` the estimates that the flow is the mean of.
+        flow: (B, 2, h, w), px at the scale of the training; the mean of several estimates.
+        spread: (B, 1, h, w), px^2, `spread_of` these estimates.
         mask: (B, 1, h, w), 1 in the head.
 
     Returns:

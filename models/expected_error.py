@@ -1,8 +1,8 @@
-"""How far an alignment is probably off, for every place: a small network trained on the registration's mistakes.
+"""Predict the endpoint error of an alignment at every place, by a small network trained on the registration's mistakes.
 
-Several maps tell of mistakes: how far the estimates disagree, how much of the displacement was held back, whether both
-images show edges, whether those agree, and R and W. The network sees these maps on the grid of cells. It has few
-weights and no full image, so it can hardly learn a patient by heart.
+Its input are maps that hint at mistakes: how far the estimates disagree, how much of the displacement was held back,
+where both images show edges, whether these agree, R, W and the entropies. They lie on the grid of cells. With few
+weights and no full image the network can hardly memorise a patient.
 """
 
 import math
@@ -16,13 +16,13 @@ from utils.geometry.foreground import channel_means
 from utils.maps import gradient_agreement
 
 CHANNELS = 13
-"""Maps that the network sees."""
+"""Number of input maps."""
 
 LEAST = 0.05
-"""Smallest error that is ever expected, px of the scale of the training."""
+"""Smallest predicted error, px at the scale of the training."""
 
 COVERAGE = 0.9
-"""Share of the places whose error lies below the bound."""
+"""Share of the places whose error should lie below the bound."""
 
 
 def signs_of_error(
@@ -34,13 +34,13 @@ def signs_of_error(
     maps: tuple[Tensor, ...],
     head: Tensor,
 ) -> Tensor:
-    """What the network sees.
+    """Compute the input maps.
 
     Args:
         fixed, aligned: (B, 1, H, W) in [0, 1], as the registration sees them.
         flow: (B, 2, h, w), px, on the grid of cells, after it was held back.
-        held_back: (B, 2, h, w), px, what was taken from it.
-        spread: (B, 1, h, w), px^2, of the estimates.
+        held_back: (B, 2, h, w), px, the part that was taken off.
+        spread: (B, 1, h, w), px^2, spread of the estimates.
         maps: R, W and both local entropies (bits), (B, 1, ...).
         head: (B, 1, h, w), 1 in the head.
 
@@ -63,10 +63,10 @@ def signs_of_error(
 
 
 class ExpectedError(nn.Module):
-    """The endpoint error that is to be expected, and the bound below which 90 % of the errors lie.
+    """Network that predicts the endpoint error, and the bound below which 90 % of the errors lie.
 
     Args:
-        width: channels.
+        width: number of channels.
     """
 
     def __init__(self, width: int = 24) -> None:
@@ -85,16 +85,16 @@ class ExpectedError(nn.Module):
         self.register_buffer("bound_ratio", torch.tensor(2.0))
 
     def forward(self, signs: Tensor) -> Tensor:
-        """Maps of `signs_of_error` (B, C, h, w) -> expected error (B, 1, h, w), px of the scale of the training."""
+        """Predict the error (B, 1, h, w), px at the scale of the training, from the input maps (B, C, h, w)."""
         return F.softplus(self.layers(signs)) + LEAST
 
 
 def expected_error_loss(expected: Tensor, error: Tensor, mask: Tensor) -> Tensor:
-    """Negative log-likelihood of exponentially distributed errors: least where the expectation is the mean error.
+    """Compute the negative log-likelihood of exponentially distributed errors. The mean error minimises it.
 
     Args:
         expected, error: (B, 1, h, w), px.
-        mask: (B, 1, h, w), how much a place counts.
+        mask: (B, 1, h, w), weight of each place.
 
     Returns:
         Scalar, nats.
