@@ -194,6 +194,20 @@ def _check_map(array: np.ndarray, name: str, where: str) -> np.ndarray:
     return array
 
 
+def map_picture(array: np.ndarray, name: str) -> np.ndarray:
+    """Paint a map in its colours, without bar and title: float32 RGB (H, W, 3) in [0, 1].
+
+    Args:
+        array: (H, W) values in the unit of the map.
+        name: a key of `MAPS`.
+
+    Raises:
+        ValueError: as `save_map`.
+    """
+    norm, colormap = _colours(name)
+    return colormap(norm(np.ma.masked_invalid(_check_map(array, name, name))))[..., :3].astype(np.float32)
+
+
 def save_map(path: str | os.PathLike, array: np.ndarray, name: str) -> None:
     """Write one map as a PNG figure with its colour bar, pixel scale, and smallest, mean and largest value.
 

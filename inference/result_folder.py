@@ -4,17 +4,21 @@ import hashlib
 import io
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
 
 from data.pairs import PairFiles, read_pair
-from evaluation.figures import MAPS, figure_pair, figure_strip, save_figure, save_map
+from evaluation.figures import MAPS, MapStyle, figure_pair, figure_strip, map_picture, save_figure, save_map
 from evaluation.report.page import write_report
-from evaluation.report.pictures import PairImages
+from evaluation.report.pictures import PairImages, Scale
 from evaluation.scoring import with_mean
 from utils.files import FileError, remove, remove_unfinished, write_bytes
 from utils.imaging.flows import save_flow
@@ -25,6 +29,8 @@ FUSION_METRICS = ("qabf", "qcv", "qvif", "qs", "qssim", "qcb", "qy", "mi", "en",
 REGISTRATION_METRICS = ("rmse", "ssim", "ncc", "rmse_before", "ssim_before", "ncc_before")
 COLUMNS = ("name", "seconds", *FUSION_METRICS, "reference", *REGISTRATION_METRICS, "folding")
 """Columns of metrics.csv."""
+INDEX = "report.html"
+"""Name of the page above the folders of the modalities, with the means of all of them."""
 DIGITS = "%.10g"  # of numbers in metrics.csv
 FURTHER_COLUMNS = ("disagreement", "expected_error", "epe", "epe_before")
 """Columns of tables that have something to say there: how far averaged estimates disagree, px of heads in 256 px; the
@@ -258,15 +264,28 @@ class ResultFolder:
         for path in (*self.path.glob(".metrics-*.csv"), *self.path.glob(".inputs-*.json")):
             remove(path)
 
+    def read_table(self) -> pd.DataFrame:
+        """Read metrics.csv, with its last row `mean`.
+
+        Raises:
+            FileError: it cannot be read.
+        """
+        try:
+            return pd.read_csv(self.table_path, dtype=_TEXTS, keep_default_na=False, na_values=_NUMBERS)
+        except (OSError, ValueError) as error:
+            # pandas' own errors are ValueErrors.
+            raise FileError.at(self.table_path, "a table of metrics", str(error)) from error
+
     def write_report(self, pairs: Sequence[PairFiles], notes: Mapping[str, object]) -> None:
         """Write report.html from metrics.csv and the pictures of the pairs.
 
         Raises:
             FileError: a picture cannot be read, or the report not be written.
         """
-        table = pd.read_csv(self.table_path, dtype=_TEXTS, keep_default_na=False, na_values=_NUMBERS)
+        table = self.read_table()
         title = f"EDARFusion: {self.modality} and MRI, {counted(len(pairs), 'pair')}"
-        write_report(self.report_path, table, _Pictures(self, pairs), title, notes)
+        scales = {style.title: _scale(style) for style in MAPS.values()} if self.maps else {}
+        write_report(self.report_path, table, _Pictures(self, pairs), title, notes, scales, f"../{INDEX}")
 
 
 class _Pictures(Sequence):
@@ -283,11 +302,30 @@ class _Pictures(Sequence):
         images, files = read_pair(pair, folder.modality), folder.files(pair.name)
         color = images.moving.ndim == 3
         results = {kind: read_image(files[kind], color=color) for kind in ("aligned", "fused")}
-        extra = {MAPS[kind].title: read_image(files[f"maps/{kind}"], color=True) for kind in MAPS if folder.maps}
+        extra = _map_pictures(files["maps/values"]) if folder.maps else {}
         return PairImages(pair.name, **images._asdict(), **results, extra=extra)
 
     def __iter__(self) -> Iterator[PairImages]:
         return (self[index] for index in range(len(self)))
+
+
+def _map_pictures(path: Path) -> dict[str, np.ndarray]:
+    """Title -> RGB (H, W, 3) of the maps whose values lie in this file, pixel by pixel over the images.
+
+    Raises:
+        FileError: it cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as values:
+            return {MAPS[kind].title: map_picture(values[kind], kind) for kind in MAPS if kind in values}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise FileError.at(path, "the values of maps (NumPy archive)", str(error)) from error
+
+
+def _scale(style: MapStyle) -> Scale:
+    """What the colours of a map stand for, as the report shows it."""
+    colors = [to_hex(color) for color in colormaps[style.colormap](np.linspace(0, 1, 9))]
+    return Scale(f"{style.vmin:g}", f"{style.vmax:g}", style.unit, colors)
 
 
 _TEXTS = {"name": str, "reference": str}

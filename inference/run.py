@@ -1,11 +1,14 @@
 """The work of the test command: find the pairs, check them, align, fuse and score them, and say what came out."""
 
 import hashlib
+import shlex
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +19,20 @@ from rich.table import Table
 from tqdm import tqdm
 
 from data.pairs import PairFiles, folder_pairs, read_pair, sample_pairs, table_pairs
+from data.table import MODALITIES
 from evaluation.metrics.displacement import DOUBTFUL
 from evaluation.report.columns import METRICS
+from evaluation.report.index import write_index
 from inference.checks import check_pairs
 from inference.mirror_check import LOOKED_AT, MirrorCheck
 from inference.network import Network, load_network
 from inference.options import Options
 from inference.pair_fuser import PairFuser, endpoint_scores
-from inference.result_folder import ResultFolder
+from inference.result_folder import INDEX, ResultFolder
 from inference.scoring_pool import Job, scored, scoring_pool
 from inference.volume_checks import open_volumes
 from inference.volume_pair import VolumePair
+from utils.arguments import VERSION
 from utils.files import FileError, check_inputs_stay
 from utils.imaging.flows import load_flow
 from utils.imaging.images import read_image
@@ -123,6 +129,7 @@ def fuse_and_score(
             if rank() == 0 and batch.pairs:
                 tables[batch.modality] = finish_folder(batch, volumes, notes)
     if rank() == 0:
+        write_overview(options.output, notes)
         print_summary(tables, {batch.modality: batch.folder for batch in batches})
         say_what_to_look_at(batches, left_out, volumes)
     # Where one process ends with an error, torchrun ends those that are still writing.
@@ -143,7 +150,8 @@ def make_batches(
     folders = {modality: ResultFolder(options.output / modality, modality, settings, **extras) for modality in chosen}
     inputs = [path for pairs in chosen.values() for pair in pairs for path in pair.paths.values()]
     inputs += filter(None, (options.checkpoint, options.csv, options.fixed, options.moving, options.label))
-    check_inputs_stay(inputs, [path for name, folder in folders.items() for path in folder.all_files(chosen[name])])
+    outputs = [path for name, folder in folders.items() for path in folder.all_files(chosen[name])]
+    check_inputs_stay(inputs, [*outputs, options.output / INDEX])
     fuse_as_it_lies = PairFuser(network.model, network.device, **network.settings | {"multistart": False})
     batches = []
     for modality, pairs in chosen.items():
@@ -168,6 +176,9 @@ def report_notes(options: Options, network: Network, volumes: VolumePair | None)
     """What the report says of how its images were made."""
     settings = network.settings
     notes = {
+        "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
+        "EDARFusion": VERSION,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "checkpoint": f"{Path(options.checkpoint).name}, trained for {network.trained_for}",
         "passes": settings["passes"],
         "estimates averaged": 4 if settings["average"] else 1,
@@ -271,6 +282,24 @@ def finish_folder(batch: Batch, volumes: VolumePair | None, notes: dict) -> pd.D
         volumes.write_results(folder, pairs)
     folder.write_report(pairs, notes)
     return pd.DataFrame(ordered)
+
+
+def write_overview(output: Path, notes: dict) -> None:
+    """Write the page that leads to the reports of all modalities in the output folder, of earlier runs as well.
+
+    Raises:
+        FileError: the page cannot be written.
+    """
+    tables = {}
+    for folder in (ResultFolder(output / modality, modality) for modality in MODALITIES):
+        if not (folder.report_path.exists() and folder.table_path.exists()):
+            continue
+        try:
+            tables[folder.modality] = folder.read_table().iloc[:-1]
+        except FileError as error:
+            log.warning(f"{output / INDEX}: {folder.modality} is left out; {error}")
+    if tables:
+        write_index(output / INDEX, tables, "EDARFusion: results", notes)
 
 
 def print_summary(tables: dict[str, pd.DataFrame], folders: dict[str, ResultFolder]) -> None:

@@ -18,6 +18,7 @@ class Metric(NamedTuple):
     better: int = 0  # +1: higher is better, -1: lower is better, 0: neither
     digits: int = 3
     description: str = ""
+    group: str = "Fusion"  # headline of the column
 
     @property
     def text(self) -> str:
@@ -42,27 +43,33 @@ class Metric(NamedTuple):
         return {1: "↑", -1: "↓", 0: ""}[self.better]
 
 
+REGISTRATION = "Registration"
+
 METRICS: dict[str, Metric] = {
     "rmse": Metric(
-        "RMSE", better=-1, digits=2, description="root mean square error to the label, grey levels"
+        "RMSE", better=-1, digits=2, description="root mean square error to the label, grey levels", group=REGISTRATION
     ),
-    "ssim": Metric("SSIM", better=1, description="structural similarity to the label"),
-    "ncc": Metric("NCC", better=1, description="normalised cross-correlation with the label"),
-    "epe": Metric("EPE", better=-1, digits=2, description="endpoint error of the flow in tissue, pixels"),
+    "ssim": Metric("SSIM", better=1, description="structural similarity to the label", group=REGISTRATION),
+    "ncc": Metric("NCC", better=1, description="normalised cross-correlation with the label", group=REGISTRATION),
+    "epe": Metric(
+        "EPE", better=-1, digits=2, description="endpoint error of the flow in tissue, pixels", group=REGISTRATION
+    ),
     "disagreement": Metric(
         "Disagreement",
         better=-1,
         digits=2,
         description=f"of averaged estimates, pixels of 256: above {DOUBTFUL:g} look closely",
+        group=REGISTRATION,
     ),
     "expected_error": Metric(
         "Expected error",
         better=-1,
         digits=2,
         description="of the flow in the head, pixels, as the network predicts it",
+        group=REGISTRATION,
     ),
     "folding": Metric(
-        "Folding", better=-1, digits=4, description="share of pixels whose Jacobian is not positive"
+        "Folding", better=-1, digits=4, description="share of pixels whose Jacobian is not positive", group=REGISTRATION
     ),
     "qabf": Metric("Q", "AB/F", better=1, description="edges that the fusion keeps (Xydeas and Petrovic)"),
     "qcv": Metric("Q", "", "CV", -1, 1, "perceived difference to the sources (Chen and Varshney)"),
@@ -76,7 +83,7 @@ METRICS: dict[str, Metric] = {
     "sd": Metric("SD", better=1, digits=2, description="standard deviation of the fused image"),
     "sf": Metric("SF", better=1, digits=2, description="spatial frequency of the fused image"),
     "ag": Metric("AG", better=1, digits=2, description="average gradient of the fused image"),
-    "seconds": Metric("Seconds", better=-1, description="time for the pair"),
+    "seconds": Metric("Seconds", better=-1, description="time for the pair", group="Run"),
 }
 """Columns of metrics.csv by name, in the order of the page. Columns not listed here follow, without arrow."""
 
@@ -90,7 +97,7 @@ def key_of(column: str) -> str:
 
 def metric_of(column: str) -> Metric:
     """How a column is shown, one that is not in `METRICS` by its name."""
-    return METRICS.get(key_of(column), Metric(key_of(column), digits=4))
+    return METRICS.get(key_of(column), Metric(key_of(column), digits=4, group="Further"))
 
 
 def shown_columns(rows: pd.DataFrame) -> list[str]:

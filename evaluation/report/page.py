@@ -1,8 +1,8 @@
 """`report.html`: one self-contained page with the metrics of a run, their distributions, and the images.
 
-The page needs no network and no other file. Its markup, style and script stand in `template.html`; what depends on the
-data is computed by the modules beside this one. A page takes at most `pictures.PAGE_BUDGET` bytes; where not
-all pairs can be pictured, it says so. The table always has every pair.
+The page needs no network and no other file. Its markup, style and script stand in `template.html`, `style.css` and
+`script.js`; what depends on the data is computed by the modules beside this one. A page takes at most
+`pictures.PAGE_BUDGET` bytes; where not all pairs can be pictured, it says so. The table always has every pair.
 """
 
 import math
@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from evaluation.report.columns import METRICS, key_of, shown_columns
-from evaluation.report.pictures import LADDER, PairImages, cards_of
+from evaluation.report.pictures import LADDER, PairImages, Scale, cards_of
 from evaluation.report.plots import charts_of
 from evaluation.report.summary import facts_of, tiles_of
 from evaluation.report.table import cells_of, groups_of, headers_of, row_of
@@ -27,6 +27,8 @@ def write_report(
     pairs: Sequence[PairImages],
     title: str,
     notes: Mapping[str, object] | None = None,
+    scales: Mapping[str, Scale] | None = None,
+    index: str | None = None,
 ) -> None:
     """Write the report; the file appears whole or not at all.
 
@@ -37,7 +39,9 @@ def write_report(
             (no label was given) are left out.
         pairs: images by pair, matched with the table by name. May be empty or fewer than the rows.
         title: headline and title of the page.
-        notes: facts about the run (checkpoint, device, versions), shown under the headline.
+        notes: facts about the run (date, command, checkpoint, device, versions), shown under the headline.
+        scales: name of an image in `extra` -> what its colours stand for.
+        index: relative path of the page that lists the reports, to link to.
 
     Raises:
         ValueError: the table has no column `name` or no row, or a pair's images do not go together.
@@ -63,14 +67,7 @@ def write_report(
 
     tiles = tiles_of(rows, columns)
     references = rows["reference"].dropna().astype(str).unique() if "reference" in rows else []
-    template = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("template.html")
-    page = template.render(
+    page = template_of("template.html").render(
         title=title,
         notes={str(key): str(value) for key, value in (notes or {}).items()},
         tiles=tiles,
@@ -88,5 +85,14 @@ def write_report(
         reduced=encoding != LADDER[0],
         omitted=omitted,
         total=len(pairs),
+        scales={name: scale._asdict() for name, scale in (scales or {}).items()},
+        index=index,
     )
     write_bytes(path, page.encode("utf-8"))
+
+
+def template_of(name: str) -> Template:
+    """The template of this name beside this module; what it is filled with is escaped."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    settings = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    return Environment(loader=loader, **settings).get_template(name)

@@ -30,6 +30,15 @@ class PairImages(NamedTuple):
     extra: Mapping[str, np.ndarray] = {}
 
 
+class Scale(NamedTuple):
+    """What the colours of a map stand for."""
+
+    low: str
+    high: str
+    unit: str
+    colors: Sequence[str]  # from low to high, as CSS has them
+
+
 class Encoding(NamedTuple):
     """One way to embed images: WebP of a quality (None: lossless), sides up to `side` pixels (None: any)."""
 

@@ -5,16 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
-from evaluation.report.columns import BEFORE, METRICS, key_of, metric_of, written
-
-_REGISTRATION = ("rmse", "ssim", "ncc", "epe", "disagreement", "expected_error", "folding")
+from evaluation.report.columns import BEFORE, metric_of, written
 
 
 def groups_of(columns: Iterable[str]) -> list[tuple[str, int]]:
     """Headlines over neighbouring columns: what they are about, and how many they are."""
     groups: list[tuple[str, int]] = []
     for column in columns:
-        name = _group(column)
+        name = metric_of(column).group
         if groups and groups[-1][0] == name:
             groups[-1] = (name, groups[-1][1] + 1)
         else:
@@ -24,14 +22,14 @@ def groups_of(columns: Iterable[str]) -> list[tuple[str, int]]:
 
 def headers_of(columns: Sequence[str]) -> list[dict]:
     """What the template needs for the head of each column."""
-    previous = [None, *map(_group, columns)]
+    previous = [None, *(metric_of(column).group for column in columns)]
     return [
         {
             "column": column,
             "metric": metric_of(column),
             "before": column.endswith(BEFORE),
             "when": "before" if column.endswith(BEFORE) else "after" if column + BEFORE in columns else "",
-            "starts_group": _group(column) != before,
+            "starts_group": metric_of(column).group != before,
         }
         for column, before in zip(columns, previous, strict=False)
     ]
@@ -60,9 +58,3 @@ def row_of(row: pd.Series, rows: pd.DataFrame, columns: Sequence[str], card_of_n
         "reference": row.get("reference", ""),
     }
 
-
-def _group(column: str) -> str:
-    key = key_of(column)
-    if key in _REGISTRATION:
-        return "Registration"
-    return "Fusion" if key in METRICS and key != "seconds" else "Run"

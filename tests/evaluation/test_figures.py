@@ -265,3 +265,18 @@ def test_a_name_that_no_font_can_show_is_no_reason_to_warn(tmp_path):
         warnings.simplefilter("error")
         figures.save_figure(tmp_path / "figure.png", figure)
     assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_a_map_is_painted_pixel_by_pixel_without_a_frame():
+    values = np.full((HEIGHT, WIDTH), 1.0)
+    values[0, :3] = [-0.5, 0.0, np.nan]
+    painted = figures.map_picture(values, "jacobian")
+    assert painted.shape == (HEIGHT, WIDTH, 3) and painted.dtype == np.float32
+    middle = colormaps["RdBu_r"](0.5)[:3]
+    np.testing.assert_allclose(painted[1, 1], middle, atol=1e-6)
+    folded, lowest, missing = painted[0, :3]
+    np.testing.assert_allclose(folded, [1, 0xE8 / 255, 0], atol=1e-6)
+    np.testing.assert_allclose(lowest, colormaps["RdBu_r"](0.0)[:3], atol=1e-6)
+    np.testing.assert_allclose(missing, [0x8C / 255] * 3, atol=1e-6)
+    with pytest.raises(ValueError, match="expected a map named one of"):
+        figures.map_picture(values, "nothing")

@@ -17,8 +17,9 @@ from PIL import Image
 from evaluation.metrics import LOWER_IS_BETTER
 from evaluation.report import pictures
 from evaluation.report.columns import METRICS, before_and_after
+from evaluation.report.index import write_index
 from evaluation.report.page import write_report
-from evaluation.report.pictures import PairImages
+from evaluation.report.pictures import PairImages, Scale
 from evaluation.report.plots import charts_of
 from evaluation.report.summary import facts_of, tiles_of
 from evaluation.report.table import groups_of
@@ -392,6 +393,33 @@ def test_bad_images_are_refused_and_an_earlier_report_stays(tmp_path, change, me
     assert path.read_text() == "earlier"
 
 
+def test_what_the_page_is_for_and_how_it_was_made_stand_at_its_head(write):
+    page = write(notes={"made": "2026-01-02 03:04", "command": "EDARFusion_test_val.py --output 'a b'"})
+    assert "For research only, not for clinical use." in page.texts["p"]
+    assert "EDARFusion_test_val.py --output 'a b'" in page.texts["code"]
+    assert "2026-01-02 03:04" in page.texts["dd"]
+
+
+def test_colours_of_a_map_are_explained(write, tmp_path):
+    pair = make_pairs(["case 2"])[0]._replace(extra={"Gate": np.ones((64, 80, 3))})
+    scale = Scale("0", "1", "weight", ["#000000", "#ffffff"])
+    write_report(tmp_path / "a.html", make_table(), [pair], "Run", scales={"Gate": scale})
+    found = re.findall(r'id="scales">(.*?)</script>', (tmp_path / "a.html").read_text())
+    assert json.loads(found[0])["Gate"] == scale._asdict()
+
+
+def test_one_page_leads_to_the_reports_of_all_modalities(tmp_path):
+    tables = {"CT": make_table().iloc[:-1], "PET": make_table(label=False).iloc[:2]}
+    tables["PET"]["dice"] = [0.5, 0.7]
+    write_index(tmp_path / "report.html", tables, "Results", {"made": "today"})
+    page = Page((tmp_path / "report.html").read_text())
+    assert [link for link in page.links if link.endswith("report.html")] == ["CT/report.html", "PET/report.html"] * 2
+    cells = {row[0]["text"].split()[0].split(",")[0]: [cell["text"] for cell in row[1:]] for row in page.rows}
+    assert cells["RMSE"] == ["38.75 → 31.50", "–"] and cells["dice"] == ["–", "0.6000"]
+    assert cells["Fused"] == ["label", "aligned"]
+    assert "For research only, not for clinical use." in page.texts["p"]
+
+
 # ---- in a browser ----
 
 
@@ -614,6 +642,107 @@ def test_images_are_drawn_only_when_they_come_near(browser):
     assert find(browser, "#pair-3").get_attribute("data-ready") is None
     open_card(browser, 3)
     assert find(browser, "#pair-3").get_attribute("data-ready") == ""
+
+
+def test_a_plot_is_gone_through_by_keyboard(browser):
+    from selenium.webdriver import Keys
+
+    plot = find(browser, "figure[data-column=rmse] .plot")
+    assert plot.accessible_name.startswith("RMSE of each pair, 38.75 → 31.50, 3 of 4 better")
+    browser.execute_script("arguments[0].scrollIntoView({behavior: 'instant', block: 'center'})", plot)
+    browser.execute_script("arguments[0].focus()", plot)
+    press(browser, Keys.END)
+    said = find(browser, "#pointed")
+    wait_for(browser, lambda: said.get_property("textContent").split(), ["case", "1", "50.00", "→", "33.00"])
+    press(browser, Keys.ARROW_LEFT, Keys.ARROW_LEFT)
+    wait_for(browser, lambda: said.get_property("textContent").split()[:2], ["case", "10"])
+    press(browser, Keys.ENTER)
+    wait_for(browser, lambda: browser.current_url.endswith("#pair-1"), True)
+
+
+def test_pairs_stand_worst_first_where_asked(browser):
+    from selenium.webdriver.support.ui import Select
+
+    def order():
+        return browser.execute_script("return [...document.querySelectorAll('.pair h3')].map(h => h.textContent)")
+
+    assert order() == NAMES
+    chooser = Select(find(browser, "#order"))
+    assert [option.text for option in chooser.options][:2] == ["as in the table of metrics", "worst RMSE first"]
+    chooser.select_by_value("rmse")
+    assert order() == NAMES[::-1]
+    chooser.select_by_value("qabf")  # higher is better; a pair without a value is last
+    assert order() == ["<b>bold</b></script>", "case 2", "case 1", "case 10"]
+    assert find(browser, "#ordered").get_property("textContent") == "Pairs in order: worst QAB/F first"
+    chooser.select_by_value("")
+    assert order() == NAMES
+
+
+def test_both_pictures_zoom_to_one_place(browser):
+    from selenium.webdriver import Keys
+
+    card = open_card(browser)
+    zoom = find(browser, card + " .zoom input")
+    assert zoom.accessible_name == "case 2: zoom"
+    browser.execute_script("arguments[0].focus()", zoom)
+    press(browser, *[Keys.ARROW_RIGHT] * 6)
+    browser.execute_script("arguments[0].focus()", find(browser, card + " .images"))
+    press(browser, *[Keys.ARROW_LEFT] * 30)
+
+    def seen(stage):
+        """Left and right end of what is seen of the layer, as shares of its width."""
+        script = """return [arguments[0], arguments[0].querySelector('.layer')].map(
+            element => element.getBoundingClientRect().toJSON())"""
+        outer, inner = browser.execute_script(script, find(browser, f"{card} {stage}"))
+        return [(x - inner["left"]) / inner["width"] for x in (outer["left"], outer["right"])]
+
+    assert seen(".images") == seen(".slider") == pytest.approx([0, 1 / 4], abs=0.01)
+    # The line cuts the picture where it stands: in the middle of what is seen.
+    clip = find(browser, card + " .old").value_of_css_property("clip-path")
+    assert float(re.match(r"inset\(0px (?:calc\()?([\d.]+)%", clip)[1]) == pytest.approx(100 - 12.5, abs=0.1)
+    assert browser.execute_script("return scrollX") == 0
+
+
+def test_choosing_an_image_moves_nothing_and_the_fixed_one_shines_through(browser):
+    from selenium.webdriver import Keys
+
+    card = open_card(browser)
+    script = """return [scrollY, ...[...document.querySelectorAll(arguments[0] + ' .stage')].map(stage => {
+        const box = stage.getBoundingClientRect(); return [box.x, box.y, box.width, box.height]; })]"""
+    before = browser.execute_script(script, card)
+    for label in browser.find_elements("css selector", card + " .views .choice label"):
+        label.click()
+        assert browser.execute_script(script, card) == before
+    assert "url(" in find(browser, card + " .images .layer").value_of_css_property("background-image")
+    opacity = find(browser, card + " .opacity input")
+    browser.execute_script("arguments[0].focus()", opacity)
+    press(browser, Keys.HOME, Keys.ARROW_RIGHT)
+    (shown,) = [img for img in browser.find_elements("css selector", card + " .images img") if img.is_displayed()]
+    assert shown.value_of_css_property("opacity") == "0.05"
+    strength = find(browser, card + " .strength input")
+    browser.execute_script("arguments[0].focus()", strength)
+    press(browser, Keys.HOME)
+    pixel = "return [...arguments[0].getContext('2d').getImageData(7, 5, 1, 1).data]"
+    assert browser.execute_script(pixel, find(browser, card + " .old"))[1] == 0
+
+
+@pytest.mark.parametrize("width", [400, 640, 900, 1220])
+def test_a_wide_table_scrolls_within_itself_beside_the_names(browser, tmp_path, width):
+    table = make_table()
+    for number in range(20):
+        table[f"metric{number}"] = 1000.0 + number
+    write_report(tmp_path / "report.html", table, make_pairs(), "CT and MRI")
+    resize(browser, width)
+    browser.get((tmp_path / "report.html").as_uri())
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    wait_for(browser, lambda: find(browser, "#wide").is_displayed(), True)
+    browser.execute_script("document.querySelector('.scroller').scrollLeft = 1e6")
+    last, name, frame = browser.execute_script("""return ['tbody tr td:last-child', 'tbody tr th', '.scroller'].map(
+        s => document.querySelector(s).getBoundingClientRect().toJSON())""")
+    assert frame["left"] <= name["left"] < name["right"] < last["left"] < last["right"] <= frame["right"]
+    cut = "return [...document.querySelectorAll('tbody th, td')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+    assert browser.execute_script(cut) == 0
+    wait_for(browser, lambda: "more" in find(browser, ".frame").get_attribute("class"), False)
 
 
 @pytest.mark.parametrize("width", [1280, 400])
