@@ -204,8 +204,9 @@ def map_picture(array: np.ndarray, name: str) -> np.ndarray:
     Raises:
         ValueError: as `save_map`.
     """
+    array = _check_map(array, name, name)
     norm, colormap = _colours(name)
-    return colormap(norm(np.ma.masked_invalid(_check_map(array, name, name))))[..., :3].astype(np.float32)
+    return colormap(norm(np.ma.masked_invalid(array)))[..., :3].astype(np.float32)
 
 
 def save_map(path: str | os.PathLike, array: np.ndarray, name: str) -> None:
