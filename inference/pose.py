@@ -1,4 +1,4 @@
-"""How the head lies in one volume and in another: a rigid or affine transform by mutual information.
+"""Find the pose of a head in one volume relative to another: a rigid or affine transform by mutual information.
 
 Mutual information of slices that are deformed is higher at wrong alignments than at the true one, which is why the
 deformation is left to the network. The pose of a whole head is another matter: six numbers, and every structure votes.
@@ -111,7 +111,7 @@ def estimate_pose(fixed: Volume, moving: Volume, kind: Kind = "rigid") -> Pose:
 
 
 def heads_apart(fixed: Volume, moving: Volume) -> bool:
-    """Whether, by the headers, less than `LEAST_TOGETHER` of the smaller head lies in the other one.
+    """Return whether, by the headers, less than `LEAST_TOGETHER` of the smaller head lies in the other one.
 
     Raises:
         PoseError: one of the volumes shows no head.
@@ -143,7 +143,7 @@ class _Search:
         self.fixed, self.moving, self.mask = fixed, moving, mask
 
     def improve(self, transform: sitk.Transform, levels: Sequence[tuple[int, float]]) -> float:
-        """Change a transform for the better; returns the mutual information at its end, 0 where it led nowhere."""
+        """Improve a transform; return its mutual information at the end, 0 if the search failed."""
         method = self._method()
         method.SetMetricSamplingStrategy(method.RANDOM)
         method.SetMetricSamplingPercentagePerLevel([min(1.0, _SAMPLES * factor**2) for factor, _ in levels], 1)
@@ -163,13 +163,13 @@ class _Search:
             return 0.0  # ITK's word for samples that nearly all lie beside the moving image
 
     def information(self, transform: sitk.Transform) -> float:
-        """Mutual information over all voxels of the mask that meet the moving image, nats."""
+        """Compute the mutual information over all voxels of the mask that meet the moving image, nats."""
         method = self._method()
         method.SetInitialTransform(transform)
         return -method.MetricEvaluate(self.fixed, self.moving)
 
     def overlap(self, transform: sitk.Transform, head: sitk.Image) -> float:
-        """Share of the voxels of the fixed head that lie within the moving image, 0 to 1."""
+        """Compute the share of the voxels of the fixed head that lie within the moving image, 0 to 1."""
         inside = self.moving * 0 + 1
         met = sitk.Resample(inside, head, transform, sitk.sitkNearestNeighbor)
         return float(sitk.GetArrayViewFromImage(met)[sitk.GetArrayViewFromImage(head) > 0].mean())
@@ -184,7 +184,7 @@ class _Search:
 
 
 def _prepared(volume: Volume) -> sitk.Image:
-    """A volume in voxels of `SPACING`, its rare extremes cut off. Fine voxels are averaged."""
+    """Bring a volume to voxels of `SPACING` and cut off its rare extremes. Fine voxels are averaged."""
     image = itk_image(volume.slices, volume.slices_affine)
     factors = [max(1, int(SPACING / side)) for side in image.GetSpacing()]
     image = sitk.BinShrink(image, [min(n, side) for n, side in zip(factors, image.GetSize(), strict=True)])
@@ -204,7 +204,7 @@ def _prepared(volume: Volume) -> sitk.Image:
 
 
 def _head(image: sitk.Image, role: str) -> sitk.Image:
-    """The largest piece above Otsu's threshold: 1 inside, 0 outside.
+    """Find the largest piece above Otsu's threshold: 1 inside, 0 outside.
 
     Raises:
         PoseError: there is none.
@@ -218,14 +218,14 @@ def _head(image: sitk.Image, role: str) -> sitk.Image:
 
 
 def _centre(head: sitk.Image) -> np.ndarray:
-    """Centre of mass (3,), LPS mm."""
+    """Compute the centre of mass (3,), LPS mm."""
     shape = sitk.LabelShapeStatisticsImageFilter()
     shape.Execute(head)
     return np.array(shape.GetCentroid(1))
 
 
 def _moved(transform: sitk.Transform, head: sitk.Image) -> float:
-    """Mean distance by which a transform moves points of a head, mm."""
+    """Compute the mean distance by which a transform moves points of a head, mm."""
     indices = np.argwhere(sitk.GetArrayViewFromImage(head))[:, ::-1]
     some = indices[:: max(1, len(indices) // 1000)].tolist()
     points = [head.TransformIndexToPhysicalPoint(index) for index in some]

@@ -1,4 +1,4 @@
-"""Train the part of a network that expects errors on the mistakes of its finished registration, and check it."""
+"""Train the part of a network that predicts errors, on the mistakes of its finished registration, and check it."""
 
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ IN_HEAD = 0.5
 
 
 class Mistakes(NamedTuple):
-    """What a registration did on N pairs, on the grid of cells.
+    """Mistakes of a registration on N pairs, on the grid of cells.
 
     Attributes:
         signs: (N, C, h, w), of `models.expected_error.signs_of_error`.
@@ -37,7 +37,7 @@ class Mistakes(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """How well errors were expected.
+    """Quality of the predicted errors.
 
     Attributes:
         pairs: how many.
@@ -99,7 +99,7 @@ def collect(
 
 
 def fit(network: ExpectedError, mistakes: Mistakes, *, steps: int = 800, batch: int = 16, seed: int = 0) -> float:
-    """Train the network on mistakes, in place, and set its bound; returns the mean loss of the last tenth of the steps.
+    """Train the network on mistakes, in place, and set its bound; return the mean loss of the last tenth of the steps.
 
     Maps are mirrored at random, so that left and right make no difference.
     """

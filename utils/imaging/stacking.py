@@ -1,4 +1,4 @@
-"""From slices as they were taken to a volume: one image a place, at even distances."""
+"""Turn slices into a volume: one image per place, at even distances."""
 
 import os
 from typing import NamedTuple
@@ -34,7 +34,7 @@ class Places(NamedTuple):
     note: str = ""
 
     def apply(self, slices: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Slices as they were taken (T, ...) -> slices of the volume (S, ...), by linear interpolation."""
+        """Interpolate slices as taken (T, ...) to slices of the volume (S, ...), linearly."""
         if self.at is None:
             return slices
         below = np.minimum(self.at.astype(int), len(slices) - 2)
@@ -81,7 +81,7 @@ def places_of(path: str | os.PathLike, positions: NDArray[np.float64], names: li
 
 
 def choose_frames(path: str | os.PathLike, count: int, wanted: int | None) -> tuple[range, str]:
-    """Which of the images of one place are taken, and what the user should know of it.
+    """Choose the images of one place to use, and a note for the user.
 
     Args:
         path: for messages.
@@ -103,7 +103,7 @@ def choose_frames(path: str | os.PathLike, count: int, wanted: int | None) -> tu
 
 
 def same_place(positions: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Number of the place, from 0, at which each slice lies: (T,).
+    """Number the places, from 0, at which slices lie: (T,).
 
     Args:
         positions: (T, 3), mm, in order along the slices' normal.

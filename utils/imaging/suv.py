@@ -7,7 +7,7 @@ from pydicom.valuerep import DA, TM
 
 
 def suv_factor(dataset: Dataset) -> float | None:
-    """What activity in Bq/ml is multiplied by to become SUV, g/ml; None where the header does not say for sure.
+    """Compute the factor from activity in Bq/ml to SUV in g/ml; None if the header does not tell it for sure.
 
     SUV = activity (g body weight) / (dose decayed to the time that the images are corrected to), as in the
     vendor-neutral scheme of the Quantitative Imaging Biomarkers Alliance (FDG-PET/CT profile 1.13, appendix G).
