@@ -1,15 +1,18 @@
 """tools/compare.py: statistics of hand-made tables, the report, the command, and the published systems."""
 
+import io
 import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 from scipy import stats
 
+from evaluation.comparison_views import figure_comparison, to_table
 from tools import compare
-from utils.imaging.images import write_image
+from utils.imaging.images import read_image, write_image
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"
 
@@ -98,6 +101,28 @@ def test_report_of_one_system_has_no_tests() -> None:
     assert "Wilcoxon" not in report
 
 
+def test_table_has_effects_and_stars_where_the_corrected_test_is_clear() -> None:
+    many = pd.concat([OURS] * 5, ignore_index=True)
+    worse = many.assign(rmse=many["rmse"] + 1 + np.arange(30) / 30)
+    summary = compare.summarise({"ours": many, "[b]": worse}, "ours")
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(to_table(summary, "ours", "CT"))
+    text = console.export_text()
+    assert "[b]" in text and "] +1.00*" in text  # rmse: all pairs are worse
+    assert "] +0.00 " in text  # qabf: no pair differs, no star
+    assert "0.650 [" in text
+
+
+def test_figure_has_a_panel_a_metric_with_every_interval() -> None:
+    summary = compare.summarise({"ours": OURS, "peer": PEER[["rmse"]]}, "ours")
+    panels = [axes for axes in figure_comparison(summary, "ours").axes if axes.get_visible()]
+    assert [axes.get_title(loc="left") for axes in panels] == ["QAB/F ↑", "RMSE ↓"]
+    drawn = {tuple(line.get_xdata()) for line in panels[1].lines}
+    for system in ("ours", "peer"):
+        found = row(summary, "rmse", system)
+        assert {(found["low"], found["high"]), (found["mean"],)} <= drawn
+
+
 # --- command ------------------------------------------------------------------------------------------------
 
 
@@ -126,10 +151,15 @@ def arguments(folders: dict[str, Path], output: Path, *extra: str) -> list[str]:
     return [*command, *extra]
 
 
-def test_command_writes_report_summary_and_pairs(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_command_writes_report_summary_pairs_and_figure(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "out" / "comparison"
     assert compare.main(arguments(folders, output)) == 0
-    assert sorted(path.name for path in output.iterdir()) == ["CT.csv", "CT.md", "CT_pairs.csv"]
+    assert sorted(path.name for path in output.iterdir()) == ["CT.csv", "CT.md", "CT.png", "CT_pairs.csv"]
+    printed = capsys.readouterr().out
+    assert "CT: bad, good" in printed and "|" not in printed  # a table, no Markdown
+    assert read_image(output / "CT.png").std() > 0
     summary = pd.read_csv(output / "CT.csv")
     assert row(summary, "qabf", "bad")["ours_better"] == 1
     assert row(summary, "rmse", "good")["mean"] == pytest.approx(4, abs=0.2)
