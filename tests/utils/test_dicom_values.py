@@ -187,6 +187,7 @@ def test_a_table_of_values_takes_the_place_of_slope_and_intercept(tmp_path: Path
     "written",
     ["HU", "hu", "Hu ", "HU_MOD", "hu mod", "Hounsfield", "HOUNSFIELD", "Hounsfield Units", "[hnsf'U]"],
 )
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
 def test_every_spelling_of_hounsfield_units_has_the_brain_window(tmp_path: Path, written: str) -> None:
     about = {"Modality": "ct", "RescaleSlope": 1, "RescaleIntercept": 0}
     path = mr(tmp_path / "ct.dcm", np.full((SIDE, SIDE), 60, "<i2"), **about)

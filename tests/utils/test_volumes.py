@@ -247,6 +247,21 @@ def test_sform_and_qform_come_back_with_their_codes(tmp_path: Path, codes: tuple
             assert code == 0 or np.allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("codes", [(1, 1), (1, 0), (0, 1)])
+@pytest.mark.parametrize("flip", [[-1, 1, 1], [1, 1, -1], [-1, -1, 1], [1, 1, 1]])
+def test_sform_and_qform_of_different_handedness_are_worth_a_word(
+    tmp_path: Path, codes: tuple[int, int], flip: list[int]
+) -> None:
+    sform = np.diag([0.9, 0.8, 1.5, 1.0])
+    image = nib.Nifti1Image(patient(), None)
+    image.set_sform(sform @ np.diag([*flip, 1]), codes[0])
+    image.set_qform(sform, codes[1])
+    nib.save(image, tmp_path / "volume.nii")
+    volume = read_volume(tmp_path / "volume.nii")
+    assert ("mirror images" in volume.note) == (codes == (1, 1) and np.prod(flip) < 0)
+    np.testing.assert_allclose(volume.affine, sform @ np.diag([*flip, 1]) if codes[0] else sform, atol=1e-6)
+
+
 def test_a_qform_that_is_none_is_left_out(tmp_path: Path) -> None:
     path = nifti(tmp_path / "volume.nii", patient())
     quaternion, qform_code = 256, 252

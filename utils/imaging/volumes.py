@@ -296,7 +296,16 @@ def _read_by_nibabel(path: Path, frame: int | None) -> tuple[np.ndarray, np.ndar
     to_mm = np.ones((4, 1))
     to_mm[:3] = _MILLIMETRES.get(int(image.header["xyzt_units"]) & 7, 1)  # the other bits are those of time
     forms = tuple(_form(get, to_mm) for get in (image.get_sform, image.get_qform))
-    return array, to_mm * image.affine, about | {"forms": forms}
+    about |= {"forms": forms, "note": "; ".join(filter(None, (note, _mirror(forms))))}
+    return array, to_mm * image.affine, about
+
+
+def _mirror(forms: tuple[tuple[np.ndarray | None, int], ...]) -> str:
+    """A word where sform and qform contradict each other in left and right, or in handedness by another axis."""
+    matrices = [matrix[:3, :3] for matrix, code in forms if code and matrix is not None]
+    if len(matrices) < 2 or np.linalg.det(matrices[0]) * np.linalg.det(matrices[1]) >= 0:
+        return ""
+    return "sform and qform are mirror images of each other; sform is taken: check left and right"
 
 
 def _indices(image: nib.spatialimages.SpatialImage, chosen: Sequence[int]) -> list[tuple[int, ...]]:
