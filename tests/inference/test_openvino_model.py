@@ -32,7 +32,8 @@ def test_openvino_gives_what_the_network_gives(model):
     stand_in, pair = by_openvino(model), sample_pair(SIZE)
     with torch.inference_mode():
         found, expected = stand_in(*pair), model(*pair)
-    for name, ours, theirs in zip(expected._fields, found, expected, strict=True):
+    assert found.expected_error is expected.expected_error is None
+    for name, ours, theirs in zip(expected._fields[:-1], found[:-1], expected[:-1], strict=True):
         # Across a sharp edge a tenth of a px moves single pixels far; in the mean over the image bfloat16 stays near.
         most = 0.19 if "flow" in name else 0.15
         assert (ours - theirs).abs().max() <= most, name
