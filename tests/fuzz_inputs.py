@@ -1,4 +1,4 @@
-"""Fuzz the readers with damaged PNG and CSV files.
+"""Fuzz the readers with damaged PNG, TIFF, DICOM and CSV files.
 
     python -m tests.fuzz_inputs [--count 2000] [--seed 0] [--keep results/fuzz]
 
@@ -15,16 +15,21 @@ import traceback
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import tifffile
 from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, MRImageStorage
 
 from data.table import read_table
 from utils.files import FileError, write_bytes
 from utils.imaging.images import read_image
+from utils.imaging.volumes import read_volume
 
 TABLE = (
     "fixed,moving,label,modality,group,split\n"
@@ -39,8 +44,11 @@ PNG_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"pHYs", b"gAMA", b"i
               b"eXIf", b"acTL", b"fcTL", b"fdAT")
 
 
+KINDS = ("PNG", "CSV", "TIFF", "DICOM")
+
+
 class Outcome(NamedTuple):
-    """What became of one input: PNG or CSV; success, FileError or failure; and the traceback of a failure."""
+    """What became of one input: its kind; success, FileError or failure; and the traceback of a failure."""
 
     kind: str
     result: str
@@ -61,6 +69,47 @@ def png_seeds(generator: np.random.Generator) -> list[bytes]:
         image.save(buffer, "PNG", **options)
         files.append(buffer.getvalue())
     return files
+
+
+def tiff_seeds(generator: np.random.Generator) -> list[bytes]:
+    """TIFF files of many types, layouts and compressions, 64 x 80 px."""
+    files = []
+    for kind, compression, tile in product(("u1", "u2", "i2", "f4", "f8"), (None, "lzw", "deflate"), (None, (32, 32))):
+        for shape, photometric in (((64, 80), "miniswhite"), ((64, 80, 3), "rgb")):
+            buffer = io.BytesIO()
+            values = (generator.random(shape) * (1 if kind[0] == "f" else 100)).astype(kind)
+            tifffile.imwrite(buffer, values, photometric=photometric, compression=compression, tile=tile)
+            files.append(buffer.getvalue())
+    return files
+
+
+def dicom_seeds(generator: np.random.Generator) -> list[bytes]:
+    """DICOM slices with padding, with bits beside the value, in explicit and implicit form; one without preamble."""
+    files = []
+    for syntax, bits in product((ExplicitVRLittleEndian, ImplicitVRLittleEndian), (12, 16)):
+        dataset = Dataset()
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = syntax
+        tags = {
+            "SOPClassUID": MRImageStorage, "SOPInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.4", "Modality": "MR",
+            "ImagePositionPatient": [0, 0, 0], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [1, 1],
+            "PhotometricInterpretation": "MONOCHROME2", "SamplesPerPixel": 1, "BitsAllocated": 16, "BitsStored": bits,
+            "HighBit": bits - 1, "PixelRepresentation": 1, "PixelPaddingValue": -2000, "RescaleSlope": 2,
+            "RescaleIntercept": 5, "RescaleType": "US", "Rows": 64, "Columns": 80,
+            "PixelData": generator.integers(0, 2**16, (64, 80)).astype("<u2").tobytes(),
+        }  # fmt: skip
+        for name, value in tags.items():
+            setattr(dataset, name, value)
+        buffer = io.BytesIO()
+        dataset.save_as(buffer, enforce_file_format=True)
+        files.append(buffer.getvalue())
+    return [*files, files[0][132:]]
+
+
+def mutate_head(data: bytes, generator: np.random.Generator) -> bytes:
+    """Changes among the tags at the beginning, which what follows is read by, or anywhere."""
+    at = 600 if generator.random() < 0.7 else len(data)
+    return mutate(data[:at], generator) + data[at:]
 
 
 def mutate(data: bytes, generator: np.random.Generator, tokens: tuple[bytes, ...] = ()) -> bytes:
@@ -118,6 +167,12 @@ def check_image(path: Path) -> None:
         assert np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1, "values outside [0, 1]"
 
 
+def check_volume(path: Path) -> None:
+    """Read a volume and check the contract of what comes back."""
+    volume = read_volume(path)
+    assert volume.slices.dtype == np.float32 and volume.slices.ndim == 3 and np.isfinite(volume.slices).all()
+
+
 def check_table(path: Path) -> None:
     """Read a table and check that it has rows, whole strings and paths that lead to files."""
     table = read_table(path, path.parent)
@@ -140,23 +195,29 @@ def judge(kind: str, path: Path, check: Callable[[Path], None]) -> Outcome:
 
 
 def run(count: int, seed: int, keep: Path) -> list[Outcome]:
-    """Try `count` inputs, every other a table; inputs that fail are written to `keep`, which is made if need be."""
+    """Try `count` inputs of all kinds in turn; those that fail are written to `keep`, which is made if need be."""
     generator = np.random.default_rng(seed)
-    images, outcomes = png_seeds(generator), []
+    pngs, tiffs, dicoms = (seeds(generator) for seeds in (png_seeds, tiff_seeds, dicom_seeds))
+    outcomes = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "sub").mkdir()
         for file in ("a.png", "b.png", "sub/c.png"):
             (folder / file).touch()
         for number in range(count):
-            if number % 2:
-                kind, check, path = "CSV", check_table, folder / "table.csv"
+            kind = KINDS[number % len(KINDS)]
+            if kind == "CSV":
+                check, path = check_table, folder / "table.csv"
                 encoding = generator.choice(("utf-8", "utf-8-sig", "utf-16"), p=(0.5, 0.4, 0.1))
                 data = mutate(TABLE.encode(encoding), generator, TOKENS)
-            else:
-                kind, check, path = "PNG", check_image, folder / "image.png"
+            elif kind == "PNG":
+                check, path = check_image, folder / "image.png"
                 change = mutate_chunk if generator.random() < 0.7 else mutate
-                data = change(images[generator.integers(len(images))], generator)
+                data = change(pngs[generator.integers(len(pngs))], generator)
+            else:
+                seeds, check = (tiffs, check_image) if kind == "TIFF" else (dicoms, check_volume)
+                path = folder / ("image.tif" if kind == "TIFF" else "image.dcm")
+                data = mutate_head(seeds[generator.integers(len(seeds))], generator)
             path.write_bytes(data)
             outcome = judge(kind, path, check)
             if outcome.result == "failure":
@@ -168,7 +229,7 @@ def run(count: int, seed: int, keep: Path) -> list[Outcome]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz_inputs", description="Fuzz the readers of PNG and CSV.")
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz_inputs", description="Fuzz the readers.")
     parser.add_argument("--count", type=int, default=2000, help="inputs to try (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the changes (default: %(default)s)")
     parser.add_argument("--keep", type=Path, default=Path("results/fuzz"), metavar="DIR",
@@ -179,7 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
         if outcome.result == "failure":
             print(f"{outcome.kind}: {outcome.detail}", file=sys.stderr)
     counts = Counter((outcome.kind, outcome.result) for outcome in outcomes)
-    for kind in ("PNG", "CSV"):
+    for kind in KINDS:
         print(kind, *(f"{counts[kind, result]} {result}" for result in ("success", "FileError", "failure")), sep="  ")
     return 1 if any(outcome.result == "failure" for outcome in outcomes) else 0
 

@@ -323,9 +323,9 @@ def test_small_or_odd_arrays_are_scored_or_refused_with_a_reason(values):
 def test_damaged_files_give_an_image_error_or_what_they_hold(tmp_path):
     outcomes = fuzz_inputs.run(200, seed=1, keep=tmp_path)
     assert [outcome.detail for outcome in outcomes if outcome.result == "failure"] == []
-    # Every result is there for both kinds, so that the inputs are neither all whole nor all rubbish.
+    # Every result is there for all kinds, so that the inputs are neither all whole nor all rubbish.
     assert {(outcome.kind, outcome.result) for outcome in outcomes} == {
-        (kind, result) for kind in ("PNG", "CSV") for result in ("success", "FileError")
+        (kind, result) for kind in fuzz_inputs.KINDS for result in ("success", "FileError")
     }
     assert not list(tmp_path.iterdir())
 
@@ -335,7 +335,8 @@ def test_the_fuzzer_keeps_and_counts_what_fails(tmp_path, monkeypatch, capsys):
         raise ZeroDivisionError("as if the reader had a fault")
 
     monkeypatch.setattr(fuzz_inputs, "read_image", broken)
-    assert fuzz_inputs.main(["--count", "6", "--seed", "3", "--keep", str(tmp_path)]) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"seed3_{n}.png" for n in (0, 2, 4)]
+    assert fuzz_inputs.main(["--count", "8", "--seed", "3", "--keep", str(tmp_path)]) == 1
+    kept = [f"seed3_{name}" for name in ("0.png", "2.tif", "4.png", "6.tif")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept
     printed = capsys.readouterr()
-    assert "3 failure" in printed.out and "ZeroDivisionError" in printed.err and "seed3_0.png" in printed.err
+    assert "2 failure" in printed.out and "ZeroDivisionError" in printed.err and "seed3_0.png" in printed.err

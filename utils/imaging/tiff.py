@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tifffile import COMPRESSION, PHOTOMETRIC, SAMPLEFORMAT, TiffFile, TiffPage
 
-from utils.imaging.images import ImageError, check_floats, check_size
+from utils.imaging.images import MAX_PIXELS, ImageError, check_floats, check_size
 
 _JPEG = {COMPRESSION.OJPEG, COMPRESSION.JPEG, COMPRESSION.JPEG_LOSSY, COMPRESSION.ALT_JPEG}
 """Compressions that tifffile turns from YCbCr into RGB."""
@@ -102,11 +102,13 @@ def _check_kind(path: Path, page: TiffPage) -> int:
 
 
 def _check_extent(page: TiffPage, length: int) -> None:
-    """Check that every strip or tile is there: tifffile takes some that are not for zeros.
+    """Check that every strip or tile is there, as tifffile takes some that are not for zeros, and none is huge.
 
     Raises:
-        ValueError: one is not.
+        ValueError: one is not there, or is.
     """
+    if page.is_tiled and page.tilewidth * page.tilelength * page.tiledepth > MAX_PIXELS:
+        raise ValueError(f"tiles of {page.tilewidth} x {page.tilelength} pixels")
     wanted = int(np.prod(page.chunked))
     parts = list(zip(page.dataoffsets, page.databytecounts, strict=True))[:wanted]
     if not page.is_contiguous and len(parts) < wanted:
