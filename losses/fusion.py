@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from kornia.filters import gaussian_blur2d
-from kornia.metrics import ssim
 from torch import Tensor
 
 from data.table import MODALITIES
@@ -18,6 +17,7 @@ from utils.filters import sobel
 
 TRUE_SHARE = 0.1  # of the loss that is taken under the true alignment, which no user has
 IMITATION = (40.0, 160.0)  # weights of grey values and of their slopes where another network is imitated
+SSIM_WINDOW = (11, 1.5)  # px, window and sigma
 TONE = (17, 3.4)  # px, window and sigma of the local means that make up the tone
 SPECT_INFORMATION = 0.45  # of the weight of visual information is left for SPECT, which is smooth
 
@@ -121,12 +121,24 @@ def structure_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Ten
         (n, B) for n fused images, 0 to 2.
     """
     sources = (fixed, moving_aligned)
-    spread = [_moments(source, 11, 1.5)[1] + 1e-4 for source in sources]
+    moments = [_moments(source, *SSIM_WINDOW) for source in sources]
+    spread = [variance + 1e-4 for _, variance in moments]
     shares = [each / (spread[0] + spread[1]) for each in spread]
-    likeness = [
-        sum(share * ssim(source, image, 11) for share, source in zip(shares, sources, strict=True)) for image in fused
-    ]
+    likeness = []
+    for image in fused:
+        own = _moments(image, *SSIM_WINDOW)
+        maps = (_ssim(source, image, of_source, own) for source, of_source in zip(sources, moments, strict=True))
+        likeness.append(sum(share * map_ for share, map_ in zip(shares, maps, strict=True)))
     return 1 - torch.stack(likeness).mean(dim=(2, 3, 4))
+
+
+def _ssim(a: Tensor, b: Tensor, moments_a: tuple[Tensor, Tensor], moments_b: tuple[Tensor, Tensor]) -> Tensor:
+    """Map of SSIM. As kornia's, whose windows are copied to the device anew in each step and convolved."""
+    (mean_a, variance_a), (mean_b, variance_b) = moments_a, moments_b
+    covariance = _local_mean(a * b, *SSIM_WINDOW) - mean_a * mean_b
+    c_1, c_2 = 0.01**2, 0.03**2
+    likeness = (2 * mean_a * mean_b + c_1) * (2 * covariance + c_2)
+    return likeness / ((mean_a.square() + mean_b.square() + c_1) * (variance_a + variance_b + c_2))
 
 
 def information_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
@@ -206,7 +218,7 @@ def visibility_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Te
     saliency = _block_sums((x * x + y * y).sqrt() ** 5) + 1e-12
     weight = saliency / saliency.sum(dim=(1, 2, 3), keepdim=True)
     size = tuple(fixed.shape[2:])
-    sensitivity = torch.from_numpy(contrast_sensitivity(size)).to(fixed)
+    sensitivity = _sensitivity(size, fixed.device)
     roots = []
     for image in fused:
         seen = torch.fft.irfft2(torch.fft.rfft2(sources - image) * sensitivity, s=size)
@@ -215,8 +227,20 @@ def visibility_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Te
     return torch.stack(roots)
 
 
+@lru_cache(maxsize=32)
+def _sensitivity(size: tuple[int, int], device: torch.device) -> Tensor:
+    """`contrast_sensitivity` on a device."""
+    with torch.inference_mode(False):
+        return torch.from_numpy(contrast_sensitivity(size)).to(device, torch.float32)
+
+
 def _block_sums(image: Tensor) -> Tensor:
     return F.avg_pool2d(image, BLOCK, ceil_mode=True, divisor_override=1)
+
+
+def _mixed(predicted: Tensor, true: Tensor) -> Tensor:
+    """The loss under both alignments, from those under the predicted and under the true one."""
+    return (1 - TRUE_SHARE) * predicted + TRUE_SHARE * true
 
 
 def fusion_loss(
@@ -242,8 +266,7 @@ def fusion_loss(
         `FusionLoss` of scalars, means over the batch.
     """
     losses = (intensity_error, tone_error, edge_loss, structure_loss, information_loss, visibility_loss)
-    share = fused.new_tensor((1 - TRUE_SHARE, TRUE_SHARE))
-    parts = [share @ loss(fixed, moving_aligned, fused, fused_true) for loss in losses]
+    parts = [_mixed(*loss(fixed, moving_aligned, fused, fused_true)) for loss in losses]
     parts.append((fused - fused_true.detach()).abs().mean(dim=(1, 2, 3)))
     total = sum(w * part for w, part in zip(weights, parts, strict=True))
     return FusionLoss(total.mean(), *(part.mean() for part in parts))
@@ -260,8 +283,7 @@ def imitation_loss(fused: Tensor, fused_true: Tensor, taught: Tensor, taught_tru
         `FusionLoss` of scalars, means over the batch: the grey values' as intensity, the slopes' as gradient, else 0.
     """
     pairs = ((fused, taught), (fused_true, taught_true))
-    share = fused.new_tensor((1 - TRUE_SHARE, TRUE_SHARE))
-    grey = share @ torch.stack([(ours - theirs).abs().mean() for ours, theirs in pairs])
-    slopes = share @ torch.stack([torch.cat(sobel(ours - theirs)).abs().mean() for ours, theirs in pairs])
+    grey = _mixed(*((ours - theirs).abs().mean() for ours, theirs in pairs))
+    slopes = _mixed(*(torch.cat(sobel(ours - theirs)).abs().mean() for ours, theirs in pairs))
     parts = dict.fromkeys(FusionLoss._fields[1:], torch.zeros_like(grey)) | {"intensity": grey, "gradient": slopes}
     return FusionLoss(IMITATION[0] * grey + IMITATION[1] * slopes, **parts)

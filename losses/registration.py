@@ -87,7 +87,7 @@ def matching_error(scores: Tensor, true_flow: Tensor, mask: Tensor, radius: int)
     beyond the candidates count as the nearest one.
 
     Args:
-        scores: (B, (2 radius + 1)^2, h, w), log-scores in the order of `models.eda_flowreg.candidates`.
+        scores: (B, (2 radius + 1)^2, h, w), log-scores in the order of `models.eda_flowreg.correlate`.
         true_flow: (B, 2, h, w), px of the full image.
         mask: (B, 1, h, w).
         radius: of the candidates.
@@ -100,13 +100,12 @@ def matching_error(scores: Tensor, true_flow: Tensor, mask: Tensor, radius: int)
     low = position.floor()
     share = position - low
     x, y = low.long().split(1, dim=1)
-    share_x, share_y = share.split(1, dim=1)
-    log_probability = F.log_softmax(scores.float(), dim=1)
-    loss = torch.zeros_like(share_x)
-    for dy, weight_y in ((0, 1 - share_y), (1, share_y)):
-        for dx, weight_x in ((0, 1 - share_x), (1, share_x)):
-            loss = loss - weight_y * weight_x * log_probability.gather(1, (y + dy) * count + x + dx)
-    return masked_mean(loss, mask)
+    corner = y * count + x
+    corners = torch.cat((corner, corner + 1, corner + count, corner + count + 1), dim=1)
+    along_x, along_y = (torch.cat((1 - part, part), dim=1) for part in share.split(1, dim=1))
+    weights = (along_y[:, :, None] * along_x[:, None]).flatten(1, 2)
+    likelihood = (weights * F.log_softmax(scores.float(), dim=1).gather(1, corners)).sum(dim=1, keepdim=True)
+    return masked_mean(-likelihood, mask)
 
 
 def smoothness(flow: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from models.edarfusion import EDARFusion
+from models.layers import to_device
 from utils.files import FileError, lacking, write_bytes
 
 FORMAT = 1
@@ -48,8 +49,8 @@ class Checkpoint(NamedTuple):
         """How the model is to be used: arguments `passes` and `average` of `EDARFusion.forward`.
 
         Args:
-            passes, average: what is wished for; None leaves it to the checkpoint, which was tried out with it. Those of
-                a training run say nothing: one pass, not averaged.
+            passes, average: what is wished for; None leaves it to the checkpoint. Old training runs say nothing: one
+                pass, not averaged.
         """
         settings = {"passes": 1, "average": False} | self.training.get("inference", {})
         wishes = {"passes": passes, "average": average}
@@ -127,7 +128,7 @@ def load_checkpoint(
         reason = " ".join(str(error).split())[:300]
         expected = "weights that fit the model (were they made by another version?)"
         raise CheckpointError.at(path, expected, reason) from error
-    model = model.to(device).eval()
+    model = to_device(model, device).eval()
     return Checkpoint(model, kind, fields["training"], fields["metrics"], tensors)
 
 

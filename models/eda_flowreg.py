@@ -36,13 +36,6 @@ class FlowStep(NamedTuple):
     radius: int
 
 
-def candidates(radius: int) -> Tensor:
-    """List the displacements that the matching compares: (K, 2) in px, (x, y), row by row, K = (2 radius + 1)^2."""
-    axis = torch.arange(-radius, radius + 1, dtype=torch.float32) * STEP
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    return torch.stack((x.flatten(), y.flatten()), dim=1)
-
-
 def correlate(fixed: Tensor, moving: Tensor, radius: int) -> Tensor:
     """Compute dot products of fixed features with moving features displaced by steps of half a cell.
 
@@ -51,7 +44,8 @@ def correlate(fixed: Tensor, moving: Tensor, radius: int) -> Tensor:
         radius: largest displacement, in half cells (4 px).
 
     Returns:
-        (B, K, h, w), in the order of `candidates`. Beyond the border features count as zero.
+        (B, (2 radius + 1)^2, h, w), for displacements row by row from the top left; beyond the border features count
+        as zero.
     """
     batch, _, channels, height, width = fixed.shape
     count = 2 * radius + 1
@@ -74,6 +68,25 @@ def correlate(fixed: Tensor, moving: Tensor, radius: int) -> Tensor:
         strides = (height * tile * across, span, 1, tile * across, across + 2)
         tiles.append(product.as_strided((batch, count, count, height, tile), strides).flatten(1, 2))
     return torch.cat(tiles, dim=3)
+
+
+def expected_displacement(scores: Tensor, radius: int) -> Tensor:
+    """Mean displacement of the candidates with the softmax of their scores as weights (soft-argmax).
+
+    Sums, as bfloat16 would round a product with a matrix under autocast to 0.03 px.
+
+    Args:
+        scores: (B, (2 radius + 1)^2, h, w), in the order of `correlate`.
+        radius: of the candidates.
+
+    Returns:
+        (B, 2, h, w), px.
+    """
+    count = 2 * radius + 1
+    shares = torch.softmax(scores.float(), dim=1).unflatten(1, (count, count))
+    axis = STEP * torch.arange(-radius, radius + 1, dtype=torch.float32, device=scores.device).view(-1, 1, 1)
+    x, y = (axis * shares.sum(dim=1)).sum(dim=1), (axis * shares.sum(dim=2)).sum(dim=1)
+    return torch.stack((x, y), dim=1)
 
 
 def soft_gate(alpha: Tensor, gate: Tensor) -> Tensor:
@@ -131,8 +144,7 @@ class FlowScale(nn.Module):
         self.smooth = GaussianBlur(1.0)
         self.log_temperature = nn.Parameter(torch.full((len(scale.windows),), 30.0).log())
         self.alpha = nn.Parameter(torch.tensor(0.0))
-        self.register_buffer("candidates", candidates(scale.radius), persistent=False)
-        inputs = (1 + len(scale.windows)) * len(self.candidates) + 2 * features + 2 * len(scale.windows) + 4
+        inputs = (1 + len(scale.windows)) * (2 * scale.radius + 1) ** 2 + 2 * features + 2 * len(scale.windows) + 4
         self.squeeze = nn.Linear(inputs, scale.widths[0])
         self.refine = UNet(scale.widths)
         self.head = zero_conv(scale.widths[0], 2)
@@ -151,9 +163,7 @@ class FlowScale(nn.Module):
         for blur, temperature in zip(self.blurs, self.log_temperature.exp(), strict=True):
             score, weight = blur(weighted).float().split((raw.shape[1], 1), dim=1)
             scores.append(score * (temperature / weight.clamp_min(1e-4)))
-        matched = [
-            (self.candidates.T @ torch.softmax(s, dim=1).flatten(2)).unflatten(2, s.shape[2:]) for s in scores
-        ]
+        matched = [expected_displacement(s, self.radius) for s in scores]
         gate = self.smooth(gate)
         evidence = (
             raw,

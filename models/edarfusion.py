@@ -13,6 +13,7 @@ from models.encoder import Encoders, EntropyAtQuarter
 from models.expected_error import ExpectedError, signs_of_error
 from models.frg_prereg import FRGPreReg, unit_length
 from models.fusion import FlowGuidedFusion, Fusion
+from models.layers import to_device
 from models.refinement import Refinement
 from utils.filters import Padder, gradient_magnitude, halved, resize
 from utils.geometry.foreground import foreground, masked_means
@@ -197,7 +198,7 @@ class EDARFusion(nn.Module):
         self.refinement = Refinement(*arguments) if refinement else None
         self.fusion = FlowGuidedFusion(size["fusion"], size["depth"])
         self.expected_error = ExpectedError() if expected_error else None
-        self.to(memory_format=torch.channels_last)
+        to_device(self, "cpu")
 
     def register(self, fixed: Tensor, moving: Tensor, both: bool = False) -> Registration:
         """Estimate the displacement field and its inverse.
@@ -395,7 +396,8 @@ def _followed_by(further: Tensor, flow: Tensor, inverse_flow: Tensor) -> tuple[T
 
 def _mirrored(flow: Tensor) -> Tensor:
     """The flow (..., 2, H, W) of the mirrored pair: x runs the other way there."""
-    return flow.flip(-1) * flow.new_tensor((-1, 1)).view(2, 1, 1)
+    x, y = flow.flip(-1).unbind(-3)
+    return torch.stack((-x, y), dim=-3)
 
 
 def rescale(image: Tensor, power: int) -> Tensor:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.layers import ConvBlock, conv
+from models.layers import ConvBlock, as_convolutions_want, conv
 from utils.maps import reliability_prior
 
 FLOOR = 0.02
@@ -53,7 +53,7 @@ class FRGPreReg(nn.Module):
         """
         f, m = unit_length(features[:, :, 0].float(), dim=2).unbind(1)
         prior = reliability_prior(f, m, moving_edges)
-        seen = torch.cat((f, m, (f - m).abs(), f * m, prior), dim=1).contiguous(memory_format=torch.channels_last)
+        seen = as_convolutions_want(torch.cat((f, m, (f - m).abs(), f * m, prior), dim=1))
         z = self.mix(self.squeeze(seen))
         if self.head:
             start = torch.logit(prior.clamp(0.16, 0.95))

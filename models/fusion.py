@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import ConvBlock, ResidualBlock, conv, zero_conv
+from models.layers import ConvBlock, ResidualBlock, as_convolutions_want, conv, zero_conv
 from utils.filters import halved, resize
 from utils.maps import gradient_agreement
 
 AT_ONCE = 8 * 256 * 256
-"""Pixels that are fused at one time: beyond, a CPU spends its time on fetching memory instead of on convolutions."""
+"""Pixels that a CPU fuses at one time: beyond, it spends its time on fetching memory instead of on convolutions."""
 
 REACH = 0.5
 """Largest correction: without a bound it can run away, as a grey value that is cut to [0, 1] feels no pull back."""
@@ -60,7 +60,7 @@ class FlowGuidedFusion(nn.Module):
 
     def forward(self, fixed: Tensor, aligned: Tensor, reliability: Tensor, gate: Tensor) -> Fusion:
         """Images (B, 1, H, W) in [0, 1] with H and W multiples of 4; R and W (B, 1, h, w) -> `Fusion`."""
-        if len(fixed) > 1 and fixed.numel() > AT_ONCE:
+        if fixed.device.type == "cpu" and len(fixed) > 1 and fixed.numel() > AT_ONCE:
             most = max(1, AT_ONCE // fixed[0].numel())
             parts = zip(*(x.split(most) for x in (fixed, aligned, reliability, gate)), strict=True)
             return Fusion(*map(torch.cat, zip(*(self(*part) for part in parts), strict=True)))
@@ -68,10 +68,10 @@ class FlowGuidedFusion(nn.Module):
         trust = [resize(map_, fixed_half.shape[2:]) for map_ in (reliability, gate)]
         consistency = alignment_consistency(fixed_half, aligned_half, *trust)
         brighter = torch.maximum(fixed, aligned)
-        images = torch.cat((fixed, aligned, brighter), dim=1).contiguous(memory_format=torch.channels_last)
+        images = as_convolutions_want(torch.cat((fixed, aligned, brighter), dim=1))
         x = F.leaky_relu(self.stem(images - 0.25), 0.1, inplace=True)
         # All in one layout; else joining them would move what lies as convolutions want it.
-        maps = torch.cat((consistency, *trust), dim=1).contiguous(memory_format=torch.channels_last)
+        maps = as_convolutions_want(torch.cat((consistency, *trust), dim=1))
         around = self.surroundings(self.down(torch.cat((x, maps), dim=1)))
         x = self.block(x + F.interpolate(self.lateral(around), scale_factor=2.0, mode="nearest"))
         # pixel_shuffle, in half of its time: the four pixels of a place lie side by side in memory.

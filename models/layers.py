@@ -1,12 +1,27 @@
 """Building blocks that the networks share."""
 
-from functools import lru_cache
 from itertools import pairwise
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+USUAL_LENGTH = 32
+"""Cells of a row at the 256 px of the training."""
+
+
+def as_convolutions_want(x: Tensor) -> Tensor:
+    """Lay a map (B, C, H, W) out in memory as convolutions are fastest: channels last on a CPU.
+
+    On a GPU the group normalisations in between give the usual layout back, so that each layer would change it twice.
+    """
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x.contiguous()
+
+
+def to_device(network: nn.Module, device: torch.device | str) -> nn.Module:
+    """Move a network to a device, with its kernels in the layout of `as_convolutions_want`."""
+    on_cpu = torch.device(device).type == "cpu"
+    return network.to(device=device, memory_format=torch.channels_last if on_cpu else torch.contiguous_format)
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -31,7 +46,7 @@ def side_by_side(*maps: Tensor) -> Tensor:
     Returns:
         (B, 2 sum(C_i), H, W), channels last in memory.
     """
-    maps = [map_.contiguous(memory_format=torch.channels_last) for map_ in maps]
+    maps = [as_convolutions_want(map_) for map_ in maps]
     halves = zip(*(map_.chunk(2, dim=1) for map_ in maps), strict=True)
     return torch.cat([part for half in halves for part in half], dim=1)
 
@@ -103,18 +118,23 @@ class GaussianBlur(nn.Module):
     def __init__(self, sigma: float) -> None:
         super().__init__()
         self.sigma = sigma
+        self.register_buffer("usual_band", gaussian_band(USUAL_LENGTH, sigma), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         height, width = x.shape[2:]
-        # No tensor is cached: one made in inference mode cannot be used in training, nor one of an export elsewhere.
-        rows = torch.from_numpy(gaussian_band(height, self.sigma)).to(x)
-        return rows @ x @ (rows if width == height else torch.from_numpy(gaussian_band(width, self.sigma)).to(x))
+        rows = self._band(height, x)
+        return rows @ x @ (rows if width == height else self._band(width, x))
+
+    def _band(self, length: int, x: Tensor) -> Tensor:
+        if length == USUAL_LENGTH:
+            return self.usual_band.to(x.dtype)
+        # Made anew: one of inference would be of no use in training, nor one of an export anywhere else.
+        return gaussian_band(length, self.sigma, x.device).to(x.dtype)
 
 
-@lru_cache(maxsize=64)
-def gaussian_band(length: int, sigma: float) -> np.ndarray:
-    """Return the matrix (length, length), float32, that blurs a vector with a Gaussian of `sigma`, zero padded."""
-    position = np.arange(length, dtype=np.float32)
-    band = np.exp(-((position[:, None] - position) ** 2) / (2 * sigma**2))
-    return (band / band.sum(axis=1).max()).astype(np.float32)
+def gaussian_band(length: int, sigma: float, device: torch.device | str = "cpu") -> Tensor:
+    """Matrix (length, length), float32, that blurs vectors of that length with a Gaussian of `sigma`; zero padded."""
+    position = torch.arange(length, dtype=torch.float32, device=device)
+    band = torch.exp(-((position[:, None] - position) ** 2) / (2 * sigma**2))
+    return band / band.sum(dim=1).max()

@@ -31,6 +31,12 @@ def constant_flow(x: float, y: float, size: tuple[int, int] = (8, 8)) -> Tensor:
     return torch.tensor([x, y], dtype=torch.float32).view(1, 2, 1, 1).repeat(1, 1, *size)
 
 
+def displacements(radius: int) -> list[tuple[float, float]]:
+    """List the displacements (x, y) in px that the matching compares, row by row: steps of 4 px."""
+    axis = [4.0 * step for step in range(-radius, radius + 1)]
+    return [(x, y) for y in axis for x in axis]
+
+
 def picture(seed: int, shape: tuple[int, int] = SHAPE, channels: int = 1) -> np.ndarray:
     """Draw a smooth random image in [0, 1], (H, W) or (H, W, channels)."""
     rough = np.random.default_rng(seed).random((*shape, channels)).astype(np.float32)

@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -23,6 +24,18 @@ SHORT = (
     "--second-pass", "0.4", "--dropout", "0.2", "--fusion-share", "0.4",
 )  # fmt: skip
 """Options of a run of 8 steps of registration and 4 of fusion, 3 an epoch, that saves after about every step."""
+
+
+class StopAfter(threading.Event):
+    """Breaks a run off after some steps, as Ctrl-C would: the run asks once before each step."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.left = steps
+
+    def is_set(self) -> bool:
+        self.left -= 1
+        return self.left < 0
 
 
 def command(table: Path, *options: str | Path, processes: int = 1) -> list[str]:

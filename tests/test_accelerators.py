@@ -6,23 +6,22 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from data.dataset import VAL_SEED, Pair, PairDataset
-from EDARFusion_train import parse_arguments
 from losses import steps
 from losses.fusion import FusionWeights
 from losses.registration import RegistrationWeights
 from models.checkpoint import load_checkpoint
 from models.edarfusion import EDARFusion
 from tests.examples import SAMPLE, aligned_sample
-from training.stages import STAGES, begin_stage, running_mean
+from training.options import STAGES, Options
+from training.stages import average_weights, begin_stage
 from utils.arguments import DEFAULT_CHECKPOINT
 from utils.device import choose_device
 
 CPU = torch.device("cpu")
-OPTIONS = parse_arguments(["--root", "nowhere", "--epochs", "1"])
+OPTIONS = Options()
 
 
 @pytest.fixture(params=["cuda", "mps"])
@@ -73,15 +72,15 @@ def weights_after(
 ) -> dict[str, Tensor]:
     """The mean weights after steps along the same gradients."""
     model = copy.deepcopy(network).to(device).train()
-    averaged = AveragedModel(copy.deepcopy(model), multi_avg_fn=running_mean(0.5))
+    averaged = copy.deepcopy(model)
     module, optimizer = begin_stage(stage, model, OPTIONS)
     parameters = dict(module.named_parameters())
-    for _ in range(steps):
+    for step in range(steps):
         for name, value in gradients.items():
             parameters[name].grad = value.to(device, copy=True)
         optimizer.step()
-        averaged.update_parameters(model)
-    return {name: value.cpu() for name, value in averaged.module.state_dict().items()}
+        average_weights(averaged, model, step, 0.5)
+    return {name: value.cpu() for name, value in averaged.state_dict().items()}
 
 
 @pytest.mark.parametrize("stage", STAGES)

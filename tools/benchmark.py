@@ -35,6 +35,7 @@ from evaluation.metrics import folding_share, fusion_metrics, registration_metri
 from losses.registration import registration_loss
 from models.checkpoint import load_checkpoint
 from models.edarfusion import PRESETS, EDARFusion, Output
+from models.layers import to_device
 from training.muon import Muon
 from utils.arguments import ENGINES, OneLineParser, positive, print_anywhere
 from utils.device import choose_device
@@ -324,7 +325,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         device = choose_device(options.device)
         model = load_checkpoint(options.checkpoint).model if options.checkpoint else EDARFusion(options.preset)
-        model = model.to(device).eval()
+        model = to_device(model, device).eval()
         cases = [(size, batch) for size in options.sizes for batch in options.batches]
         results = {
             "model": {

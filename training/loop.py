@@ -1,34 +1,41 @@
 """A training run at work: its stages, steps and epochs."""
 
-import argparse
 import copy
 import itertools
 import math
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from data.dataset import EndlessSampler, Pair, PairDataset, seeded
+from data.training_pairs import TrainingPairs
 from models.edarfusion import EDARFusion
+from models.layers import to_device
 from training.distributed import agree
+from training.options import STAGES
+from training.progress import Progress, log
+from training.record import Record
 from training.run_folder import RunFolder, pack_state, unpack_state
-from training.stages import begin_stage, learning_rate, running_mean
-from training.validation import check, describe, picture
+from training.stages import StageTrainer, learning_rate
+from training.validation import check, picture
+from training.verdict import describe_losses, describe_validation, early_warning
 from utils.device import loading_processes
 from utils.files import InputError
 from utils.processes import local_world, rank, world
 from utils.signals import leave_signals_to_parent
+
+AHEAD = 20
+"""Steps that an accelerator is given before anyone waits for what they bring; on a CPU there is nothing to wait for."""
+
+PAUSE = 60.0
+"""Seconds from one validation to the next at least, beside an accelerator, where an epoch may last a second."""
 
 
 class Clock:
@@ -52,51 +59,55 @@ class Training:
     """A run at work.
 
     Args:
-        options: of the run.
+        record: of the run, which goes on being written here.
         start: network to start from.
         teacher: network to learn from instead of the truth, in evaluation mode; None learns from the truth.
-        record: what is noted of the run, as checkpoints keep it; goes on being written here.
-        train_pairs, val_pairs: to train and to validate on.
+        pairs: to train and to validate on.
         path: the run's folder; None in all processes but the first, which alone validates and writes.
         device: to compute on.
     """
 
     def __init__(
         self,
-        options: argparse.Namespace,
+        record: Record,
         start: EDARFusion,
         teacher: EDARFusion | None,
-        record: dict[str, Any],
-        train_pairs: PairDataset,
-        val_pairs: PairDataset,
+        pairs: TrainingPairs,
         path: Path | None,
         device: torch.device,
     ) -> None:
-        self.options, self.record, self.val_pairs, self.device = options, record, val_pairs, device
-        self.teacher = teacher
-        self.rank, self.world = rank(), world()
-        self.amp = torch.autocast(device.type, torch.bfloat16) if options.amp else nullcontext()
+        options = record.options
+        self.options, self.record, self.teacher, self.device = options, record, teacher, device
+        self.val_pairs = pairs.val
+        self.world = world()
+        self.compiled = device.type == "cuda" and find_spec("triton") is not None
+        if options.compile is not None:
+            self.compiled = options.compile
         # Two copies: one is trained, the other is the running mean of its weights, which is validated and kept.
-        self.model = copy.deepcopy(start).to(device).train()
-        self.averaged = AveragedModel(start.to(device), multi_avg_fn=running_mean(options.averaging)).eval()
-        self.averaged.n_averaged.fill_(record["step"] - record["stage_step"])
-        self.epoch_steps = math.ceil(len(train_pairs) / (options.batch_size * self.world))
-        self.batches = self.endless_batches(train_pairs)
-        kind, next_epoch = options.modality, record["step"] // self.epoch_steps + 1
-        self.run_folder = RunFolder(path, self.averaged.module, record, kind, next_epoch) if path else None
-        self.clock, self.saved = Clock(record["seconds"]), time.monotonic()
-        self.module: nn.Module | None = None
-        """Of the stage, with its loss; `step_loss` is it, made one with those of the other processes."""
-        self.step_loss: nn.Module | None = None
-        self.optimizer: torch.optim.Optimizer | None = None
+        self.model = to_device(copy.deepcopy(start), device).train()
+        self.averaged = to_device(start, device).eval()
+        self.epoch_steps = math.ceil(len(pairs.train) / (options.batch_size * self.world))
+        self.batches = self.endless_batches(pairs.train)
+        next_epoch = record.step // self.epoch_steps + 1
+        self.run_folder = RunFolder(path, self.averaged, record, next_epoch) if path else None
+        self.clock, self.saved = Clock(record.seconds), time.monotonic()
+        self.pause, self.ahead = (0.0, 1) if device.type == "cpu" else (PAUSE, AHEAD)
+        self.validated = self.pictured = -math.inf
+        self.unread: list[Tensor] = []
+        """What `StageTrainer.step` has returned since it was last read."""
+        self.meeting, self.agreed = record.step, 0.0
+        """At which step the processes agree next, and on which share of the run they did last."""
+        self.loss = self.rate = math.nan
+        """Latest total loss that was read, and latest learning rate."""
+        self.stage_share, self.warned = 0.0, False
+        self.trainer: StageTrainer | None = None
 
     def endless_batches(self, pairs: PairDataset) -> Iterator[Pair]:
-        """Batches from the step on at which the run is."""
+        """Make batches from the step on at which the run is."""
         options = self.options
         sampler = EndlessSampler(
-            len(pairs), options.batch_size, seed=options.seed, start=self.record["step"], rank=self.rank,
-            world=self.world,
-        )  # fmt: skip
+            len(pairs), options.batch_size, seed=options.seed, start=self.record.step, rank=rank(), world=self.world
+        )
         loader = DataLoader(
             pairs,
             options.batch_size,
@@ -109,15 +120,12 @@ class Training:
         # The processes that make the pairs take seconds to start, which are no training time.
         return itertools.chain([next(batches)], batches)
 
-    def run_stage(
-        self, stage: str, begin: float, end: float, state: dict[str, Tensor] | None, stop: threading.Event
-    ) -> bool:
-        """Train one stage.
+    def run(self, state: dict[str, Tensor] | None, stop: threading.Event) -> bool:
+        """Train all stages that are left.
 
         Args:
-            begin, end: shares of the run at which it begins and ends; 1 ends the last stage.
-            state: of the checkpoint to go on from; None at the stage's beginning.
-            stop: breaks it off.
+            state: of the checkpoint to go on from; None at the beginning.
+            stop: breaks the run off.
 
         Returns:
             Whether it was broken off.
@@ -126,165 +134,213 @@ class Training:
             FileError: what must be saved cannot be.
             InputError: a gradient is not finite, or the state is of another model.
         """
+        for stage, (begin, end) in self.options.plan.items():
+            if STAGES.index(stage) < STAGES.index(self.record.stage):
+                continue
+            self.begin_stage(stage, begin, state if stage == self.record.stage else None)
+            if self.run_stage(end, stop):
+                return True
+        return False
+
+    def begin_stage(self, stage: str, begin: float, state: dict[str, Tensor] | None) -> None:
+        """Make ready to train a stage, which begins at the share `begin` of the run or goes on from a state."""
         options, record = self.options, self.record
-        if stage != record["stage"]:
+        if stage != record.stage:
             # The fusion learns on top of the averaged registration, the one that will be used.
-            self.model.load_state_dict(self.averaged.module.state_dict())
-            self.averaged.n_averaged.zero_()
-            record |= {"stage": stage, "stage_step": record["step"], "best": None, "sums": {}}
-        self.module, self.optimizer = begin_stage(stage, self.model, options, self.teacher)
+            self.model.load_state_dict(self.averaged.state_dict())
+            record.stage, record.stage_began, record.stage_step = stage, begin * options.length, record.step
+            record.best, record.sums = None, {}
+        self.trainer = StageTrainer(
+            stage, self.model, self.averaged, options, self.teacher, self.world, self.compiled
+        )
         if state:
-            unpack_state(state, self.model, self.optimizer)
+            unpack_state(state, self.model, self.trainer.optimizer)
             if self.run_folder and broke_off_validating(record, options.val_every):
-                self.validate_into(record["history"][-1])
-                self.log(record["history"][-1])
-        self.step_loss = DistributedDataParallel(self.module) if self.world > 1 else self.module
-        total_steps = self.epoch_steps * options.epochs if options.epochs else None
-        bar = tqdm(desc=stage, unit="pair", disable=None if self.run_folder else True, dynamic_ncols=True)
+                self.validate_into(record.history[-1])
+                self.save_with_history()
+
+    def run_stage(self, end: float, stop: threading.Event) -> bool:
+        """Train the stage that has begun up to the share `end` of the run; returns whether it was broken off."""
+        options, record = self.options, self.record
+        begin = record.stage_began / options.length
+        progress = Progress(record.stage, shown=self.run_folder is not None)
         self.clock.skip()
         while True:
-            record["seconds"] = self.clock.read()
-            progress = record["step"] / total_steps if total_steps else record["seconds"] / 60 / options.minutes
-            # Processes differ in their clocks and in who got the signal, but must break off at one step.
-            progress, stopping = agree(progress, stop.is_set(), self.device, self.world)
-            if progress >= end or stopping:
+            share, stopping = self.share_done(stop)
+            if share >= end or stopping:
                 break
-            within = (progress - begin) / (end - begin)
-            rate = learning_rate(options.lr, record["step"] - record["stage_step"], within)
-            loss = self.step(rate)
-            bar.update(options.batch_size * self.world)
-            bar.set_postfix(loss=f"{loss:.3f}", done=f"{progress:.1%}")
-            epoch, rest = divmod(record["step"], self.epoch_steps)
-            if rest:
+            self.stage_share = (share - begin) / (end - begin)
+            self.rate = learning_rate(options.lr, record.step - record.stage_step, self.stage_share)
+            self.step()
+            progress.update(options.batch_size * self.world, share, self.loss)
+            if record.step % self.epoch_steps:
                 self.save_now_and_then()
-                continue
-            self.end_epoch(epoch, rate)
-            if options.stop_after and epoch >= options.stop_after:
-                stop.set()
-            self.clock.skip()
-        bar.close()
+            else:
+                self.end_epoch()
+                self.clock.skip()
+        progress.close()
+        self.read_losses()
         if self.run_folder:
             self.end_stage(stopping, last=end == 1)
         return stopping
 
-    def step(self, rate: float) -> float:
-        """One step on the next batch with the learning rate `rate`; returns the loss, the mean over all processes.
+    def share_done(self, stop: threading.Event) -> tuple[float, bool]:
+        """Share of the run that is done, and whether to break off; the same in all processes."""
+        options, record = self.options, self.record
+        record.seconds = self.clock.read()
+        if options.epochs:
+            share = record.step / (self.epoch_steps * options.epochs)
+        else:
+            share = record.seconds / 60 / options.minutes
+        if self.world == 1:
+            return share, stop.is_set()
+        # Processes differ in their clocks and in who got the signal, but must break off at one step.
+        stopping = False
+        if record.step >= self.meeting:
+            self.agreed, stopping = agree(share, stop.is_set(), self.device, self.world)
+            self.meeting = record.step + self.ahead
+        return share if options.epochs else self.agreed, stopping
+
+    def step(self) -> None:
+        """Make one step on the next batch.
+
+        Raises:
+            InputError: a gradient of this step, or of one since the losses were last read, is not finite.
+        """
+        options, record = self.options, self.record
+        if options.dropout:
+            # What a step leaves out depends on nothing before it, so that a resumed run leaves out the same.
+            torch.manual_seed(seeded(options.seed, record.step * self.world + rank()).initial_seed())
+        # Evenly spread, so that all processes and a resumed run agree.
+        second_pass = record.step * options.second_pass % 1 + options.second_pass >= 1
+        second_pass = second_pass and record.stage == "registration"
+        pair = next(self.batches).to(self.device)
+        self.unread.append(self.trainer.step(pair, self.rate, record.step - record.stage_step, second_pass))
+        record.step += 1
+        if len(self.unread) >= self.ahead:
+            self.read_losses()
+
+    def read_losses(self) -> None:
+        """Wait for the steps whose losses have not been read, and add these to the epoch's sums.
 
         Raises:
             InputError: a gradient is not finite.
         """
-        options, record = self.options, self.record
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        pair = next(self.batches).to(self.device)
-        # Evenly spread, so that all processes and a resumed run agree.
-        second_pass = record["step"] * options.second_pass % 1 + options.second_pass >= 1
-        if options.dropout:
-            # What a step leaves out depends on nothing before it, so that a resumed run leaves out the same.
-            torch.manual_seed(seeded(options.seed, record["step"] * self.world + self.rank).initial_seed())
-        if record["stage"] == "registration" and second_pass:
-            with torch.no_grad(), self.amp:
-                found = self.model.register(pair.fixed, pair.moving)
-                pair = pair.aligned_by(found.flow, found.inverse_flow)
-        loss = self.step_loss(pair, self.amp)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
-        if not norm.isfinite():
-            raise InputError(f"step {record['step']}: expected finite gradients, found {norm}; the last save stays")
-        self.optimizer.step()
-        self.averaged.update_parameters(self.model)
-        record["step"] += 1
-        parts = torch.stack([part.detach() for part in loss])
-        if self.world > 1:
-            # Each process has seen pairs of its own.
-            dist.all_reduce(parts)
-        values = dict(zip(loss._fields, (parts / self.world).tolist(), strict=True))
-        record["sums"] = {name: record["sums"].get(name, 0.0) + value for name, value in values.items()}
-        return values["total"]
+        if not self.unread:
+            return
+        record, first = self.record, self.record.step - len(self.unread)
+        rows = torch.stack(self.unread).div(self.world).tolist()
+        self.unread = []
+        for step, (*losses, norm) in enumerate(rows, start=first):
+            if not math.isfinite(norm):
+                raise InputError(f"step {step}: expected finite gradients, found {norm}; the last save stays")
+            for name, loss in zip(self.trainer.columns, losses, strict=True):
+                record.sums[name] = record.sums.get(name, 0.0) + loss
+            self.loss = losses[0]
+
+    def overdue(self) -> bool:
+        """Whether the last save was long ago."""
+        return time.monotonic() - self.saved > 60 * self.options.save_minutes
 
     def save_now_and_then(self) -> None:
         """Within an epoch: save if the last time was long ago."""
-        if self.run_folder and time.monotonic() - self.saved > 60 * self.options.save_minutes:
-            self.record["seconds"] = self.clock.read()
+        if self.run_folder and self.overdue():
+            self.record.seconds = self.clock.read()
             self.save_last()
-            self.saved = time.monotonic()
             self.clock.skip()
 
-    def end_epoch(self, epoch: int, rate: float) -> None:
-        """Add the epoch's row to the history; the first process also validates, if it is time, and saves."""
+    def end_epoch(self) -> None:
+        """Add the epoch's row to the history; the first process also validates and saves, if it is time."""
         record = self.record
-        record["seconds"] = self.clock.read()
-        # A stage may begin within an epoch.
-        summed = min(self.epoch_steps, record["step"] - record["stage_step"])
-        losses = {"lr": rate} | {name: value / summed for name, value in record["sums"].items()}
-        row = self.new_row(epoch) | losses
-        record["sums"] = {}
-        record["history"].append(row)
+        self.read_losses()
+        record.seconds = self.clock.read()
+        row = self.add_row()
         if self.run_folder:
-            self.run_folder.add_scalars("train", losses, epoch)
-            if epoch % self.options.val_every == 0:
+            due = row["epoch"] % self.options.val_every == 0 and time.monotonic() - self.validated >= self.pause
+            if due:
                 # That may take longer than a signal's sender waits; a resumed run makes up for it.
                 self.save_last()
                 self.validate_into(row)
-            self.log(row)
-            self.saved = time.monotonic()
+                self.warn_early(row)
+            if due or not self.pause or self.overdue():
+                self.save_with_history()
         if self.world > 1:
             dist.barrier()
 
+    def add_row(self) -> dict[str, float | str]:
+        """Add a row to the history, with the mean losses of the steps since the last one."""
+        record = self.record
+        before = max(record.stage_step, record.history[-1]["step"] if record.history else 0)
+        losses = {name: value / (record.step - before) for name, value in record.sums.items()}
+        row = {
+            "epoch": math.ceil(record.step / self.epoch_steps),
+            "stage": record.stage,
+            "step": record.step,
+            "minutes": record.seconds / 60,
+            "lr": self.rate,
+            **losses,
+        }
+        record.sums = {}
+        record.history.append(row)
+        if self.run_folder:
+            self.run_folder.add_scalars("train", {"lr": self.rate} | losses, row["epoch"])
+            log.info(describe_losses(row))
+        return row
+
     def end_stage(self, stopping: bool, *, last: bool) -> None:
-        """In the first process: save; a stage that was not broken off is validated first, unless its last epoch was.
+        """In the first process: save; a stage that was not broken off is validated first, unless it just was.
 
         Args:
             stopping: it was broken off.
             last: no other stage follows, so what cannot be saved now is lost.
         """
         record = self.record
-        latest = record["history"][-1] if record["history"] else {}
-        validated = latest.get("step") == record["step"] and "score" in latest
-        if record["step"] > record["stage_step"] and not stopping and not validated:
-            self.save_last()
-            row = self.new_row(math.ceil(record["step"] / self.epoch_steps))
-            record["history"].append(row)
-            self.validate_into(row)
-            tqdm.write(describe(row))
+        if record.step > record.stage_step and not stopping:
+            row = record.history[-1] if record.history else {"step": None}
+            if row["step"] != record.step:
+                row = self.add_row()
+            if "score" not in row:
+                self.save_last()
+                self.validate_into(row)
+        record.finished = last and not stopping
         self.save_last(needed=stopping or last)
-        if record["history"]:
-            self.run_folder.write_history()
-
-    def new_row(self, epoch: int) -> dict[str, float | str]:
-        """What every row of the history begins with."""
-        record = self.record
-        return {
-            "epoch": epoch,
-            "stage": record["stage"],
-            "step": record["step"],
-            "minutes": record["seconds"] / 60,
-        }
+        if record.history:
+            self.run_folder.write_history(with_curve=True)
 
     def validate_into(self, row: dict[str, float | str]) -> None:
         """In the first process: validate, and add the figures to a row of the history."""
-        metrics = check(self.averaged.module, self.val_pairs, self.device, self.record["stage"])
+        metrics = check(self.averaged, self.val_pairs, self.device, self.record.stage)
         row |= metrics
+        log.info(describe_validation(row))
         self.run_folder.keep_if_best(row)
-        figure = picture(self.averaged.module, self.val_pairs, self.device, row["epoch"] % len(self.val_pairs))
-        self.run_folder.add_picture("val", figure, row["epoch"])
         self.run_folder.add_scalars("val", metrics, row["epoch"])
+        self.validated = time.monotonic()
+        # Drawing takes seconds, in which an accelerator would make hundreds of steps.
+        if self.validated - self.pictured >= 10 * self.pause:
+            figure = picture(self.averaged, self.val_pairs, self.device, row["epoch"] % len(self.val_pairs))
+            self.run_folder.add_picture("val", figure, row["epoch"])
+            self.pictured = self.validated
 
-    def log(self, row: dict[str, float | str]) -> None:
-        """In the first process: show a row of the history, and save."""
-        tqdm.write(describe(row))
+    def warn_early(self, row: dict[str, float | str]) -> None:
+        """Say once where the registration does not learn, by a row with a validation."""
+        if self.record.stage == "registration" and not self.warned:
+            if warning := early_warning(row, self.stage_share):
+                log.warning(warning)
+                self.warned = True
+
+    def save_with_history(self) -> None:
+        """In the first process: save what --resume goes on from, and the log."""
         self.save_last()
-        self.run_folder.write_history()
+        self.run_folder.write_history(with_curve=self.pictured == self.validated)
 
     def save_last(self, *, needed: bool = False) -> None:
         """In the first process: save what --resume goes on from; see `RunFolder.save_last`."""
-        self.run_folder.save_last(pack_state(self.model, self.optimizer), needed=needed)
+        self.read_losses()
+        self.run_folder.save_last(pack_state(self.model, self.trainer.optimizer), needed=needed)
+        self.saved = time.monotonic()
 
 
-def broke_off_validating(record: dict, val_every: int) -> bool:
+def broke_off_validating(record: Record, val_every: int) -> bool:
     """Whether a run was last saved at the end of an epoch that was still to be validated."""
-    latest = record["history"][-1] if record["history"] else {"step": None}
-    return latest["step"] == record["step"] and latest["epoch"] % val_every == 0 and "score" not in latest
-
-
+    latest = record.history[-1] if record.history else {"step": None}
+    return latest["step"] == record.step and latest["epoch"] % val_every == 0 and "score" not in latest

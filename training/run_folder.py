@@ -1,29 +1,35 @@
 """The folder of a training run: its options, checkpoints, and its log as a table, a picture and for TensorBoard."""
 
-import argparse
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from evaluation.figures import save_figure
 from models.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from models.edarfusion import EDARFusion
 from training.learning_curve import learning_curve_figure
+from training.options import LENGTHS, Options, Resumption
+from training.progress import log
+from training.record import Record
 from utils.files import FileError, InputError, write_bytes
 from utils.processes import world
 
 _RAW, _OPTIMIZER = "raw.", "optimizer."
 
-REFUSALS = 3  # of a checkpoint, one after the other, that end a run
+REFUSALS = 3
+"""Failures to write a checkpoint, one after the other, that end a run."""
+
+LOCK_SECONDS = 10.0
+"""How long a run waits for the processes of a killed one, which need some seconds to notice."""
 
 
 class RunFolder:
@@ -32,14 +38,12 @@ class RunFolder:
     Args:
         path: the folder, which exists.
         network: whose weights are kept, the running mean of those in training.
-        record: all that is noted of the run, saved with the weights; its `history` has a row an epoch and stage. Shared
-            with what trains, which goes on writing it.
-        modality: what the run is for.
+        record: of the run, saved with the weights. What trains goes on writing it.
         next_epoch: where TensorBoard forgets what a broken-off run showed of later ones.
     """
 
-    def __init__(self, path: Path, network: EDARFusion, record: dict[str, Any], modality: str, next_epoch: int) -> None:
-        self.path, self.network, self.record, self.modality = path, network, record, modality
+    def __init__(self, path: Path, network: EDARFusion, record: Record, next_epoch: int) -> None:
+        self.path, self.network, self.record = path, network, record
         self.board = SummaryWriter(str(path / "tensorboard"), purge_step=next_epoch)
         self._refused = 0
 
@@ -47,15 +51,16 @@ class RunFolder:
         """Write the checkpoint `name` with the latest validation's figures.
 
         Args:
-            state: of `utils.training_state`, to go on from.
+            state: of `pack_state`, to go on from.
 
         Raises:
             FileError: it cannot be written; the earlier one stays.
         """
-        metrics = next((row for row in reversed(self.record["history"]) if "score" in row), {})
+        record = self.record
+        metrics = next((row for row in reversed(record.history) if "score" in row), {})
         save_checkpoint(
-            self.path / f"{name}.safetensors", self.network, modality=self.modality, training=self.record,
-            metrics=metrics, state=state,
+            self.path / f"{name}.safetensors", self.network, modality=record.options.modality,
+            training=record.to_json(), metrics=metrics, state=state,
         )  # fmt: skip
 
     def save_last(self, state: Mapping[str, Tensor], *, needed: bool = False) -> None:
@@ -71,7 +76,7 @@ class RunFolder:
             self._refused += 1
             if needed or self._refused == REFUSALS or not (self.path / "last.safetensors").exists():
                 raise
-            tqdm.write(str(error))
+            log.warning(str(error))
 
     def keep_if_best(self, row: Mapping[str, float | str]) -> None:
         """Save the weights as `best` if the `score` of their row of the history is the least so far.
@@ -79,12 +84,12 @@ class RunFolder:
         Raises:
             FileError: they cannot be written.
         """
-        best = self.record["best"]
+        best = self.record.best
         if math.isnan(row["score"]):
-            tqdm.write(f"step {row['step']}: the score is not a number, so this is not kept as best.safetensors")
+            log.warning(f"step {row['step']}: the score is not a number, so this is not kept as best.safetensors")
         # A best that is not a number, of a run by an older version, must not stay.
         elif best is None or math.isnan(best) or row["score"] < best:
-            self.record["best"] = row["score"]
+            self.record.best = row["score"]
             self.save("best")
 
     def add_scalars(self, group: str, values: Mapping[str, float], epoch: int) -> None:
@@ -96,21 +101,21 @@ class RunFolder:
         """Show a pair in TensorBoard."""
         self.board.add_figure(f"{group}/pair", picture, epoch)
 
-    def write_history(self) -> None:
-        """Write the log as history.csv and, where its last row was validated, as learning_curve.png.
+    def write_history(self, with_curve: bool) -> None:
+        """Write the log as history.csv and with it, if its last row was validated, learning_curve.png.
 
         It is in the checkpoint as well, so that a file which cannot be written now is no reason to end the run.
         """
-        history = self.record["history"]
+        history = self.record.history
         table = pd.DataFrame(history)
         try:
             write_bytes(self.path / "history.csv", table.to_csv(index=False).encode())
-            if any(name.startswith("epe_") for name in history[-1]):
+            if with_curve and any(name.startswith("epe_") for name in history[-1]):
                 # A stage may end within an epoch and be validated once more there.
                 by_epoch = table.groupby("epoch", as_index=False).last()
                 save_figure(self.path / "learning_curve.png", learning_curve_figure(by_epoch))
         except FileError as error:
-            tqdm.write(str(error))
+            log.warning(str(error))
 
     def close(self) -> None:
         """Write what TensorBoard has not been given yet."""
@@ -135,39 +140,69 @@ def new_run_folder(modality: str) -> Path:
     raise FileError.at("runs", "a free run folder", "999 runs")
 
 
-def begin_run(options: argparse.Namespace) -> Path:
-    """Make the folder of a new run, with its options in it.
+def lock_folder(folder: Path) -> FileLock:
+    """Make a folder, if need be, and keep other processes from training in it until the lock is released.
+
+    Raises:
+        FileError: another process trains there, or the folder cannot be written to.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout as error:
+        raise FileError.at(folder, "a folder in which no other run is at work", "one (--output DIR)") from error
+    except OSError as error:
+        raise FileError.at(folder, "a place to write to", error.strerror or str(error)) from error
+    return lock
+
+
+def new_folder(options: Options) -> Path:
+    """The folder that a new run is to have."""
+    return Path(options.output) if options.output else new_run_folder(options.modality)
+
+
+def begin_run(folder: Path, options: Options) -> None:
+    """Write the options of a new run into its folder.
 
     Raises:
         FileError: there is a run in it, or it cannot be written to.
     """
-    folder = Path(options.output) if options.output else new_run_folder(options.modality)
     if (folder / "last.safetensors").exists():
         raise FileError.at(folder, "a folder without a run in it", "one; --resume goes on with it")
     # Also shows before the first step whether the folder can be written to.
-    write_bytes(folder / "options.json", json.dumps(vars(options), indent=2).encode())
-    return folder
+    write_bytes(folder / "options.json", json.dumps(asdict(options), indent=2).encode())
 
 
-def open_run(options: argparse.Namespace) -> tuple[argparse.Namespace, Path, Checkpoint]:
-    """The options, the folder and the last checkpoint of the run to --resume.
+def open_run(resumption: Resumption) -> tuple[Checkpoint, Record]:
+    """Read the last checkpoint of a run to resume.
+
+    Returns:
+        The checkpoint, and its record with the changed options.
 
     Raises:
-        FileError: there is none that can be gone on with, or it began with another number of processes.
+        FileError: there is none that can be gone on with, it began with another number of processes, or its length is
+            to change to one that is no longer than it was.
     """
-    folder = Path(options.resume)
-    checkpoint = load_checkpoint(folder / "last.safetensors")
+    path = resumption.folder / "last.safetensors"
+    checkpoint = load_checkpoint(path)
     if not checkpoint.state:
         expected, found = "a run's last.safetensors, with its training state", "published weights or the best ones"
-        raise CheckpointError.at(folder / "last.safetensors", expected, found)
-    if (began := checkpoint.training.get("processes", world())) != world():
+        raise CheckpointError.at(path, expected, found)
+    record = Record.from_json(checkpoint.training)
+    if (record.processes or world()) != world():
         # The number of steps, and which pairs a step sees, follow from it.
-        expected = f"{began} processes (torchrun --nproc_per_node), as it began with"
-        raise CheckpointError.at(folder, expected, str(world()))
-    # Options that a run of an older version does not know are at their defaults.
-    defaults = dict(vars(options))
-    moved = {"stop_after": None} | defaults.pop("moved")
-    return argparse.Namespace(**(defaults | checkpoint.training["options"] | moved)), folder, checkpoint
+        expected = f"{record.processes} processes (torchrun --nproc_per_node), as it began with"
+        raise CheckpointError.at(resumption.folder, expected, str(world()))
+    for name in LENGTHS:
+        length, longer = getattr(record.options, name), resumption.changes.get(name)
+        if longer is not None and (length is None or longer < length):
+            expected = f"--{name} of at least the run's {length:g}" if length else f"no --{name}, as the run has none"
+            raise CheckpointError.at(resumption.folder, expected, f"{longer:g}")
+        if longer is not None and longer > length:
+            record.finished = False
+    record.options = replace(record.options, **resumption.changes)
+    return checkpoint, record
 
 
 def pack_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

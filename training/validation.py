@@ -1,6 +1,5 @@
 """Validation on pairs whose misalignment is known."""
 
-
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -98,12 +97,6 @@ def score(metrics: dict[str, float], stage: str) -> float:
                 raise DataError.at(kind, f"tissue in the validation pairs, brighter than {TISSUE} of the range", "none")
         return sum(metrics[f"epe_{kind}"] / metrics[f"zero_{kind}"] for kind in kinds) / len(kinds)
     return 1 - sum(metrics[f"qabf_{kind}"] for kind in kinds) / len(kinds)
-
-
-def describe(row: dict[str, float | str]) -> str:
-    """One line for the log."""
-    shown = {name: value for name, value in row.items() if not name.startswith(("step", "rmse_before", "better"))}
-    return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
 
 
 def picture(model: EDARFusion, pairs: PairDataset, device: torch.device, row: int) -> Figure:

@@ -7,7 +7,7 @@ import shutil
 import torch
 
 from utils.files import InputError
-from utils.processes import available_cores
+from utils.processes import available_cores, idle_cores, local_world
 
 SHARED_MEMORY = "/dev/shm"
 """Where Linux keeps what processes hand each other."""
@@ -47,6 +47,46 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     if name == "cpu":
         keep_memory()
     return torch.device("cuda", local_rank % torch.cuda.device_count()) if name == "cuda" else torch.device(name)
+
+
+def choose_threads(device: torch.device, wanted: int | None) -> None:
+    """Set how many threads this process computes with on a CPU.
+
+    Args:
+        device: where the network computes; beside an accelerator nothing changes.
+        wanted: number of threads; None leaves OMP_NUM_THREADS in force or takes this process's share of idle cores.
+    """
+    if wanted is None and device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        wanted = max(1, idle_cores() // local_world())
+    if wanted:
+        torch.set_num_threads(wanted)
+
+
+def prefer_speed(device: torch.device) -> None:
+    """Choose fast operators: on a CPU those that repeat to the bit, on CUDA those with 10 of a float32's 23 bits."""
+    # An accelerator has no deterministic form of some operators: there it would only cost time.
+    torch.use_deterministic_algorithms(device.type == "cpu", warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+
+
+def memory_advice(error: BaseException) -> str | None:
+    """What to try after an error that says that memory ran out; None for other errors."""
+    text = " ".join(str(error).split())
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"out of memory on the GPU: try a smaller --batch-size, --amp or a smaller --preset ({text[:120]})"
+    if "bus error" in text.lower() or "shared memory" in text.lower():
+        return (
+            "out of shared memory for the processes that prepare the pairs: try fewer --workers, or more of it "
+            f"(docker run --shm-size 1g) ({text[:120]})"
+        )
+    if "DataLoader worker" in text:
+        return f"a process that prepares the pairs was killed: out of memory? Try fewer --workers ({text[:120]})"
+    if isinstance(error, MemoryError) or "allocate memory" in text or "not enough memory" in text:
+        return f"out of memory: try a smaller --batch-size or fewer --workers ({text[:120]})"
+    return None
 
 
 def loading_processes(device: torch.device, together: int = 1) -> int:

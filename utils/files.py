@@ -101,7 +101,7 @@ def _marks(path: str | os.PathLike) -> Iterator[str | tuple]:
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
-    """Write a file atomically: a temporary file beside it takes its place once it is complete.
+    """Write a file atomically: a temporary file beside it takes its place once it is complete and on the disk.
 
     Raises:
         FileError: the system refused (no permission, disk full, a folder in the way); an earlier file is left alone.
@@ -111,13 +111,27 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            temporary.write_bytes(data)
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
             _patiently(lambda: os.replace(temporary, path))
+            _flush_folder(path.parent)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise FileError.at(path, "a place to write to", error.strerror or str(error)) from error
+
+
+def _flush_folder(folder: Path) -> None:
+    """Write a folder's list of names to the disk, where the system can."""
+    with suppress(OSError):  # Windows opens no folders, and some network drives do not flush them
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def remove(path: Path) -> None:

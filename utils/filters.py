@@ -68,9 +68,12 @@ def box_mean(image: Tensor, window: int) -> Tensor:
     """Average over a window of odd side, reflected at the borders: (B, C, H, W) -> (B, C, H, W).
 
     Sums of shifted images take a third of the time of pooling for larger windows on a CPU.
+    On a GPU each sum would be a kernel of its own.
     """
     height, width = image.shape[2:]
     padded = F.pad(image, (window // 2,) * 4, mode="reflect")
+    if image.device.type != "cpu":
+        return F.avg_pool2d(padded, window, stride=1)
     columns = reduce(torch.add, (padded[..., i : i + height, :] for i in range(window)))
     return reduce(torch.add, (columns[..., i : i + width] for i in range(window))) / window**2
 

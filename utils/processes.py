@@ -3,7 +3,9 @@
 Nothing here imports torch at once: the processes that score start the faster for it.
 """
 
+import multiprocessing
 import os
+import signal
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -81,6 +83,29 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def idle_cores() -> int:
+    """Estimate how many of this process's cores nobody uses, at least 1.
+
+    Threads that share a core with another program's wait for each other at every operation: two threads on one free
+    core can take ten times as long as one.
+    """
+    cores = available_cores()
+    if not hasattr(os, "getloadavg"):
+        return cores
+    busy = min(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    return max(1, round(cores * (1 - busy)))
+
+
+def kill_children() -> None:
+    """End the processes that this one has started and that still run."""
+    children = multiprocessing.active_children()
+    if children and hasattr(signal, "SIGCHLD"):
+        # PyTorch would raise an error for a loading process that is killed.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for child in children:
+        child.kill()
 
 
 def pool_size(wanted: int) -> int:

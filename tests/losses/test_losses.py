@@ -33,9 +33,9 @@ from losses.registration import (
     registration_loss,
     smoothness,
 )
-from models.eda_flowreg import CELL, FlowStep, candidates
+from models.eda_flowreg import CELL, FlowStep
 from models.edarfusion import EDARFusion, Registration
-from tests.examples import constant_flow, noise
+from tests.examples import constant_flow, displacements, noise
 from utils.geometry.affine import affine_flow
 from utils.geometry.warp import invert, resize_flow, warp
 from utils.imaging.images import read_image
@@ -97,7 +97,7 @@ def test_edge_error_of_a_flat_image_is_finite_with_its_gradient():
 
 @pytest.mark.parametrize("index", range(9))
 def test_matching_error_is_smallest_where_the_scores_peak_at_the_truth(index):
-    x, y = candidates(1)[index].tolist()
+    x, y = displacements(1)[index]
     errors = []
     for peak in range(9):
         scores = torch.zeros(1, 9, 8, 8)

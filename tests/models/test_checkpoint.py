@@ -207,7 +207,7 @@ def test_a_failing_write_leaves_the_old_file(model, file, monkeypatch):
         with pytest.raises(FileError, match="No space left on device"):
             save_checkpoint(file, model, modality="PET", training={}, metrics={})
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(FileError, match="No space left on device"):
             save_checkpoint(file, model, modality="PET", training={}, metrics={})
     with pytest.raises(TypeError):

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from models.checkpoint import load_checkpoint
-from models.eda_flowreg import CELL, STEP, EDAFlowReg, FlowStep, Scale, candidates, correlate, warp_phases
+from models.eda_flowreg import CELL, STEP, EDAFlowReg, FlowStep, Scale, correlate, expected_displacement, warp_phases
 from models.edarfusion import PRESETS, EDARFusion, Output, further_share
 from models.encoder import Encoders, EntropyAtQuarter
 from models.frg_prereg import FRGPreReg
 from models.fusion import FlowGuidedFusion, alignment_consistency
 from models.layers import GaussianBlur, UNet, side_by_side
-from tests.examples import constant_flow, noise
+from tests.examples import constant_flow, displacements, noise
 from utils.arguments import DEFAULT_CHECKPOINT
 from utils.filters import gradient_magnitude, halved
 from utils.geometry.affine import affine_flow, affine_part
@@ -83,12 +83,23 @@ def fine_grid(values: Tensor) -> Tensor:
     return grid
 
 
-def test_candidates_go_row_by_row():
-    assert candidates(1).tolist() == [
-        [-4, -4], [0, -4], [4, -4],
-        [-4, 0], [0, 0], [4, 0],
-        [-4, 4], [0, 4], [4, 4],
-    ]  # fmt: skip
+@pytest.mark.parametrize("radius", [1, 4])
+def test_the_expected_displacement_is_that_of_the_peak_or_the_mean_of_two(radius):
+    places = displacements(radius)
+    for k, place in enumerate(places):
+        scores = torch.zeros(1, len(places), 2, 3)
+        scores[:, k] = 100
+        assert torch.allclose(expected_displacement(scores, radius)[0, :, 1, 2], torch.tensor(place))
+        scores[:, -1] = 100
+        between = (torch.tensor(place) + torch.tensor(places[-1])) / 2
+        assert torch.allclose(expected_displacement(scores, radius)[0, :, 0, 0], between, atol=1e-5)
+
+
+def test_the_expected_displacement_is_as_exact_under_autocast():
+    scores = 5 * noise(1, 81, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(expected_displacement(scores, 4), expected_displacement(scores.float(), 4))
+    assert expected_displacement(scores, 4).dtype == torch.float32
 
 
 @pytest.mark.parametrize("radius", [1, 3])
@@ -96,7 +107,7 @@ def test_correlate_agrees_with_brute_force(radius):
     fixed, moving = features(seed=1), features(seed=2)
     grid = fine_grid(moving)
     expected = torch.zeros(2, (2 * radius + 1) ** 2, 8, 10)
-    for k, (dx, dy) in enumerate((candidates(radius) / STEP).int().tolist()):
+    for k, (dx, dy) in enumerate((int(x) // STEP, int(y) // STEP) for x, y in displacements(radius)):
         for i in range(8):
             for j in range(10):
                 y, x = 2 * i + dy, 2 * j + dx

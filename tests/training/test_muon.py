@@ -16,7 +16,7 @@ from training.muon import Muon, orthogonalise
 def test_singular_values_become_about_one_and_directions_stay(shape):
     u, _, v = torch.linalg.svd(noise(*shape) - 0.5, full_matrices=False)
     values = torch.linspace(1, 0.05, min(shape))
-    found = orthogonalise(5 * u @ values.diag() @ v)
+    found = orthogonalise((5 * u @ values.diag() @ v)[None])[0]
     kept = u.T @ found @ v.T
     assert kept.diag().min() > 0.6 and kept.diag().max() < 1.3
     assert (kept - kept.diag().diag()).abs().max() < 1e-3
@@ -25,7 +25,7 @@ def test_singular_values_become_about_one_and_directions_stay(shape):
 def test_first_step_of_a_kernel_by_hand():
     kernel = nn.Parameter(torch.full((1, 1, 2, 2), 2.0))
     kernel.grad = torch.tensor([[[[3.0, 0.0], [0.0, -4.0]]]])
-    expected = 2.0 * (1 - 0.1 * 0.5) - 0.1 * 0.2 * 4**0.5 * orthogonalise(torch.tensor([[0.6, 0, 0, -0.8]]))
+    expected = 2.0 * (1 - 0.1 * 0.5) - 0.1 * 0.2 * 4**0.5 * orthogonalise(torch.tensor([[[0.6, 0, 0, -0.8]]]))
     Muon(nn.ParameterList([kernel]), lr=0.1, weight_decay=0.5).step()
     assert torch.allclose(kernel.detach().flatten(), expected.flatten(), atol=1e-6)
 
@@ -35,7 +35,7 @@ def test_the_longer_side_of_a_kernel_decides_on_the_size_of_its_step(shape):
     kernel, gradient = nn.Parameter(torch.zeros(shape)), noise(*shape) - 0.5
     kernel.grad = gradient.clone()
     Muon(nn.ParameterList([kernel]), lr=0.1).step()
-    assert torch.allclose(kernel, -0.1 * 0.2 * 7**0.5 * orthogonalise(gradient), atol=1e-5)
+    assert torch.allclose(kernel, -0.1 * 0.2 * 7**0.5 * orthogonalise(gradient[None])[0], atol=1e-5)
 
 
 def test_momentum_goes_on_and_no_gradient_means_no_step():
@@ -60,7 +60,7 @@ def test_second_step_looks_ahead_of_the_mean_gradient():
         optimizer.step()
         before, kernel.data = kernel.detach().clone(), torch.zeros(2, 3)
     # The mean is first / 4 + second / 2, and half of the gradient comes to half of it.
-    expected = -0.1 * 0.2 * 3**0.5 * orthogonalise(second / 2 + (first / 4 + second / 2) / 2)
+    expected = -0.1 * 0.2 * 3**0.5 * orthogonalise((second / 2 + (first / 4 + second / 2) / 2)[None])[0]
     assert torch.allclose(before, expected, atol=1e-6)
 
 
@@ -108,6 +108,20 @@ def test_networks_side_by_side_step_as_each_would_by_itself():
         for optimizer in optimizers:
             optimizer.step()
     assert torch.allclose(whole.weight, torch.cat([part.weight for part in parts]), atol=1e-5)
+
+
+def test_matrices_of_one_shape_step_together_as_each_would_alone():
+    one = nn.Sequential(conv(4, 6, groups=2), conv(6, 6), conv(6, 6), nn.Linear(6, 54), nn.GroupNorm(2, 6))
+    two = copy.deepcopy(one)
+    optimizers = Muon(one, lr=0.1, batched=False), Muon(two, lr=0.1, batched=True)
+    for seed in range(3):
+        for place, (a, b) in enumerate(zip(one.parameters(), two.parameters(), strict=True)):
+            a.grad = noise(*a.shape, seed=10 * seed + place) - 0.5
+            b.grad = a.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
 
 def test_a_small_network_learns_a_filter():

@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import EDARFusion_train as script
 from models.checkpoint import load_checkpoint
 from tests.examples import ONE_THREAD, REPOSITORY, sample_table
-from tests.kill_training import SHORT, command, kill_and_resume, resume
+from tests.kill_training import SHORT, StopAfter, command, kill_and_resume, resume
 from utils.arguments import DEFAULT_CHECKPOINT
 
 
@@ -74,7 +75,11 @@ def test_one_seed_gives_one_result(table, tmp_path, uninterrupted):
 @pytest.mark.parametrize(("epochs", "stage"), [(2, "registration"), (3, "fusion")])
 def test_resume_goes_on_exactly(table, tmp_path, uninterrupted, epochs, stage):
     folder = tmp_path / "broken off"
-    run(command(table, "--output", folder, *SHORT, "--stop-after", epochs))
+    try:
+        line = command(table, "--output", folder, *SHORT)[2:]
+        script.train(script.parse_arguments(line), StopAfter(3 * epochs))
+    finally:
+        torch.use_deterministic_algorithms(False)
     stopped = load_checkpoint(folder / "last.safetensors").training
     assert (stopped["stage"], stopped["step"]) == (stage, 3 * epochs) and stopped["stage_step"] < stopped["step"]
     run(resume(folder))

@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -21,20 +22,26 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import EDARFusion_train as script
+from data import training_pairs
 from data.dataset import VAL_SEED, EndlessSampler, Pair, PairDataset, seeded
+from data.splits import shared_patients
 from data.table import DataError
+from data.training_pairs import load_table
 from losses import steps
 from models.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from models.eda_flowreg import CELL
 from models.edarfusion import EDARFusion
 from tests.examples import SAMPLE, sample_table
-from tests.kill_training import command
+from tests.kill_training import StopAfter, command
 from tools.publish import publish
 from training import distributed, loop, run_folder, stages, validation
+from training.options import Options
+from training.progress import log, show_log
+from training.record import Record
 from training.run_folder import RunFolder, pack_state, unpack_state
 from utils.arguments import DEFAULT_CHECKPOINT
 from utils.files import FileError
@@ -74,8 +81,7 @@ def root(tmp_path) -> Path:
 
 def datasets(*roots: Path, options: tuple[str, ...] = ()) -> tuple[PairDataset, PairDataset]:
     line = ["--root", *map(str, roots), "--epochs", "1", *options]
-    options = script.parse_arguments(line)
-    return script.build_datasets(options, script.load_table(options)[0])
+    return script.load_pairs(script.parse_arguments(line))[0]
 
 
 def names(pairs: PairDataset) -> set[str]:
@@ -128,13 +134,12 @@ def test_pairs_are_the_same_ones_under_windows(root, monkeypatch):
         table = find_table(*arguments, **options)
         return table.assign(**{column: table[column].str.replace("/", "\\") for column in ("fixed", "moving")})
 
-    find_table = script.find_table
-    options = script.parse_arguments(["--root", str(root), "--epochs", "1"])
-    assert script.load_table(options)[1] == "10 pairs (5a3119fc)"
-    monkeypatch.setattr(script, "find_table", under_windows)
+    find_table = training_pairs.find_table
+    assert load_table([root], "all")[1] == "10 pairs (5a3119fc)"
+    monkeypatch.setattr(training_pairs, "find_table", under_windows)
     monkeypatch.setattr("os.linesep", "\r\n")
     monkeypatch.setattr("os.sep", "\\")
-    assert script.load_table(options)[1] == "10 pairs (5a3119fc)"
+    assert load_table([root], "all")[1] == "10 pairs (5a3119fc)"
 
 
 @pytest.mark.parametrize("letter", ["t", "v"])
@@ -147,7 +152,7 @@ def test_pairs_of_one_split_alone_are_refused(tmp_path, letter):
 
 def test_pairs_are_others_where_their_split_is(root, tmp_path):
     def found(folder: Path) -> str:
-        return script.load_table(script.parse_arguments(["--root", str(folder), "--epochs", "1"]))[1]
+        return load_table([folder], "all")[1]
 
     before = found(root)
     assert found(root.rename(tmp_path / "moved")) == before
@@ -159,8 +164,7 @@ def test_pairs_are_others_where_their_split_is(root, tmp_path):
 
 def test_one_number_in_two_folders_is_two_patients(tmp_path):
     roots = [aligned_pairs(tmp_path / name, CT=letters, PET="tv") for name, letters in (("one", "tv"), ("two", "vt"))]
-    options = script.parse_arguments(["--root", *map(str, roots), "--epochs", "1"])
-    assert script.shared_patients(script.load_table(options)[0]) == 0
+    assert shared_patients(load_table(roots, "all")[0]) == 0
 
 
 def test_overfitting_trains_and_validates_on_the_same_unvaried_pairs(root):
@@ -208,24 +212,27 @@ def test_bad_options_are_one_clear_line(tmp_path, monkeypatch, capsys, options, 
 
 
 def test_a_run_of_a_version_without_an_option_goes_on_with_its_default(tmp_path):
-    options = script.parse_arguments(["--root", "somewhere", "--epochs", "7", "--seed", "3"])
-    old = {name: value for name, value in vars(options).items() if name not in ("second_pass", "dropout")}
-    record, state = {"options": old, "step": 5}, {"raw": torch.zeros(1)}
+    options = script.parse_arguments(["--root", "somewhere", "--epochs", "8", "--seed", "3", "--fusion-share", "0.25"])
+    old = {name: value for name, value in asdict(options).items() if name not in ("second_pass", "dropout")}
+    record = {"options": old | {"stop_after": None}, "step": 5, "stage": "fusion", "stage_step": 4}
     path = tmp_path / "last.safetensors"
+    state = {"raw": torch.zeros(1)}
     save_checkpoint(path, EDARFusion("tiny"), modality="all", training=record, metrics={}, state=state)
-    found, folder, checkpoint = run_folder.open_run(script.parse_arguments(["--resume", str(tmp_path)]))
-    assert vars(found) == vars(options)
-    assert folder == tmp_path and checkpoint.training["step"] == 5
+    _, found = run_folder.open_run(script.parse_arguments(["--resume", str(tmp_path)]))
+    assert found.options == options
+    assert (found.step, found.stage_step, found.stage, found.stage_began) == (5, 4, "fusion", 6.0)
+    assert found.pairs is None and found.history == [] and not found.finished
 
 
-def test_a_log_that_cannot_be_written_does_not_end_the_run(tmp_path, capsys):
+def test_a_log_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
     row = {"epoch": 1, "epe_CT": 2.5}
     (tmp_path / "history.csv").mkdir()
-    folder = RunFolder(tmp_path, EDARFusion("tiny"), {"history": [row]}, "CT", next_epoch=1)
-    folder.write_history()
-    assert "history.csv: expected a place to write to" in capsys.readouterr().out
+    record = Record(Options(), "registration", history=[row])
+    folder = RunFolder(tmp_path, EDARFusion("tiny"), record, next_epoch=1)
+    folder.write_history(with_curve=True)
+    assert "history.csv: expected a place to write to" in caplog.text
     (tmp_path / "history.csv").rmdir()
-    folder.write_history()
+    folder.write_history(with_curve=True)
     folder.close()
     assert pd.read_csv(tmp_path / "history.csv").to_dict("records") == [row]
     assert (tmp_path / "learning_curve.png").is_file()
@@ -301,7 +308,7 @@ def test_a_run_whose_folder_cannot_be_written_to_ends_before_its_first_step(
     monkeypatch.setattr(steps, "registration_loss", None)
     line = ["--root", str(image_folder), "--preset", "tiny", "--epochs", "1", "--device", "cpu"]
     assert status(monkeypatch, [*line, "--output", str(tmp_path / "file/run")]) == 2
-    assert "options.json: expected a place to write to" in capsys.readouterr().err.splitlines()[-1]
+    assert "file/run: expected a place to write to" in capsys.readouterr().err.splitlines()[-1]
 
 
 # --- schedule, clock, score ---------------------------------------------------------------------------------
@@ -317,11 +324,11 @@ def test_learning_rate_by_hand(step, progress, expected):
 
 def test_mean_weights_forget_the_first_ones_faster():
     def after(steps: int) -> float:
-        mean = torch.tensor(1.0)
-        stages.running_mean(0.998)([mean], [torch.tensor(2.0)], steps)
-        return mean.item()
+        mean, new = (nn.ParameterList([torch.full((1,), value)]) for value in (1.0, 2.0))
+        stages.average_weights(mean, new, steps, 0.998)
+        return mean[0].item()
 
-    assert [after(steps) for steps in (0, 90, 10**6)] == pytest.approx([1.9, 1.09, 1.002])
+    assert [after(steps) for steps in (0, 1, 90, 10**6)] == pytest.approx([2, 1 + 9 / 11, 1.09, 1.002])
 
 
 def test_the_clock_counts_on_without_what_is_skipped(monkeypatch):
@@ -428,19 +435,21 @@ def test_a_fusion_has_nothing_to_learn_from_itself_and_from_others_what_they_fus
 def train_here(tmp_path, monkeypatch) -> Iterator[Callable[..., Checkpoint]]:
     """Trains in tmp_path / "run", on images of 64 px and without pictures to be quick; gives the last checkpoint."""
     table = sample_table(tmp_path / "pairs.csv")
-    monkeypatch.setattr(script, "PairDataset", partial(PairDataset, size=64))
+    monkeypatch.setattr(training_pairs, "PairDataset", partial(PairDataset, size=64))
     monkeypatch.setattr(loop, "picture", lambda *_: Figure(figsize=(1, 1)))
+    show_log()
     # Steps so small wait for a second thread longer than they gain from it, where others compute as well.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
-    def run(*options: str | Path) -> Checkpoint:
+    def run(*options: str | Path, stop: threading.Event | None = None) -> Checkpoint:
         always = ("--output", tmp_path / "run", "--preset", "tiny", "--batch-size", "1")
-        script.train(script.parse_arguments(command(table, *always, *options)[2:]), threading.Event())
+        script.train(script.parse_arguments(command(table, *always, *options)[2:]), stop or threading.Event())
         return load_checkpoint(tmp_path / "run" / "last.safetensors")
 
     yield run
     torch.set_num_threads(threads)
+    log.handlers, log.propagate = [], True
 
 
 @pytest.fixture
@@ -474,7 +483,7 @@ def test_a_score_that_is_no_number_is_never_the_best(train_here, validated, tmp_
     best = load_checkpoint(tmp_path / "run" / "best.safetensors")
     assert best.metrics["score"] == 1 and best.training["step"] == 4
     told = [line for line in capsys.readouterr().out.splitlines() if "the score is not a number" in line]
-    assert [line.split(":")[0] for line in told] == ["step 1", "step 3"]
+    assert [line.split(":")[1] for line in told] == [" step 1", " step 3"]
 
 
 @pytest.fixture
@@ -501,7 +510,7 @@ def test_a_file_that_cannot_be_replaced_for_a_while_does_not_end_the_run(
     refused_saves |= {2, 4, 6}
     validated({"epe": 2.0}, {"epe": 1.0})
     last = train_here(*REFUSED)
-    told = [line.split(": ")[0] for line in capsys.readouterr().out.splitlines() if "No space left" in line]
+    told = [line.split(": ")[1] for line in capsys.readouterr().out.splitlines() if "No space left" in line]
     assert told == 3 * [str(tmp_path / "run/last.safetensors")]
     assert last.training["step"] == 4 and last.metrics["score"] == 1
     assert last.training["best"] == 1 == load_checkpoint(tmp_path / "run" / "best.safetensors").metrics["score"]
@@ -526,8 +535,8 @@ def test_a_stage_without_a_step_is_named(train_here, validated, tmp_path, capsys
     shutil.rmtree(tmp_path / "run")
     validated({"epe": 1.0})
     train_here("--overfit", "1", "--epochs", "1", "--val-every", "9")
-    *_, finished, last = capsys.readouterr().out.splitlines()
-    assert finished.startswith("finished") and last.startswith("no step was left for fusion, ")
+    output = capsys.readouterr().out
+    assert "\nfinished (1 steps" in output and "warning: no step was left for fusion, " in output
 
 
 def test_the_fusion_begins_anew_on_the_mean_of_the_registration(train_here, validated, tmp_path):
@@ -658,9 +667,10 @@ def test_the_seed_decides_on_the_first_weights_and_the_order(train_here, validat
     validated({"epe": 1.0})
     drawn, first, item, network = [], [], PairDataset.__getitem__, script.initial_network
 
-    def watched_network(options) -> EDARFusion:
-        first.append(copy.deepcopy(network(options)))
-        return first[0]
+    def watched_network(options: Options) -> tuple[EDARFusion, dict]:
+        made = network(options)
+        first.append(copy.deepcopy(made[0]))
+        return made
 
     monkeypatch.setattr(PairDataset, "__getitem__", lambda pairs, draw: drawn.append(draw) or item(pairs, draw))
     monkeypatch.setattr(script, "initial_network", watched_network)
@@ -752,7 +762,7 @@ def test_every_validation_reaches_tensorboard(train_here, validated, tmp_path):
 def test_a_run_goes_on_with_the_pairs_that_it_began_with(train_here, validated, tmp_path, monkeypatch):
     validated({"epe": 1.0}, {"epe": 1.0})
     run = tmp_path / "run"
-    train_here("--overfit", "1", "--epochs", "3", "--stop-after", "1", "--stage", "registration")
+    train_here("--overfit", "1", "--epochs", "3", "--stage", "registration", stop=StopAfter(1))
     before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
     rows = pd.read_csv(tmp_path / "pairs.csv")
     rows[rows["modality"] != "SPECT"].to_csv(tmp_path / "fewer.csv", index=False)
@@ -767,8 +777,7 @@ def test_a_run_goes_on_with_the_pairs_that_it_began_with(train_here, validated, 
         run_folder.open_run(script.parse_arguments(line[:2]))
     # The same pairs may lie elsewhere.
     (tmp_path / "pairs.csv").rename(tmp_path / "moved.csv")
-    again = [*line, str(tmp_path / "moved.csv"), "--stop-after", "2"]
-    script.train(script.parse_arguments(again), threading.Event())
+    script.train(script.parse_arguments([*line, str(tmp_path / "moved.csv")]), StopAfter(1))
     assert load_checkpoint(run / "last.safetensors").training["step"] == 2
     # Where they lie needs to be said once.
     script.train(script.parse_arguments(line[:2]), threading.Event())
@@ -782,7 +791,7 @@ def test_a_run_goes_on_with_the_teacher_that_it_began_with(train_here, validated
         torch.nn.init.constant_((teacher := EDARFusion("tiny")).fusion.head.bias, 0.3)
         save_checkpoint(path, teacher, modality="all", training={}, metrics={})
     taught = ("--teacher", first, "--overfit", "1", "--epochs", "4", "--fusion-share", "0.5", "--val-every", "9")
-    train_here(*taught, "--stop-after", "1")
+    train_here(*taught, stop=StopAfter(1))
     resumed = ["--resume", str(tmp_path / "run")]
     with pytest.raises(CheckpointError, match=rf"{other.name}: expected the teacher that the run began with"):
         script.train(script.parse_arguments([*resumed, "--teacher", str(other)]), threading.Event())
@@ -795,14 +804,6 @@ def test_a_run_goes_on_with_the_teacher_that_it_began_with(train_here, validated
     publish(tmp_path / "run" / "last.safetensors", tmp_path / "mine.safetensors")
     published = load_checkpoint(tmp_path / "mine.safetensors").training
     assert str(tmp_path) not in json.dumps(published) and published["options"]["epochs"] == 4
-
-
-def test_a_resumed_run_breaks_off_at_the_next_epoch_where_that_is_overdue(train_here, validated, tmp_path):
-    validated({"epe": 1.0})
-    train_here("--overfit", "1", "--epochs", "9", "--stop-after", "2", "--stage", "registration", "--val-every", "9")
-    resumed = ["--resume", str(tmp_path / "run"), "--stop-after", "1"]
-    script.train(script.parse_arguments(resumed), threading.Event())
-    assert load_checkpoint(tmp_path / "run" / "last.safetensors").training["step"] == 3
 
 
 def test_a_run_that_is_killed_while_it_validates_makes_up_for_that(train_here, monkeypatch, tmp_path):
@@ -843,7 +844,7 @@ def test_what_validation_cannot_tell_is_said(tmp_path, capsys, validated, train_
     rows["group"] = [Path(path).stem for path in rows["fixed"]]
     rows.loc[rows["modality"] == "CT", "group"] = "one patient"
     rows.to_csv(tmp_path / "pairs.csv", index=False)
-    train_here("--epochs", "1", "--stop-after", "1", "--stage", "registration", "--val-every", "9")
+    train_here("--epochs", "1", "--stage", "registration", "--val-every", "9", stop=StopAfter(1))
     said = capsys.readouterr().out
     assert "PET: no pairs to validate on" in said and "CT: no pairs" not in said
     assert "1 patient with slices both to train and to validate on" in said

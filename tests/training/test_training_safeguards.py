@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -28,7 +29,7 @@ RUN = ("--root", "somewhere", "--epochs", "7")
 @pytest.fixture
 def begun(tmp_path) -> Path:
     """The folder of a run by one process."""
-    options = vars(script.parse_arguments([*RUN, "--seed", "3", "--save-minutes", "9"]))
+    options = asdict(script.parse_arguments([*RUN, "--seed", "3", "--save-minutes", "9"]))
     record, state = {"options": options, "processes": 1, "step": 5}, {"raw": torch.zeros(1)}
     path = tmp_path / "last.safetensors"
     save_checkpoint(path, EDARFusion("tiny"), modality="all", training=record, metrics={}, state=state)
@@ -36,11 +37,11 @@ def begun(tmp_path) -> Path:
 
 
 def test_a_resumed_run_may_move_but_keeps_its_options(begun, capsys):
-    line = ["--resume", str(begun), "--device", "cpu", "--workers", "1", "--root", "elsewhere", "--stop-after", "2"]
-    options, _, _ = run_folder.open_run(script.parse_arguments(line))
-    assert (options.device, options.workers, options.root, options.stop_after) == ("cpu", 1, ["elsewhere"], 2)
+    line = ["--resume", str(begun), "--device", "cpu", "--workers", "1", "--root", "elsewhere", "--threads", "2"]
+    options = run_folder.open_run(script.parse_arguments(line))[1].options
+    assert (options.device, options.workers, options.root, options.threads) == ("cpu", 1, ["elsewhere"], 2)
     assert (options.epochs, options.seed, options.save_minutes) == (7, 3, 9)
-    for other in (["--epochs", "9"], ["--lr", "1"], ["--seed", "3"], ["--amp"]):
+    for other in (["--modality", "CT"], ["--lr", "1"], ["--seed", "3"], ["--amp"]):
         with pytest.raises(SystemExit):
             script.parse_arguments(["--resume", str(begun), *other])
         assert other[0] in capsys.readouterr().err.splitlines()[-1]
@@ -54,12 +55,12 @@ def test_a_run_goes_on_with_as_many_processes_as_before(begun, monkeypatch):
 
 def test_a_network_to_start_from_is_that_of_the_options(begun):
     start = str(begun / "last.safetensors")
-    assert script.initial_network(script.parse_arguments([*RUN, "--init", start])).arguments["preset"] == "tiny"
+    assert script.initial_network(script.parse_arguments([*RUN, "--init", start]))[0].arguments["preset"] == "tiny"
     for options, words in ((["--preset", "small"], "preset small"), (["--without", "gate"], "use_gate False")):
         with pytest.raises(CheckpointError, match=f"{words}.* found"):
             script.initial_network(script.parse_arguments([*RUN, "--init", start, *options]))
     agreeing = ["--preset", "tiny", "--without", "consistency"]
-    assert script.initial_network(script.parse_arguments([*RUN, "--init", start, *agreeing])).arguments["use_gate"]
+    assert script.initial_network(script.parse_arguments([*RUN, "--init", start, *agreeing]))[0].arguments["use_gate"]
 
 
 def test_the_fusion_alone_needs_a_registration(capsys):
@@ -128,8 +129,9 @@ def test_losses_of_a_stage_that_begins_within_an_epoch_are_means_of_its_steps(tm
         script.train(script.parse_arguments(line), threading.Event())
     finally:
         torch.use_deterministic_algorithms(False)
-    (row,) = pd.read_csv(tmp_path / "run" / "history.csv").dropna(subset="total").to_dict("records")
-    assert row["stage"] == "fusion" and len(seen) == 3
+    before, row = pd.read_csv(tmp_path / "run" / "history.csv").to_dict("records")
+    assert (before["stage"], before["step"], row["stage"], row["step"]) == ("registration", 1, "fusion", 4)
+    assert before["total"] > 0 and len(seen) == 3
     assert row["total"] == pytest.approx(sum(seen) / 3, rel=1e-5)
 
 

@@ -1,0 +1,66 @@
+"""What a GPU would be asked to do in training and inference, without one: no mixed devices, no waiting, few kernels."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from data.dataset import Pair
+from losses import fusion as fusion_losses
+from models.edarfusion import EDARFusion
+from tests.fake_device import DEVICE, Watch, fake_device, without_values
+from training.options import Options
+from training.stages import StageTrainer
+
+BATCH, SIDE = 8, 256
+
+
+@pytest.fixture
+def networks(monkeypatch) -> Iterator[list[EDARFusion]]:
+    """Two networks in a block in which tensors have no values."""
+    models = [EDARFusion("small") for _ in range(2)]
+    # What is kept for each size is made once, with a look at the values.
+    monkeypatch.setattr(fusion_losses, "_blurring", lambda length, size, sigma, step, device: torch.empty(
+        length, -(-length // step), device=device))
+    monkeypatch.setattr(fusion_losses, "_sensitivity", lambda size, device: torch.empty(
+        size[0], size[1] // 2 + 1, device=device))
+    with fake_device():
+        yield [without_values(model) for model in models]
+
+
+def batch() -> Pair:
+    images = (torch.rand(BATCH, 1, SIDE, SIDE, device=DEVICE) for _ in range(3))
+    flows = (torch.rand(BATCH, 2, SIDE // 4, SIDE // 4, device=DEVICE) for _ in range(2))
+    return Pair(*images, *flows, torch.zeros(BATCH, dtype=torch.long, device=DEVICE))
+
+
+def watched(run: Callable[[], object]) -> Watch:
+    """What `run` asks of the device the second time; the first time may make what is kept."""
+    run()
+    with Watch() as watch:
+        run()
+    return watch
+
+
+@pytest.mark.parametrize(
+    ("stage", "second_pass", "taught", "kernels"),
+    [("registration", False, False, 1500), ("registration", True, True, 2600), ("fusion", False, False, 2700),
+     ("fusion", False, True, 1200)],
+)  # fmt: skip
+def test_a_step_of_training_never_waits_and_launches_few_kernels(networks, stage, second_pass, taught, kernels):
+    model, averaged = networks
+    teacher = averaged.eval() if taught else None
+    trainer = StageTrainer(stage, model.train(), averaged, Options(), teacher)
+    pair = batch()
+    watch = watched(lambda: trainer.step(pair, 1e-3, 5, second_pass))
+    assert not watch.waits
+    assert watch.kernels < kernels
+
+
+def test_inference_waits_for_nothing(networks):
+    model = networks[0].eval()
+    pair = batch()
+    with torch.no_grad():
+        watch = watched(lambda: model(pair.fixed[:1], pair.moving[:1], 2, True))
+    assert not watch.waits
+    assert watch.kernels < 1500
