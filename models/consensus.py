@@ -8,7 +8,7 @@ The disagreement measures the error: over the whole head for the global part, ar
 
 from torch import Tensor
 
-from models.layers import GaussianBlur
+from models.layers import gaussian_band
 from utils.geometry.affine import affine_part
 from utils.geometry.foreground import as_weight, channel_means
 
@@ -77,8 +77,10 @@ def held_back(flow: Tensor, spread: Tensor, mask: Tensor) -> Tensor:
     mean_square = channel_means(flow.square().sum(dim=1, keepdim=True), weight)
     certain = mean_square * (mean_square / LARGE).clamp_min(1)
     affine = affine_part(flow, weight)
-    local, blur = flow - affine, GaussianBlur(AROUND).to(flow.device)
-    around = blur(spread * weight) / blur(weight)
+    local = flow - affine
+    # Made on the device: a GPU would wait for a copy.
+    rows, columns = (gaussian_band(length, AROUND, flow.device) for length in flow.shape[2:])
+    around = (rows @ (spread * weight) @ columns) / (rows @ weight @ columns)
     local_error = LOCAL_CAUTION * (around - AGREEMENT).clamp_min(0)
     local_square = channel_means(local.square().sum(dim=1, keepdim=True), weight)
     return _share(error, certain) * affine + _share(local_error, local_square) * local
