@@ -22,7 +22,7 @@ from utils.arguments import DEFAULT_CHECKPOINT, ENGINES, OneLineParser, natural,
 from utils.files import InputError
 from utils.messages import log, show_messages
 from utils.processes import available_cores, local_world
-from utils.signals import INTERRUPTED
+from utils.signals import INTERRUPTED, READER_GONE, stop_printing
 
 PROGRAM = "EDARFusion_test_val"
 
@@ -32,7 +32,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Options:
     parser = OneLineParser(PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("pairs (default: the embedded sample)")
     data.add_argument("--modality", type=modality_name, default="all", metavar="CT|PET|SPECT|all",
-                      help="modality of the moving images (default: %(default)s)")
+                      help="modality of the moving images (default: all of the sample or table; guessed from images)")
     data.add_argument("--fixed", metavar="DIR", help="folder or file of fixed images (MRI), or a volume: NIfTI, DICOM")
     data.add_argument("--moving", metavar="DIR", help="folder or file of moving images, grey or colour, or a volume")
     data.add_argument("--label", metavar="DIR", help="truly aligned moving images, if known, to score the alignment")
@@ -96,6 +96,11 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in READER_GONE:
+            raise
+        stop_printing()
+        return 1
     except KeyboardInterrupt:
         log.warning("interrupted; the same command with --resume goes on")
         return INTERRUPTED

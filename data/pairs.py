@@ -121,12 +121,10 @@ def table_pairs(
     table = read_table(csv, root, split=split, modality=modality, left_out=left_out)
     if "flow" in table and "label" not in table:
         raise DataError.at(csv, "a column label with the column flow", f"columns {', '.join(table.columns)}")
-    if "modality" not in table:
-        raise DataError.at(csv, f"a column modality, or --modality {'|'.join(MODALITIES)}", "neither")
     chosen: dict[str, list[PairFiles]] = {}
     for row in table.to_dict("records"):
         paths = {role: Path(root, row[role]) for role in FILES if role in row}
-        chosen.setdefault(row["modality"], []).append(PairFiles(row["name"], **paths))
+        chosen.setdefault(row.get("modality", "all"), []).append(PairFiles(row["name"], **paths))
     return chosen
 
 

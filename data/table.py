@@ -93,6 +93,19 @@ def read_table(
     return _usable(csv, table, check, left_out).reset_index(drop=True)
 
 
+def lacking_in_name(name: str) -> str | None:
+    """Say what is expected of the name of a pair that cannot be that of result files everywhere; None where it can."""
+    try:
+        encoded = name.encode()
+    except UnicodeEncodeError:
+        return "a name in UTF-8"
+    if len(encoded) > LONGEST_NAME:
+        return f"a name of at most {LONGEST_NAME} bytes"
+    if re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name, flags=re.IGNORECASE):
+        return "a name that Windows does not keep for devices"
+    return None
+
+
 def with_names(table: pd.DataFrame) -> pd.DataFrame:
     """Add a column ``name`` with the stems of the fixed images, unless the table has one."""
     return table if "name" in table else table.assign(name=[Path(path).stem for path in table["fixed"]])
@@ -208,8 +221,8 @@ def _check_cells(csv: str | os.PathLike, line: int, cells: dict[str, str], root:
             _check_path(csv, line, value, root)
         if column == "name" and not re.fullmatch(r"[^/\\:*?\"<>|\x00-\x1f.][^/\\:*?\"<>|\x00-\x1f]*", value):
             raise DataError.at(csv, f"a name for files in line {line}", repr(value))
-        if column == "name" and len(value.encode()) > LONGEST_NAME:
-            raise DataError.at(csv, f"a name of at most {LONGEST_NAME} bytes in line {line}", repr(value))
+        if column == "name" and (expected := lacking_in_name(value)):
+            raise DataError.at(csv, f"{expected} in line {line}", repr(value))
 
 
 def _empty_cell(csv: str | os.PathLike, line: int, column: str) -> DataError:

@@ -33,12 +33,15 @@ def read_grey(path: str | Path) -> np.ndarray:
     return whole if np.abs(image - whole).max() < 1e-4 else image
 
 
-def score_pair(pair: dict) -> dict[str, float | str]:
+def score_pair(pair: dict, seen: np.ndarray | None = None) -> dict[str, float | str]:
     """Score the files of one pair.
 
     Args:
         pair: ``name`` and the paths ``fixed``, ``reference``, ``fused``, and, where registration is scored,
             ``label`` with ``aligned``, ``moving`` or both; a missing path may be None.
+        seen: bool (H, W), of `utils.geometry.field_of_view`. Other pixels count in no metric of the aligned and of the
+            fused image: the former leaves them out, the latter takes them for background in all images. None counts
+            all pixels.
 
     Returns:
         ``name``, the :func:`fusion_metrics` where there is a fused image, the :func:`registration_metrics` of
@@ -51,11 +54,14 @@ def score_pair(pair: dict) -> dict[str, float | str]:
     paths = {role: path for role, path in pair.items() if role != "name" and path is not None}
     images = {role: read_grey(path) for role, path in paths.items()}
     check_same_size(images, paths)
+    if seen is not None and seen.all():
+        seen = None
     if "fused" in images:
-        row |= fusion_metrics(images["fixed"], images["reference"], images["fused"])
-    for role, suffix in (("aligned", ""), ("moving", "_before")):
+        fused = (images[role] for role in ("fixed", "reference", "fused"))
+        row |= fusion_metrics(*(fused if seen is None else (np.where(seen, image, 0) for image in fused)))
+    for role, suffix, counted in (("aligned", "", seen), ("moving", "_before", None)):
         if role in images:
-            scores = registration_metrics(images[role], images["label"])
+            scores = registration_metrics(images[role], images["label"], counted)
             row |= {f"{metric}{suffix}": value for metric, value in scores.items()}
     return row
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.pairs import PairFiles, SourceImages, is_blank, read_pair
-from data.table import DataError
+from data.table import DataError, lacking_in_name
 from utils.files import FileError
 from utils.geometry.head_box import SMALL, head_length
 from utils.imaging.flows import load_flow
@@ -63,6 +63,8 @@ def _check_name(pair: PairFiles, names: dict[str, str]) -> None:
     Raises:
         DataError: they cannot.
     """
+    if expected := lacking_in_name(pair.name):
+        raise DataError.at(pair.fixed, expected, repr(pair.name))
     if pair.name == "mean":
         raise DataError.at(pair.fixed, "another name of a pair, as metrics.csv ends with a row mean", "mean")
     if (other := names.setdefault(pair.name.casefold(), pair.name)) != pair.name:

@@ -17,6 +17,7 @@ class Options:
     """The options of the test command; `EDARFusion_test_val.py --help` says what each one does.
 
     Attributes:
+        modality: one of `data.table.MODALITIES`; or all, which of folders and volumes means to guess.
         window: center and width, in the moving volume's own units.
         passes, average: None leaves them to the checkpoint.
 
@@ -56,9 +57,6 @@ class Options:
             raise InputError("--label: expected --fixed and --moving with it, found neither")
         if self.fixed and self.csv:
             raise InputError("expected either --fixed and --moving or --csv, found both")
-        if self.fixed and self.modality == "all":
-            expected = f"one of {', '.join(MODALITIES)} with --fixed and --moving"
-            raise InputError(f"--modality: expected {expected}, found all")
         if self.engine != "torch" and self.device not in ("auto", "cpu"):
             raise InputError(f"--engine: expected torch on {self.device}, found {self.engine}")
         for name in ("window", "resample"):

@@ -16,6 +16,7 @@ from inference.multistart import register_from_afar
 from inference.result_folder import FusedPair
 from inference.view import View, choose_view
 from models.edarfusion import Output
+from utils.geometry.field_of_view import field_of_view
 from utils.geometry.foreground import as_weight, foreground, masked_means
 from utils.geometry.warp import warp
 from utils.imaging.images import luma
@@ -50,8 +51,8 @@ class PairFuser:
     @torch.inference_mode()
     def __call__(
         self,
-        fixed: np.ndarray,
-        moving: np.ndarray,
+        fixed: np.ndarray | Tensor,
+        moving: np.ndarray | Tensor,
         *,
         aspect: float = 1.0,
         longest: float | None = None,
@@ -65,7 +66,8 @@ class PairFuser:
 
         Args:
             fixed: (H, W) in [0, 1], sides of at least 64.
-            moving: (H, W) or (H, W, 3) in [0, 1]; the results have the same channels.
+            moving: (H, W) or (H, W, 3) in [0, 1]; the results have the same channels. Both may be tensors as well, on
+                any device.
             aspect, longest: of `inference.view.choose_view`.
             flow: (2, H, W), px, where the displacement is known already, as of a volume; nothing is estimated then.
             disagreement: of the estimates that it came from.
@@ -73,6 +75,7 @@ class PairFuser:
         Raises:
             ValueError: shapes that do not go together, an array that is not of floating point, or values beyond [0, 1].
         """
+        fixed, moving = _as_array(fixed), _as_array(moving)
         if fixed.ndim != 2 or moving.shape not in (fixed.shape, (*fixed.shape, 3)):
             expected = "fixed (H, W) and moving (H, W) or (H, W, 3)"
             raise ValueError(f"expected {expected}, found shapes {fixed.shape} and {moving.shape}")
@@ -93,8 +96,8 @@ class PairFuser:
         if color:
             aligned = warp(moving, output.flow)
             fused = with_color(fused, aligned)
-        fused, aligned = tensor_to_image(fused), tensor_to_image(aligned)
         flow = output.flow[0].cpu().numpy()
+        fused, aligned = without_drawn_out_border(*map(tensor_to_image, (fused, aligned, fixed)), flow)
         seconds = time.perf_counter() - start - self._preparing
         maps = {
             "entropy_fixed": output.entropy_fixed,
@@ -150,6 +153,34 @@ class PairFuser:
             self._preparing += time.perf_counter() - start
             self._met.add(kind)
         return self.model(fixed, moving, passes, self.average)
+
+
+def _as_array(image: np.ndarray | Tensor) -> np.ndarray:
+    if isinstance(image, Tensor):
+        image = image.detach().cpu()
+        return (image.float() if image.is_floating_point() else image).numpy()
+    return np.asarray(image)
+
+
+def without_drawn_out_border(
+    fused: np.ndarray, aligned: np.ndarray, fixed: np.ndarray, flow: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Show the fixed image alone where the moving one has no value, and black in its aligned image.
+
+    The warp repeats the border there, which would draw out what touches it, such as the table of a scanner, to bars.
+
+    Args:
+        fused, aligned: (H, W) or (H, W, 3).
+        fixed: (H, W).
+        flow: (2, H, W), px.
+
+    Returns:
+        Both images.
+    """
+    seen = field_of_view(flow)
+    if fused.ndim == 3:
+        seen, fixed = seen[..., None], fixed[..., None]
+    return np.where(seen, fused, fixed), np.where(seen, aligned, np.float32(0))
 
 
 def endpoint_scores(flow: np.ndarray, true_flow: np.ndarray, label: np.ndarray) -> dict[str, float]:

@@ -6,7 +6,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -124,21 +124,26 @@ class ResultFolder:
             raise FileError.at(self.path, "a folder to write to", cause.strerror or str(cause)) from error
         remove(probe)
 
-    def strangers(self, pairs: Iterable[PairFiles], *, volumes: bool = False) -> list[str]:
-        """What an earlier run left in the folder: names of fused images that are none of these pairs', and files of
-        these pairs, of kinds that were not asked for now, that are older than the images beside them.
+    def strangers(
+        self, pairs: Iterable[PairFiles], *, kept: Collection[str] = (), volumes: bool = False
+    ) -> list[str]:
+        """List what an earlier run left in the folder and this run will not write over.
 
         Args:
-            volumes: whether volumes were written beside the images; else those that are there are named as well.
+            pairs: of this run.
+            kept: names of those whose results are taken over as they are.
+            volumes: whether volumes are written beside the images; else those that are there are older.
+
+        Returns:
+            Names of fused images that are none of these pairs', then files of kinds that are not asked for now.
         """
         pairs = list(pairs)
         names = {path.stem for path in self.path.glob("fused/*.png")} - {pair.name for pair in pairs}
         older = [] if volumes else [path for path in self.volume_paths if path.exists()]
         for pair in pairs:
-            wanted, known = (self.files(pair.name, all_kinds=kinds) for kinds in (False, True))
-            unasked = [path for kind, path in known.items() if kind not in wanted and path.exists()]
-            made = wanted["fused"].stat().st_mtime_ns if unasked else 0
-            older += [path for path in unasked if path.stat().st_mtime_ns < made]
+            if pair.name not in kept:
+                wanted, known = (self.files(pair.name, all_kinds=kinds) for kinds in (False, True))
+                older += [path for kind, path in known.items() if kind not in wanted and path.exists()]
         return [*sorted(names), *(path.relative_to(self.path).as_posix() for path in older)]
 
     def save(self, pair: PairFiles, result: FusedPair) -> dict[str, Path]:

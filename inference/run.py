@@ -1,12 +1,14 @@
 """The work of the test command: find the pairs, check them, align, fuse and score them, and say what came out."""
 
 import hashlib
+import re
 import shlex
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -14,35 +16,30 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
 from data.pairs import PairFiles, folder_pairs, read_pair, sample_pairs, table_pairs
 from data.table import MODALITIES
-from evaluation.metrics.displacement import DOUBTFUL
-from evaluation.report.columns import METRICS
 from evaluation.report.index import write_index
 from inference.checks import check_pairs
 from inference.mirror_check import LOOKED_AT, MirrorCheck
+from inference.modality import guess_of_images, guess_of_volume
 from inference.network import Network, load_network
 from inference.options import Options
 from inference.pair_fuser import PairFuser, endpoint_scores
 from inference.result_folder import INDEX, ResultFolder
 from inference.scoring_pool import Job, scored, scoring_pool
+from inference.summary import print_summary
 from inference.volume_checks import open_volumes
 from inference.volume_pair import VolumePair
 from utils.arguments import VERSION
-from utils.files import FileError, check_inputs_stay
+from utils.files import FileError, InputError, check_inputs_stay
 from utils.imaging.flows import load_flow
 from utils.imaging.images import read_image
-from utils.imaging.volumes import check_no_volumes
-from utils.messages import counted, listed, log
+from utils.imaging.volumes import check_no_volumes, read_volume
+from utils.messages import counted, listed, log, printable
 from utils.processes import join, part, rank, wait_for_others, world
 from utils.signals import INTERRUPTED, stop_on_signal
-
-SUMMARY = ("rmse", "ssim", "ncc", "epe", "disagreement", "expected_error", "qabf", "qvif", "qcv", "folding", "seconds")
-"""Columns of metrics.csv whose means are printed."""
 
 
 @dataclass
@@ -76,27 +73,36 @@ def run(options: Options) -> int:
     if not options.has_volumes:
         left_out: list[str] = []
         return fuse_and_score(options, find_pairs(options, left_out), left_out)
+    if options.modality == "all":
+        options = replace(options, modality=guess_of_volume(read_volume(options.moving)))
     volumes = open_volumes(options)
     # The aligned volume is made from the moving one's own values with the flow.
     options = replace(options, save_flow=True)
-    with tempfile.TemporaryDirectory() as slices:
-        return fuse_and_score(options, {options.modality: volumes.write_slices(slices)}, [], volumes)
+    try:
+        slices = tempfile.TemporaryDirectory()
+    except OSError as error:
+        raise InputError(f"TMPDIR: expected a folder to write the slices to, found {error.strerror}") from error
+    with slices:
+        return fuse_and_score(options, {options.modality: volumes.write_slices(slices.name)}, [], volumes)
 
 
 def find_pairs(options: Options, left_out: list[str]) -> dict[str, list[PairFiles]]:
     """List the pairs that the options name, by modality; with --keep-going what is lacking goes to `left_out`."""
     skipped = left_out if options.keep_going else None
+    if options.is_sample:
+        return sample_pairs(options.modality)
     if options.fixed:
         folders = options.fixed, options.moving, options.label
         check_no_volumes(filter(None, folders))
-        return folder_pairs(options.modality, *folders, skipped)
-    if options.csv:
+        chosen = folder_pairs(options.modality, *folders, skipped)
+    else:
         root = options.root or Path(options.csv).parent
         chosen = table_pairs(options.csv, root, options.modality, options.split, skipped)
         images = (pair.paths for pairs in chosen.values() for pair in pairs)
         check_no_volumes(path for paths in images for role, path in paths.items() if role != "flow")
-        return chosen
-    return sample_pairs(options.modality)
+    if "all" in chosen:  # neither an option nor a table says
+        chosen = {guess_of_images([pair.moving for pair in chosen["all"]]): chosen["all"]}
+    return chosen
 
 
 def fuse_and_score(
@@ -116,6 +122,8 @@ def fuse_and_score(
     network = load_network(options, [modality for modality, pairs in chosen.items() if pairs])
     batches = make_batches(options, chosen, network, volumes)
     prepare_folders(batches)
+    for batch in batches if rank() == 0 else ():
+        say_what_is_older(batch.folder, batch.pairs, batch.rows, volumes)
     fuse = PairFuser(network.model, network.device, **network.settings)
     notes = report_notes(options, network, volumes)
     tables = {}
@@ -123,15 +131,20 @@ def fuse_and_score(
     with stop_on_signal(second_breaks_in=world() == 1) as stop, scoring_pool(workers) as pool:
         for batch in batches:
             if not process(batch, fuse, pool, 2 * workers, stop):
-                say_what_is_left(batch, volumes)
+                if world() == 1:
+                    finished = [pair for pair in batch.pairs if pair.name in batch.rows]
+                    say_what_is_older(batch.folder, finished, batch.rows, volumes)
+                done = f"{len(batch.rows)} of {counted(len(batch.pairs), 'pair')}"
+                log.warning(f"interrupted at {batch.modality} after {done}; the same command with --resume goes on")
                 return INTERRUPTED
             wait_for_others()
             if rank() == 0 and batch.pairs:
                 tables[batch.modality] = finish_folder(batch, volumes, notes)
     if rank() == 0:
         write_overview(options.output, notes)
-        print_summary(tables, {batch.modality: batch.folder for batch in batches})
-        say_what_to_look_at(batches, left_out, volumes)
+        folders = {batch.modality: batch.folder for batch in batches}
+        print_summary(tables, folders, barely_trained=network.barely_trained)
+        say_what_to_look_at(batches, left_out)
     # Where one process ends with an error, torchrun ends those that are still writing.
     wait_for_others()
     return 1 if left_out else 0
@@ -178,8 +191,8 @@ def report_notes(options: Options, network: Network, volumes: VolumePair | None)
     notes = {
         "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
         "EDARFusion": VERSION,
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "checkpoint": f"{Path(options.checkpoint).name}, trained for {network.trained_for}",
+        "command": printable(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+        "checkpoint": f"{printable(Path(options.checkpoint).name)}, trained for {network.trained_for}",
         "passes": settings["passes"],
         "estimates averaged": 4 if settings["average"] else 1,
         "multi-start": "where pairs lie far apart" if settings["multistart"] else "no",
@@ -248,15 +261,34 @@ def align_and_fuse(batch: Batch, pairs: list[PairFiles], fuse: PairFuser, stop: 
             return
         images = read_pair(pair, batch.modality)
         view = {"aspect": pair.aspect, "longest": pair.longest}
-        result = fuse(images.fixed, images.moving, **view)
-        if rank() == 0 and place in looked_at and result.disagreement:
-            batch.mirror.look(images.fixed, images.moving, result.disagreement, **view)
+        with enough_memory(pair, images.fixed.shape):
+            result = fuse(images.fixed, images.moving, **view)
+            if rank() == 0 and place in looked_at and result.disagreement:
+                batch.mirror.look(images.fixed, images.moving, result.disagreement, **view)
         scores = {}
         if pair.flow:
             true_flow = load_flow(pair.flow, images.fixed.shape)
             scores = endpoint_scores(result.flow, true_flow, read_image(pair.label))
         # Seven maps of a pair are more than all else that waits with it.
         yield Job(folder, pair, result if folder.maps or folder.figures else result._replace(maps={}), scores)
+
+
+@contextmanager
+def enough_memory(pair: PairFiles, size: tuple[int, int]) -> Iterator[None]:
+    """Name the pair and its size where memory runs out.
+
+    Raises:
+        FileError: it does.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch says it of a CPU in a plain RuntimeError.
+        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
+            raise
+        expected = f"enough memory for an image of {size[1]} x {size[0]} px"
+        found = "too little (smaller images, another --device, or --passes 1 --no-average need less)"
+        raise FileError.at(pair.fixed, expected, found) from error
 
 
 def finish_folder(batch: Batch, volumes: VolumePair | None, notes: dict) -> pd.DataFrame:
@@ -302,58 +334,23 @@ def write_overview(output: Path, notes: dict) -> None:
         write_index(output / INDEX, tables, "EDARFusion: results", notes)
 
 
-def print_summary(tables: dict[str, pd.DataFrame], folders: dict[str, ResultFolder]) -> None:
-    """Print means by modality, before → after where both are known, and where the pictures are.
-
-    Args:
-        tables: modality -> metrics of its pairs; without any nothing is printed.
-        folders: modality -> folder.
-    """
-    if not tables:
-        return
-    means = {modality: table.mean(numeric_only=True) for modality, table in tables.items()}
-    summary = Table("mean", *(f"{name}, {counted(len(table), 'pair')}" for name, table in tables.items()))
-    for column in SUMMARY:
-        cells = []
-        for mean in means.values():
-            values = [mean.get(f"{column}_before"), mean.get(column)]
-            cells.append(" → ".join(f"{value:.{METRICS[column].digits}f}" for value in values if pd.notna(value)))
-        if any(cells):
-            summary.add_row(f"{METRICS[column].text} {METRICS[column].arrow}", *cells)
-    Console().print(summary)
-    for modality in tables:
-        print(f"{modality}: pictures in {folders[modality].report_path}, metrics in {folders[modality].table_path}")
-    for modality, table in tables.items():
-        doubtful = table.reindex(columns=["name", "disagreement"]).query("disagreement > @DOUBTFUL")["name"]
-        if len(doubtful):
-            print(
-                f"{modality}: look closely at {', '.join(doubtful)}: disagreement above {DOUBTFUL:g} px of 256; "
-                "do the images belong together and lie alike?"
-            )
 
 
-def say_what_to_look_at(batches: list[Batch], left_out: list[str], volumes: VolumePair | None) -> None:
-    """Say which images seem mirrored, what lies beside the results, and what was left out."""
+def say_what_is_older(
+    folder: ResultFolder, pairs: list[PairFiles], kept: Collection[str], volumes: VolumePair | None
+) -> None:
+    """Say what lies beside the results of these pairs, of which those of the names `kept` are taken over."""
+    if strangers := folder.strangers(pairs, kept=kept, volumes=volumes is not None):
+        results = counted(len(strangers), "result")
+        log.warning(f"{folder.path}: holds {results} of an earlier run as well: {listed(strangers)}")
+
+
+def say_what_to_look_at(batches: list[Batch], left_out: list[str]) -> None:
+    """Say which images seem mirrored, and what was left out."""
     for batch in batches:
         if batch.mirror.seems_mirrored():
             found = f"{sum(batch.mirror.found)} of {len(batch.mirror.found)} pairs looked at"
             fit = f"the moving images fit better mirrored left to right in {found}"
             log.warning(f"{batch.modality}: {fit}; is one side flipped?")
-        say_what_is_older(batch.folder, batch.pairs, volumes)
     for reason in left_out:
         log.warning(f"left out: {reason}")
-
-
-def say_what_is_left(batch: Batch, volumes: VolumePair | None) -> None:
-    """Say how far a batch came that was interrupted, and how to go on."""
-    if world() == 1:
-        say_what_is_older(batch.folder, [pair for pair in batch.pairs if pair.name in batch.rows], volumes)
-    done = f"{len(batch.rows)} of {len(batch.pairs)} pairs"
-    log.warning(f"interrupted at {batch.modality} after {done}; the same command with --resume goes on")
-
-
-def say_what_is_older(folder: ResultFolder, pairs: list[PairFiles], volumes: VolumePair | None) -> None:
-    """Name what lies beside the results of these pairs."""
-    if strangers := folder.strangers(pairs, volumes=volumes is not None):
-        results = counted(len(strangers), "result")
-        log.warning(f"{folder.path}: holds {results} of an earlier run as well: {listed(strangers)}")

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from multiprocessing import get_context, parent_process
 from typing import NamedTuple
@@ -23,7 +24,10 @@ from inference.result_folder import (
     fingerprint,
     reference_of,
 )
+from utils.files import InputError
+from utils.geometry.field_of_view import field_of_view
 from utils.processes import pool_size
+from utils.signals import STOPPING
 
 
 class Job(NamedTuple):
@@ -57,7 +61,7 @@ def save_and_score(job: Job) -> dict[str, float | str]:
     if reference == "label":
         images |= {"reference": pair.label, "label": pair.label}
         images |= {"aligned": files["aligned"], "moving": pair.moving}
-    scores = score_pair({"name": pair.name, **images})
+    scores = score_pair({"name": pair.name, **images}, field_of_view(job.result.flow))
     row = {"name": pair.name, "seconds": job.result.seconds, "reference": reference}
     row |= {column: scores[column] for column in (*FUSION_METRICS, *REGISTRATION_METRICS) if column in scores}
     row |= {"folding": folding_share(job.result.flow), "inputs": fingerprint(pair)} | dict(job.scores)
@@ -66,11 +70,19 @@ def save_and_score(job: Job) -> dict[str, float | str]:
 
 
 def scoring_pool(workers: int) -> AbstractContextManager[ProcessPoolExecutor | None]:
-    """Processes for `scored`; for one worker None, which leaves all to this process."""
+    """Processes for `scored`; for one worker None, which leaves all to this process.
+
+    Raises:
+        InputError: the system has no room for what they share.
+    """
     if workers == 1:
         return nullcontext()
-    # Not forked: torch has threads running.
-    return ProcessPoolExecutor(pool_size(workers), get_context("spawn"), initializer=_begin)
+    try:
+        # Not forked: torch has threads running.
+        return ProcessPoolExecutor(pool_size(workers), get_context("spawn"), initializer=_begin)
+    except OSError as error:
+        expected = "a system that processes can share memory in (/dev/shm)"
+        raise InputError(f"--workers: expected {expected}, found {error.strerror}; --workers 1 needs none") from error
 
 
 def scored(
@@ -88,10 +100,20 @@ def scored(
 
     Raises:
         FileError: as `save_and_score`.
+        InputError: one of the processes was killed.
     """
     if pool is None:
         yield from map(save_and_score, jobs)
         return
+    try:
+        yield from _scored_by(pool, jobs, most_waiting)
+    except BrokenProcessPool as error:
+        expected = "processes that save and score to live"
+        found = "one killed, maybe as memory ran out; with --workers 1 there are none, --resume goes on"
+        raise InputError(f"--workers: expected {expected}, found {found}") from error
+
+
+def _scored_by(pool: ProcessPoolExecutor, jobs: Iterable[Job], most_waiting: int) -> Iterator[dict[str, float | str]]:
     waiting: set[Future] = set()
     for job in jobs:
         if len(waiting) >= most_waiting:
@@ -106,11 +128,11 @@ def scored(
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Processes started here never see Ctrl-C or SIGTERM: they are to finish their pair, and the parent ends them."""
+    """Processes started here never see `STOPPING`: they are to finish their pair, and the parent ends them."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
     finally:

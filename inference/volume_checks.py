@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data.table import DataError
+from data.table import DataError, lacking_in_name
 from inference.options import Options
 from inference.volume_pair import BRAIN_WINDOW, VolumePair, read_volumes
 from utils.imaging.images import MIN_SIDE
@@ -28,6 +28,8 @@ def open_volumes(options: Options) -> VolumePair:
     if min(height, width) < MIN_SIDE:
         found = f"{width} x {height} (width x height)"
         raise DataError.at(options.fixed, f"slices of at least {MIN_SIDE} x {MIN_SIDE} pixels", found)
+    if expected := lacking_in_name(volumes.name):
+        raise DataError.at(options.fixed, expected, repr(volumes.name))
     if options.window:
         check_window(volumes, *options.window)
     for oddity in _oddities(volumes, options):

@@ -105,9 +105,10 @@ class VolumePair(NamedTuple):
             FileError: a slice's file cannot be read, or a volume not be written.
         """
         aligned, fused = [], []
+        background = float(self.volumes["moving"].slices.min())
         for moving, pair in zip(self.volumes["moving"].slices, pairs, strict=True):
             files = folder.files(pair.name)
-            aligned.append(apply_flow(moving, load_flow(files["flow"], moving.shape)))
+            aligned.append(apply_flow(moving, load_flow(files["flow"], moving.shape), background))
             fused.append(read_image(files["fused"]))
         for path, slices in zip(folder.volume_paths, (aligned, fused), strict=True):
             write_volume(path, np.stack(slices), self.volumes["fixed"])

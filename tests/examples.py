@@ -45,13 +45,16 @@ def picture(seed: int, shape: tuple[int, int] = SHAPE, channels: int = 1) -> np.
 
 
 def pull(image: np.ndarray, flow: np.ndarray) -> np.ndarray:
-    """Sample an image in [0, 1] at p + flow(p) by scipy; returns grey levels 0..255."""
+    """Sample an image in [0, 1] at p + flow(p) by scipy; returns grey levels 0..255, 0 beyond half a px outside."""
     rows, columns = np.mgrid[: image.shape[0], : image.shape[1]]
     channels = [
         map_coordinates(channel, (rows + flow[1], columns + flow[0]), order=1, mode="nearest")
         for channel in np.moveaxis(np.atleast_3d(image), 2, 0)
     ]
-    return np.stack(channels, axis=2).squeeze() * 255
+    rows, columns = rows + flow[1], columns + flow[0]
+    height, width = image.shape[:2]
+    inside = (abs(rows - (height - 1) / 2) <= height / 2) & (abs(columns - (width - 1) / 2) <= width / 2)
+    return (np.stack(channels, axis=2) * inside[..., None]).squeeze() * 255
 
 
 def folders(

@@ -60,7 +60,7 @@ def apply_flows(
     for (path, file), target in zip(todo, targets, strict=True):
         image = read_image(path, color=None)
         flow = load_flow(file, image.shape[:2])
-        write_image(target, apply_flow(image, flow))
+        write_image(target, apply_flow(image, flow, background=0.0))
     return len(todo), [path.stem for path, file in files.items() if not file]
 
 

@@ -34,6 +34,11 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
+def printable(text: str) -> str:
+    """Put ? in place of what cannot be written as UTF-8, such as parts of a file name in another encoding."""
+    return text.encode(errors="replace").decode()
+
+
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     """Write a Markdown table; the first column is aligned left, the others right."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]

@@ -22,12 +22,15 @@ def rmse(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sqrt(((a - b) ** 2).mean()))
 
 
-def registration_metrics(aligned: np.ndarray, label: np.ndarray) -> dict[str, float]:
+def registration_metrics(
+    aligned: np.ndarray, label: np.ndarray, seen: np.ndarray | None = None
+) -> dict[str, float]:
     """Measure how close an aligned image is to the truth.
 
     Args:
         aligned: (H, W), grey levels 0..255.
         label: the truly aligned image, the same.
+        seen: bool (H, W), pixels to count, of `utils.geometry.field_of_view`; None counts all.
 
     Returns:
         ``rmse`` (grey levels, lower is better), ``ssim``, ``ncc`` and ``mi_label``, the mutual information in
@@ -37,9 +40,12 @@ def registration_metrics(aligned: np.ndarray, label: np.ndarray) -> dict[str, fl
         ValueError: images that are not grey, differ in shape, are under 11 pixels a side or leave 0..255.
     """
     aligned, label = check_images(11, aligned=aligned, label=label)
+    similarity = ssim(aligned, label, seen)
+    if seen is not None:
+        aligned, label = (image[seen][None] for image in (aligned, label))  # one row of pixels
     return {
         "rmse": rmse(aligned, label),
-        "ssim": ssim(aligned, label),
+        "ssim": similarity,
         "ncc": ncc(aligned, label),
         "mi_label": mutual_information(aligned, label),
     }

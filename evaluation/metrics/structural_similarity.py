@@ -9,7 +9,7 @@ from evaluation.metrics.common import LocalMoments, check_images, check_sources,
 _CONSTANTS = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
-def ssim(a: np.ndarray, b: np.ndarray) -> float:
+def ssim(a: np.ndarray, b: np.ndarray, seen: np.ndarray | None = None) -> float:
     """Compute the SSIM of two images.
 
     Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 13(4),
@@ -18,12 +18,14 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 
     Args:
         a, b: (H, W) of at least 11 x 11, grey levels 0..255.
+        seen: bool (H, W), windows to count by their centres; None counts all.
 
     Raises:
         ValueError: images that do not fit.
     """
     a, b = check_images(11, a=a, b=b)
-    return float(_similarity(local_moments(a, b, gaussian(11, 1.5)), *_CONSTANTS).mean())
+    similarity = _similarity(local_moments(a, b, gaussian(11, 1.5)), *_CONSTANTS)
+    return float((similarity if seen is None else similarity[seen[5:-5, 5:-5]]).mean())
 
 
 def ssim_sum(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> float:

@@ -23,7 +23,8 @@ class Metric(NamedTuple):
     @property
     def text(self) -> str:
         """The name in plain text."""
-        return self.base + self.superscript + self.subscript
+        above = f"^{self.superscript}" if self.superscript else ""
+        return self.base + above + (f"_{self.subscript}" if self.subscript else "")
 
     @property
     def markup(self) -> Markup:
@@ -73,7 +74,7 @@ METRICS: dict[str, Metric] = {
     ),
     "qabf": Metric("Q", "AB/F", better=1, description="edges that the fusion keeps (Xydeas and Petrovic)"),
     "qcv": Metric("Q", "", "CV", -1, 1, "perceived difference to the sources (Chen and Varshney)"),
-    "qvif": Metric("Q", "", "VIF", 1, 3, "visual information fidelity for fusion (Han et al.)"),
+    "qvif": Metric("VIFF", better=1, description="visual information fidelity for fusion (Han et al.)"),
     "qs": Metric("Q", "", "S", 1, 3, "structural quality index (Piella and Heijmans)"),
     "qssim": Metric("Q", "", "SSIM", 1, 3, "structural similarity to both sources"),
     "qcb": Metric("Q", "", "CB", 1, 3, "human perception model (Chen and Blum)"),

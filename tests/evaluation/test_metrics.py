@@ -438,6 +438,27 @@ def test_grey_images_against_colour_labels_are_named(folders: dict[str, Path], t
     assert "rendering" not in capsys.readouterr().err
 
 
+def test_pixels_beyond_the_field_of_view_count_in_no_metric(folders: dict[str, Path], tmp_path: Path) -> None:
+    files = {role: path / "1.png" for role, path in folders.items()} | {"name": "1"}
+    shape = scoring.read_grey(files["fixed"]).shape
+    seen = np.ones(shape, bool)
+    seen[:, -6:] = False
+    expected = scoring.score_pair(files, seen)
+    assert expected["rmse"] != scoring.score_pair(files)["rmse"]
+    changed = dict(files)
+    for role in ("fixed", "aligned", "label", "fused", "reference"):
+        image = scoring.read_image(files[role], color=None)
+        image[:, -6:] = 0.5
+        changed[role] = tmp_path / f"{role}.png"
+        write_image(changed[role], image)
+    found = scoring.score_pair(changed, seen)
+    counted = [name for name in expected if name != "name" and not name.endswith("_before")]
+    assert [found[name] for name in counted] == pytest.approx([expected[name] for name in counted], rel=1e-9)
+    difference = scoring.read_grey(files["aligned"]) - scoring.read_grey(files["label"])
+    assert expected["rmse"] == pytest.approx(np.sqrt((difference[:, :-6] ** 2).mean()))
+    assert scoring.score_pair(files, np.ones(shape, bool)) == scoring.score_pair(files)
+
+
 def test_command_without_registration(folders: dict[str, Path], tmp_path: Path) -> None:
     csv = tmp_path / "scores.csv"
     roles = arguments(folders, "fixed", "reference", "fused")

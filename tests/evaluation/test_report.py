@@ -615,7 +615,7 @@ def test_table_sorts_by_keyboard_with_missing_values_last(browser):
     assert table_column(browser, 4)[:-1] == ["0.380", "0.300", "0.200", "–"]
     press(browser, Keys.SPACE)
     assert table_column(browser, 4)[:-1] == ["0.200", "0.300", "0.380", "–"]
-    assert find(browser, "#sorted").get_property("textContent") == "Sorted by QAB/F , ascending"
+    assert find(browser, "#sorted").get_property("textContent") == "Sorted by Q^AB/F , ascending"
 
 
 def test_names_sort_naturally(browser):

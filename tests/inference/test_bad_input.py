@@ -59,7 +59,7 @@ class TestBadInput:
 
     @pytest.mark.parametrize("case", [
         "missing folder", "missing file", "unpaired", "sizes", "damaged", "label unpaired", "unknown modality",
-        "no modality", "moving missing", "label alone", "no table", "split without table", "device",
+        "moving missing", "label alone", "no table", "split without table", "device",
         "engine", "name of the last row",
     ])  # fmt: skip
     def test_input(self, checkpoint, tmp_path, output, capsys, case):
@@ -87,9 +87,6 @@ class TestBadInput:
         elif case == "unknown modality":
             options[1] = "MRT"
             words = ["MRT", "SPECT"]
-        elif case == "no modality":
-            options = options[2:]
-            words = ["--modality"]
         elif case == "moving missing":
             options = ["--modality", "CT", "--fixed", str(fixed.parent)]
             words = ["--moving"]
@@ -267,3 +264,24 @@ def test_names_must_differ_in_more_than_capitals(checkpoint, tmp_path, capsys):
     assert "1.png: expected a name that differs from " in line and " in more than capitals" in line
     assert run_command(checkpoint, tmp_path / "out", *options, "--keep-going") == 1
     assert len(list((tmp_path / "out/CT/fused").iterdir())) == 3
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="such names cannot be made there")
+@pytest.mark.parametrize(("name", "expected"), [
+    (os.fsdecode(b"caf\xe9"), "a name in UTF-8"), ("x" * 201, "a name of at most 200 bytes"),
+    ("e\u0301" * 80, None), ("Aux", "a name that Windows does not keep for devices"),
+    ("com1.t2", "a name that Windows does not keep for devices"), ("ends with.", None), ("a b", None),
+])  # fmt: skip
+def test_names_that_result_files_cannot_have(checkpoint, tmp_path, capsys, name, expected):
+    options = ["--modality", "CT", *folders(tmp_path, pairs=2)]
+    for role in ("fixed", "moving"):
+        (tmp_path / role / "002.png").rename(tmp_path / role / f"{name}.png")
+    if expected is None:
+        assert run_command(checkpoint, tmp_path / "out", *options, "--save-flow") == 0
+        assert len(read_table(tmp_path / "out/CT/metrics.csv")) == 3
+        return
+    assert run_command(checkpoint, tmp_path / "out", *options) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"expected {expected}, found" in line and not (tmp_path / "out").exists()
+    assert run_command(checkpoint, tmp_path / "out", *options, "--keep-going") == 1
+    assert list(read_table(tmp_path / "out/CT/metrics.csv")["name"]) == ["001", "mean"]

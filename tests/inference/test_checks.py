@@ -90,7 +90,7 @@ def test_pairs_looked_at_for_exchanged_sides_are_spread_without_the_ends(checkpo
     options = ["--modality", "CT", *folders(tmp_path, pairs=9), "--average"]
     looked_at = []
     monkeypatch.setattr(PairFuser, "__call__", fuse)
-    monkeypatch.setattr("inference.scoring_pool.score_pair", lambda _: {})
+    monkeypatch.setattr("inference.scoring_pool.score_pair", lambda *_: {})
     look = "inference.mirror_check.MirrorCheck.look"
     monkeypatch.setattr(look, lambda self, fixed, *_, **__: looked_at.append(fixed))
     assert run_command(checkpoint, tmp_path / "out", *options) == 0
@@ -132,7 +132,7 @@ def test_images_of_an_earlier_run_are_named(checkpoint, tmp_path, capsys):
         (tmp_path / role / "002.png").unlink()
     capsys.readouterr()
     assert run_command(checkpoint, tmp_path / "out", *options) == 0
-    line = capsys.readouterr().err.splitlines()[-1]
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "earlier" in line)
     assert "1 result of an earlier run" in line and "002" in line and "001" not in line
     (tmp_path / "out/CT/fused.nii.gz").touch()
     assert run_command(checkpoint, tmp_path / "out", *options) == 0

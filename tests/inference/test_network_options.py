@@ -55,6 +55,21 @@ def test_other_starts_are_tried_unless_told_otherwise(model, tmp_path, monkeypat
         assert settings["multistart"] == (expected > 0)
 
 
+def test_a_barely_trained_network_is_named_and_tries_no_other_starts(model, tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr("inference.pair_fuser.register_from_afar", lambda *given: asked.append(given) or given[-1])
+    options = ["--modality", "CT", *folders(tmp_path, pairs=1), "--average"]
+    for left, barely in ((3.6, True), (3.2, False)):
+        path = tmp_path / f"{left}.safetensors"
+        save_checkpoint(path, model, modality="CT", training={}, metrics={"epe_CT": left, "zero_CT": 4.0})
+        assert run_command(path, tmp_path / "out", *options) == 0
+        captured = capsys.readouterr()
+        message = f"{path}: expected a network trained to remove displacement, found one that left 90 % of it"
+        assert (message in captured.err) == barely
+        assert not (barely and "look closely" in captured.out)
+        assert bool(asked) != barely
+
+
 def test_pairs_that_are_aligned_can_be_fused_only(model, tmp_path):
     path = tmp_path / "average.safetensors"
     training = {"inference": {"passes": 2, "average": True}, "note": "untrained"}

@@ -7,8 +7,9 @@ import torch
 from kornia.color import rgb_to_grayscale, rgb_to_ycbcr
 
 from data.pairs import is_blank
-from inference.pair_fuser import PairFuser, endpoint_scores, with_color
+from inference.pair_fuser import PairFuser, endpoint_scores, with_color, without_drawn_out_border
 from tests.examples import SHAPE, picture
+from utils.geometry.field_of_view import field_of_view
 from utils.geometry.warp import warp
 from utils.imaging import images
 
@@ -43,6 +44,17 @@ def test_arrays_of_any_floating_type_are_taken_but_no_grey_levels(model):
     assert np.array_equal(turned.fused, fuse(fixed[::-1].copy(), moving[::-1].copy()).fused)
 
 
+def test_tensors_are_taken_as_arrays_are(model):
+    fuse, (fixed, moving) = PairFuser(model, torch.device("cpu")), (picture(1), picture(2, channels=3))
+    expected = fuse(fixed, moving)
+    found = fuse(torch.from_numpy(fixed), torch.from_numpy(moving).requires_grad_())
+    assert isinstance(found.fused, np.ndarray) and np.array_equal(found.fused, expected.fused)
+    with pytest.raises(ValueError, match=r"moving: expected floating point numbers in \[0, 1\], found uint8"):
+        fuse(torch.from_numpy(fixed), torch.zeros(SHAPE, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"found shapes \(1, 1, 64, 80\) and"):
+        fuse(torch.from_numpy(fixed)[None, None], torch.from_numpy(moving))
+
+
 def test_color_is_put_back(model):
     fixed, moving = picture(1), picture(2, channels=3)
     result = PairFuser(model, torch.device("cpu"))(fixed, moving)
@@ -54,9 +66,10 @@ def test_color_is_put_back(model):
     assert np.array_equal(result.flow, output.flow[0].numpy())
     found = rgb_to_ycbcr(torch.from_numpy(result.fused).permute(2, 0, 1)[None])[0].numpy()
     expected = torch.cat((output.fused, warp(ycbcr[:, 1:], output.flow)), dim=1)[0].numpy()
-    assert np.abs(found - expected)[0].max() < 1e-4
+    seen = field_of_view(result.flow)
+    assert np.abs(found - expected)[0, seen].max() < 1e-4
     # Where no channel reaches its bound, Cb and Cr are those of the aligned image.
-    inside = ((result.fused > 1e-3) & (result.fused < 1 - 1e-3)).all(axis=2)
+    inside = seen & ((result.fused > 1e-3) & (result.fused < 1 - 1e-3)).all(axis=2)
     assert inside.mean() > 0.3
     assert np.abs(found - expected)[1:, inside].max() < 1e-4
 
@@ -70,6 +83,18 @@ def test_mirrored_pair_gives_the_mirrored_result(model):
     assert np.abs(straight.flow).max() > 0.5
     np.testing.assert_allclose(turned, straight.flow, atol=1e-3)
     np.testing.assert_allclose(mirrored.aligned[:, ::-1], straight.aligned, atol=1e-3)
+
+
+def test_beyond_the_field_of_view_the_fixed_image_stands_alone():
+    fixed, flow = picture(1), np.zeros((2, *SHAPE), np.float32)
+    flow[0, :, -5:] = 6.0  # the last five columns come from beyond the right border
+    for shape in (SHAPE, (*SHAPE, 3)):
+        fused, aligned = np.full(shape, 0.9, np.float32), np.full(shape, 0.8, np.float32)
+        found, moved = without_drawn_out_border(fused, aligned, fixed, flow)
+        assert found.shape == moved.shape == shape and found.dtype == moved.dtype == np.float32
+        assert (found[:, :-5] == np.float32(0.9)).all() and (moved[:, :-5] == np.float32(0.8)).all()
+        assert (moved[:, -5:] == 0).all()
+        assert np.array_equal(np.atleast_3d(found)[:, -5:, 0], fixed[:, -5:])
 
 
 def pixel(*channels: float) -> torch.Tensor:

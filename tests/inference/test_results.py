@@ -1,5 +1,6 @@
 """The files and the table of a run: what is written, and that it is what it says."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from evaluation.figures import MAPS
 from evaluation.metrics import fusion_metrics, registration_metrics
 from evaluation.scoring import read_grey
 from inference.result_folder import COLUMNS, FUSION_METRICS, ResultFolder
+from inference.summary import named, scored_against
 from tests.examples import REPOSITORY, SHAPE, folders, pull, read_table, run_command, with_flows
 from utils.imaging import images
 from utils.imaging.images import read_image, write_image
@@ -196,6 +198,19 @@ def test_constant_images(checkpoint, tmp_path, value):
     assert run_command(checkpoint, tmp_path / "out", "--modality", "PET", *options) == 0
     table = read_table(tmp_path / "out/PET/metrics.csv").drop(columns=["name", "reference"])
     assert np.isfinite(table.to_numpy(float)).all()
+
+
+def test_the_table_says_what_fusion_is_scored_against(checkpoint, tmp_path, capsys):
+    assert run_command(checkpoint, tmp_path / "out", "--modality", "CT", *folders(tmp_path, pairs=1)) == 0
+    assert "the own aligned image (flatters)" in " ".join(re.split(r"[\s│]+", capsys.readouterr().out))
+    assert scored_against(pd.DataFrame({"reference": ["label", "label"]})) == "the label"
+    mixed = scored_against(pd.DataFrame({"reference": ["label", "aligned", "aligned"]}))
+    assert mixed == "the own aligned image (flatters); of 1 the label"
+
+
+def test_metrics_are_named_as_in_the_documents_with_their_columns():
+    names = [named(column) for column in ("rmse", "qabf", "qvif", "qcv", "seconds")]
+    assert names == ["RMSE ↓", "Q^AB/F (qabf) ↑", "VIFF (qvif) ↑", "Q_CV (qcv) ↓", "Seconds ↓"]
 
 
 def test_one_pair_is_no_pairs(checkpoint, tmp_path, capsys):

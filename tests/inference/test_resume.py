@@ -167,7 +167,8 @@ def command(checkpoint: Path, output: Path, *options: str) -> list[str]:
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs POSIX signals")
-def test_interruption_keeps_what_is_done(checkpoint, tmp_path):
+@pytest.mark.parametrize("kind", ["SIGTERM", "SIGHUP"])
+def test_interruption_keeps_what_is_done(checkpoint, tmp_path, kind):
     options = folders(tmp_path, pairs=40)
     table_path = tmp_path / "out/CT/metrics.csv"
     process = subprocess.Popen(
@@ -176,7 +177,7 @@ def test_interruption_keeps_what_is_done(checkpoint, tmp_path):
     )  # fmt: skip
     while not table_path.exists() and process.poll() is None:
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(getattr(signal, kind))
     _, errors = process.communicate()
     assert process.returncode == INTERRUPTED and "Traceback" not in errors
     assert "--resume goes on" in errors.rstrip().split("\n")[-1]
@@ -188,6 +189,19 @@ def test_interruption_keeps_what_is_done(checkpoint, tmp_path):
     assert run_command(checkpoint, tmp_path / "out", "--modality", "CT", *options, "--resume") == 0
     assert len(read_table(table_path)) == 41
     assert kept == {name: (tmp_path / f"out/CT/fused/{name}.png").stat() for name in kept}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX pipes")
+def test_a_reader_that_goes_away_is_no_traceback(checkpoint, tmp_path):
+    options = folders(tmp_path, pairs=1)
+    process = subprocess.Popen(
+        [sys.executable, *command(checkpoint, tmp_path / "out", *options, "--workers", "1")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    process.stdout.close()
+    _, errors = process.communicate()
+    assert process.returncode == 1 and "Traceback" not in errors and "Exception" not in errors
+    assert len(read_table(tmp_path / "out/CT/metrics.csv")) == 2
 
 
 def test_two_processes_share_the_pairs(checkpoint, tmp_path):

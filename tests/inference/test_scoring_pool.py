@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from inference.scoring_pool import scored, scoring_pool
+from utils.files import InputError
 from utils.processes import available_cores, pool_size
 
 
@@ -66,3 +67,11 @@ def test_signals_are_held_no_longer_than_it_takes_to_hand_a_pair_over(monkeypatc
     with ThreadPoolExecutor(1) as pool:
         assert list(scored(iter("a"), pool, 4)) == [{"name": "a"}]
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGINT, signal.SIGTERM}
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
+def test_a_process_that_is_killed_is_one_line():
+    with scoring_pool(2) as pool:
+        os.kill(pool.submit(os.getpid).result(timeout=60), signal.SIGKILL)
+        with pytest.raises(InputError, match="found one killed, .*--workers 1.*--resume"):
+            list(scored(iter(["job"] * 9), pool, 2))

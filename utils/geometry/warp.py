@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from kornia.image import image_to_tensor, tensor_to_image
 from torch import Tensor
 
+from utils.geometry.field_of_view import field_of_view
+
 
 def _centres(grid: Tensor) -> tuple[Tensor, Tensor]:
     """Return columns (W,) and rows (H,) of a grid (..., H, W) for `_sample`: pixel i is at (2 i + 1) / size - 1."""
@@ -109,14 +111,18 @@ def invert(flow: Tensor, iterations: int = 8) -> Tensor:
     return _by_axis(inverse, width / 2, height / 2)
 
 
-def apply_flow(image: np.ndarray, flow: np.ndarray) -> np.ndarray:
+def apply_flow(image: np.ndarray, flow: np.ndarray, background: float | None = None) -> np.ndarray:
     """Warp an image.
 
     Args:
         image: float32 (H, W) or (H, W, 3).
         flow: float32 (2, H, W), px: the result at p is the image at p + flow(p).
+        background: value beyond the field of view of the image; None repeats its border.
 
     Returns:
         Array of the image's shape.
     """
-    return tensor_to_image(warp(image_to_tensor(image, keepdim=False), torch.from_numpy(flow)[None]))
+    warped = tensor_to_image(warp(image_to_tensor(image, keepdim=False), torch.from_numpy(flow)[None]))
+    if background is not None:
+        warped[~field_of_view(flow)] = background
+    return warped
