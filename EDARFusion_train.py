@@ -174,7 +174,7 @@ def train(request: Options | Resumption, stop: threading.Event) -> None:
 
 
 def main() -> int:
-    """``python EDARFusion_train.py``; returns the exit status."""
+    """Run ``python EDARFusion_train.py``; return the exit status."""
     print_anywhere()
     try:
         request = parse_arguments()

@@ -46,7 +46,7 @@ class Checkpoint(NamedTuple):
     state: dict[str, Tensor]
 
     def inference(self, passes: int | None = None, average: bool | None = None) -> dict[str, Any]:
-        """How the model is to be used: arguments `passes` and `average` of `EDARFusion.forward`.
+        """Return how to use the model: the arguments `passes` and `average` of `EDARFusion.forward`.
 
         Args:
             passes, average: what is wished for; None leaves it to the checkpoint. Old training runs say nothing: one

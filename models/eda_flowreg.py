@@ -71,7 +71,7 @@ def correlate(fixed: Tensor, moving: Tensor, radius: int) -> Tensor:
 
 
 def expected_displacement(scores: Tensor, radius: int) -> Tensor:
-    """Mean displacement of the candidates with the softmax of their scores as weights (soft-argmax).
+    """Average the candidates' displacements with the softmax of their scores as weights (soft-argmax).
 
     Sums, as bfloat16 would round a product with a matrix under autocast to 0.03 px.
 

@@ -134,7 +134,7 @@ class GaussianBlur(nn.Module):
 
 
 def gaussian_band(length: int, sigma: float, device: torch.device | str = "cpu") -> Tensor:
-    """Matrix (length, length), float32, that blurs vectors of that length with a Gaussian of `sigma`; zero padded."""
+    """Make the matrix (length, length), float32, that blurs a vector with a Gaussian of `sigma`, zero padded."""
     position = torch.arange(length, dtype=torch.float32, device=device)
     band = torch.exp(-((position[:, None] - position) ** 2) / (2 * sigma**2))
     return band / band.sum(dim=1).max()

@@ -11,7 +11,7 @@ from utils.processes import begin_group, local_rank, local_world
 
 
 def own_device(name: str, world: int) -> torch.device:
-    """The device called `name` that this one of `world` processes computes on.
+    """Choose the device called `name` on which this one of `world` processes computes.
 
     Raises:
         InputError: it is not there, cannot be shared, or there are more processes on this machine than GPUs.
@@ -28,7 +28,7 @@ def own_device(name: str, world: int) -> torch.device:
 
 
 def join_processes(device: torch.device, world: int) -> None:
-    """Several processes become one group.
+    """Join several processes to one group.
 
     Raises:
         InputError: what torchrun tells them is not there.
@@ -43,7 +43,7 @@ def join_processes(device: torch.device, world: int) -> None:
 
 
 def agree(progress: float, stopping: bool, device: torch.device, world: int) -> tuple[float, bool]:
-    """The furthest progress among all processes, and whether any of them is to stop."""
+    """Return the furthest progress among all processes, and whether any of them must stop."""
     if world > 1:
         # In double precision, as a single process computes: a share that is rounded would end a stage a step later.
         flags = torch.tensor([progress, float(stopping)], dtype=torch.float64, device=device)

@@ -152,7 +152,7 @@ def calibration(network: ExpectedError, mistakes: Mistakes) -> Calibration:
 
 
 def sparsification_area(error: np.ndarray, doubt: np.ndarray) -> float:
-    """Area under the sparsification error of values ordered by doubt, over that of chance: 0 is perfect, 1 is chance.
+    """Compute the area under the sparsification error, relative to chance: 0 is perfect, 1 is chance.
 
     The sparsification curve is the mean error of what is left after the most doubtful share was taken away. Its error
     is the distance to the curve of the oracle, which takes away what errs most.
@@ -171,7 +171,7 @@ def sparsification_area(error: np.ndarray, doubt: np.ndarray) -> float:
 
 
 def risk_coverage(network: ExpectedError, mistakes: Mistakes, shares: tuple[float, ...]) -> list[float]:
-    """Mean error (px) of the cells in heads that are the surest, for shares of all cells."""
+    """Compute the mean error (px) of the surest cells in heads, for shares of all cells."""
     with torch.no_grad():
         expected = network(mistakes.signs)
     inside = mistakes.mask > IN_HEAD

@@ -10,7 +10,7 @@ from evaluation.figures import MUTED, new_figure
 _MODALITY_COLOURS = ("#0b6e99", "#c2571a", "#5b8c2a", "#8a4fa0", "#a8862a")
 
 def learning_curve_figure(history: pd.DataFrame) -> Figure:
-    """Validation endpoint error over training, a line a modality, against the error of no motion at all.
+    """Draw the validation endpoint error over training, one line per modality, against the error of zero flow.
 
     Args:
         history: a row an epoch with the columns `epoch` and `epe_MODALITY` (pixels), and, if known, `minutes`

@@ -45,7 +45,7 @@ class Clock:
         self.seconds, self.since = seconds, time.perf_counter()
 
     def read(self) -> float:
-        """Seconds until now."""
+        """Return the seconds until now."""
         now = time.perf_counter()
         self.seconds, self.since = self.seconds + now - self.since, now
         return self.seconds
@@ -185,7 +185,7 @@ class Training:
         return stopping
 
     def share_done(self, stop: threading.Event) -> tuple[float, bool]:
-        """Share of the run that is done, and whether to break off; the same in all processes."""
+        """Return the share of the run that is done, and whether to break off. All processes agree."""
         options, record = self.options, self.record
         record.seconds = self.clock.read()
         if options.epochs:
@@ -239,11 +239,11 @@ class Training:
             self.loss = losses[0]
 
     def overdue(self) -> bool:
-        """Whether the last save was long ago."""
+        """Return whether the last save was long ago."""
         return time.monotonic() - self.saved > 60 * self.options.save_minutes
 
     def save_now_and_then(self) -> None:
-        """Within an epoch: save if the last time was long ago."""
+        """Save within an epoch if the last save was long ago."""
         if self.run_folder and self.overdue():
             self.record.seconds = self.clock.read()
             self.save_last()
@@ -288,7 +288,7 @@ class Training:
         return row
 
     def end_stage(self, stopping: bool, *, last: bool) -> None:
-        """In the first process: save; a stage that was not broken off is validated first, unless it just was.
+        """Save in the first process. A stage that was not broken off is validated first, unless it just was.
 
         Args:
             stopping: it was broken off.
@@ -308,7 +308,7 @@ class Training:
             self.run_folder.write_history(with_curve=True)
 
     def validate_into(self, row: dict[str, float | str]) -> None:
-        """In the first process: validate, and add the figures to a row of the history."""
+        """Validate in the first process, and add the figures to a row of the history."""
         metrics = check(self.averaged, self.val_pairs, self.device, self.record.stage)
         row |= metrics
         log.info(describe_validation(row))
@@ -329,18 +329,18 @@ class Training:
                 self.warned = True
 
     def save_with_history(self) -> None:
-        """In the first process: save what --resume goes on from, and the log."""
+        """Save the state for --resume and the log in the first process."""
         self.save_last()
         self.run_folder.write_history(with_curve=self.pictured == self.validated)
 
     def save_last(self, *, needed: bool = False) -> None:
-        """In the first process: save what --resume goes on from; see `RunFolder.save_last`."""
+        """Save the state for --resume in the first process; see `RunFolder.save_last`."""
         self.read_losses()
         self.run_folder.save_last(pack_state(self.model, self.trainer.optimizer), needed=needed)
         self.saved = time.monotonic()
 
 
 def broke_off_validating(record: Record, val_every: int) -> bool:
-    """Whether a run was last saved at the end of an epoch that was still to be validated."""
+    """Return whether a run was last saved at the end of an epoch before its validation."""
     latest = record.history[-1] if record.history else {"step": None}
     return latest["step"] == record.step and latest["epoch"] % val_every == 0 and "score" not in latest

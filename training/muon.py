@@ -95,7 +95,7 @@ class Muon(torch.optim.AdamW):
         torch._foreach_add_(kernels, directions, alpha=-lr)
 
     def _directions(self, kernels: list[nn.Parameter], steps: list[Tensor]) -> list[Tensor]:
-        """The step of each kernel with all directions equally long, in the size of AdamW's steps."""
+        """Compute the step of each kernel: all directions equally long, in the size of AdamW's steps."""
         by_height: dict[int, list[tuple[int, Tensor]]] = defaultdict(list)
         for place, (kernel, step) in enumerate(zip(kernels, steps, strict=True)):
             matrices = step.flatten(1).to(self.dtype).unflatten(0, (self.groups.get(kernel, 1), -1))
@@ -116,5 +116,5 @@ class Muon(torch.optim.AdamW):
 
 
 def _wide(matrices: Tensor) -> Tensor:
-    """Matrices (B, m, n) with the longer side as rows."""
+    """Transpose matrices (B, m, n) so that the longer side is the rows."""
     return matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices

@@ -45,7 +45,7 @@ class Record:
     finished: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """The record as checkpoints keep it."""
+        """Return the record as checkpoints keep it."""
         return vars(self) | {"options": dataclasses.asdict(self.options)}
 
     @classmethod

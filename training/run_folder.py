@@ -64,7 +64,7 @@ class RunFolder:
         )  # fmt: skip
 
     def save_last(self, state: Mapping[str, Tensor], *, needed: bool = False) -> None:
-        """As `save`, but where the checkpoint cannot be written now the run may go on with the earlier one.
+        """Save as `save` does, but let the run go on with the earlier checkpoint if this one cannot be written.
 
         Raises:
             FileError: there is no earlier one, it is `needed`, or this is the `REFUSALS`th time in a row.
@@ -123,7 +123,7 @@ class RunFolder:
 
 
 def new_run_folder(modality: str) -> Path:
-    """The next free runs/MODALITY-NNN, made at once so that no other run takes it.
+    """Make the next free runs/MODALITY-NNN at once, so that no other run takes it.
 
     Raises:
         FileError: there are 999 of them, or none can be made.
@@ -158,7 +158,7 @@ def lock_folder(folder: Path) -> FileLock:
 
 
 def new_folder(options: Options) -> Path:
-    """The folder that a new run is to have."""
+    """Return the folder of a new run."""
     return Path(options.output) if options.output else new_run_folder(options.modality)
 
 
@@ -206,7 +206,7 @@ def open_run(resumption: Resumption) -> tuple[Checkpoint, Record]:
 
 
 def pack_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights as the optimizer left them (the checkpoint's own are averaged ones) and the optimizer's moments."""
+    """Collect the weights as the optimizer left them (those of the checkpoint are averaged) and its moments."""
     state = {_RAW + name: value for name, value in model.state_dict().items()}
     for index, entry in optimizer.state_dict()["state"].items():
         state |= {f"{_OPTIMIZER}{index}.{key}": torch.as_tensor(value) for key, value in entry.items()}

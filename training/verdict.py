@@ -19,18 +19,18 @@ AS_GOOD = 1.02
 
 
 def relative_error(row: Row) -> float:
-    """Mean over the modalities of the endpoint error as a share of zero flow's."""
+    """Average the endpoint error, as a share of zero flow's, over the modalities."""
     kinds = _modalities(row)
     return sum(row[f"epe_{kind}"] / row[f"zero_{kind}"] for kind in kinds) / len(kinds)
 
 
 def describe_losses(row: Row) -> str:
-    """One line about an epoch of training."""
+    """Describe an epoch of training in one line."""
     return f"{row['stage']}, epoch {row['epoch']}, {row['minutes']:.1f} minutes: loss {row['total']:.4g}"
 
 
 def describe_validation(row: Row) -> str:
-    """One line about a validation: errors beside those of zero flow."""
+    """Describe a validation in one line: errors beside those of zero flow."""
     kinds = _modalities(row)
     parts = [f"{kind} {row[f'epe_{kind}']:.2f} px of {row[f'zero_{kind}']:.2f}" for kind in kinds]
     line = f"  validation, endpoint error of zero flow's: {', '.join(parts)}"
@@ -67,11 +67,11 @@ def verdict(record: Record, folder: Path, broken_off: bool) -> tuple[list[str], 
     Returns:
         Messages and warnings.
     """
-    told, warnings = [], []
+    messages, warnings = [], []
     length = f"{record.step} steps, {record.seconds / 60:.1f} minutes"
     if broken_off:
         return [f"broken off ({length}); go on with --resume {folder}"], []
-    told.append(f"finished ({length}): {folder}")
+    messages.append(f"finished ({length}): {folder}")
     # A stage that made steps has a row, that of an epoch's end or of its own.
     trained = {row["stage"] for row in record.history}
     if idle := [stage for stage in record.options.plan if stage not in trained]:
@@ -79,22 +79,22 @@ def verdict(record: Record, folder: Path, broken_off: bool) -> tuple[list[str], 
         warnings.append(f"no step was left for {stages}, still as the run began; a longer run trains all stages")
     rows = [row for row in record.history if "score" in row and row["stage"] == record.stage]
     if not rows:
-        return told, warnings
+        return messages, warnings
     last = rows[-1]
-    told.append(describe_validation(last).strip())
+    messages.append(describe_validation(last).strip())
     error = relative_error(last)
     if error < 1:
-        told.append(f"the endpoint error is {1 - error:.0%} below that of zero flow, which aligns nothing")
+        messages.append(f"the endpoint error is {1 - error:.0%} below that of zero flow, which aligns nothing")
     else:
         warnings.append("the registration is no better than zero flow, which aligns nothing: do not use these weights. "
                         "Train longer, or see docs/training.md")  # fmt: skip
     best = min((row for row in rows if not math.isnan(row["score"])), key=lambda row: row["score"], default=last)
     if last["score"] <= AS_GOOD * best["score"]:
-        told.append(f"weights to use: {folder / 'last.safetensors'}")
+        messages.append(f"weights to use: {folder / 'last.safetensors'}")
     else:
-        told.append(f"weights to use: {folder / 'best.safetensors'}, of epoch {best['epoch']}; the validation was "
+        messages.append(f"weights to use: {folder / 'best.safetensors'}, of epoch {best['epoch']}; the validation was "
                     "worse at the end")  # fmt: skip
-    return told, warnings
+    return messages, warnings
 
 
 def _modalities(row: Row) -> list[str]:

@@ -14,7 +14,7 @@ SHARED_MEMORY = "/dev/shm"
 
 
 def keep_memory() -> None:
-    """Have the C library keep freed memory for the next tensors instead of giving it back to the system.
+    """Make the C library keep freed memory for the next tensors instead of returning it to the system.
 
     Otherwise every pass over a network on the CPU fetches the same pages anew, which takes a third of its time. The
     process never needs more than at its peak. Without glibc nothing happens.
@@ -29,7 +29,7 @@ def keep_memory() -> None:
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device called `name`; for the CPU the process is told to keep its memory.
+    """Choose the device called `name`. On a CPU the process keeps its memory.
 
     Args:
         name: auto, cpu, cuda or mps; auto takes the first accelerator that is there.
@@ -73,7 +73,7 @@ def prefer_speed(device: torch.device) -> None:
 
 
 def memory_advice(error: BaseException) -> str | None:
-    """What to try after an error that says that memory ran out; None for other errors."""
+    """Advise what to try after an error of lacking memory; None for other errors."""
     text = " ".join(str(error).split())
     if isinstance(error, torch.OutOfMemoryError):
         return f"out of memory on the GPU: try a smaller --batch-size, --amp or a smaller --preset ({text[:120]})"
@@ -90,7 +90,7 @@ def memory_advice(error: BaseException) -> str | None:
 
 
 def loading_processes(device: torch.device, together: int = 1) -> int:
-    """How many processes are to make the training pairs.
+    """Choose the number of processes that make the training pairs.
 
     On a CPU none: they would take their time from the training itself. A GPU would wait for a single one; two cores
     stay free, for this process and for those who use the machine.

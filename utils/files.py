@@ -22,12 +22,12 @@ class FileError(InputError):
 
     @classmethod
     def at(cls, path: str | os.PathLike, expected: str, found: str) -> "FileError":
-        """The error in the project's form: ``PATH: expected EXPECTED, found FOUND``."""
+        """Make the error in the project's form: ``PATH: expected EXPECTED, found FOUND``."""
         return cls(re.sub(r"\s*[\r\n]+\s*", " ", f"{os.fspath(path)}: expected {expected}, found {found}"))
 
 
 def entries(folder: str | os.PathLike) -> list[Path]:
-    """What is directly in a folder, without hidden files.
+    """List what is directly in a folder, without hidden files.
 
     Raises:
         FileError: the folder cannot be read.
@@ -87,7 +87,7 @@ def check_inputs_stay(
 
 
 def _marks(path: str | os.PathLike) -> Iterator[str | tuple]:
-    """What tells a file from others: its path without links and, where it is there, what that is but for capitals.
+    """Yield marks that identify a file: its path without links and, if it exists, its number whatever its capitals.
 
     Where capitals make no difference, one file has several such paths. A hard link of it is another file: what is
     written takes the place of one of them only.

@@ -16,32 +16,32 @@ if TYPE_CHECKING:
 
 
 def rank() -> int:
-    """Number of this process among all, from 0."""
+    """Return the number of this process among all, from 0."""
     return int(os.environ.get("RANK", 0))
 
 
 def world() -> int:
-    """How many processes there are, on all machines."""
+    """Return the number of processes on all machines."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def local_rank() -> int:
-    """Number of this process on its machine, from 0."""
+    """Return the number of this process on its machine, from 0."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def local_world() -> int:
-    """How many processes there are on this machine."""
+    """Return the number of processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def part() -> int | None:
-    """Number of the part of the results that this process writes; None where it writes all."""
+    """Return the number of the part of the results that this process writes; None if it writes all."""
     return rank() if world() > 1 else None
 
 
 def begin_group(backend: str, timeout: timedelta, device: "torch.device | None" = None) -> None:
-    """These several processes become one group.
+    """Make several processes one group.
 
     Args:
         backend: gloo, or nccl with the GPU of this process as `device`.
@@ -59,7 +59,7 @@ def begin_group(backend: str, timeout: timedelta, device: "torch.device | None" 
 
 
 def join() -> None:
-    """Several processes become one group, and wait until all are here."""
+    """Join several processes to one group, and wait for all of them."""
     if world() > 1:
         # They wait for each other after the last pair, however long that takes.
         begin_group("gloo", timedelta(days=7))
@@ -75,7 +75,7 @@ def wait_for_others() -> None:
 
 
 def available_cores() -> int:
-    """Cores that this process may run on, at least 1.
+    """Count the cores that this process may run on, at least 1.
 
     A container, a batch system or ``taskset`` may leave it fewer than the machine has; where the system does not tell,
     those of the machine.
@@ -109,5 +109,5 @@ def kill_children() -> None:
 
 
 def pool_size(wanted: int) -> int:
-    """`wanted` processes, or as many as a pool can have: Windows waits for no more than 61."""
+    """Limit the wanted processes to the largest pool: Windows waits for no more than 61."""
     return min(wanted, 61) if os.name == "nt" else wanted
