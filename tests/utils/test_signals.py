@@ -4,9 +4,9 @@ import signal
 
 import pytest
 
-from utils.signals import stop_on_signal
+from utils.signals import STOPPING, stop_on_signal
 
-KINDS = [signal.SIGINT, signal.SIGTERM]
+KINDS = sorted(STOPPING)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -29,3 +29,14 @@ def test_a_second_signal_breaks_in_where_it_may(kind):
         reached.append(1)
         signal.raise_signal(kind)
     assert reached and signal.getsignal(kind) is before
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminals that hang up")
+def test_a_closed_terminal_does_not_stop_what_nohup_started():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signal(second_breaks_in=True) as stop:
+            signal.raise_signal(signal.SIGHUP)
+        assert not stop.is_set()
+    finally:
+        signal.signal(signal.SIGHUP, before)
