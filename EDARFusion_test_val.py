@@ -41,10 +41,18 @@ def parse_arguments(arguments: list[str] | None = None) -> Options:
     data.add_argument("--root", metavar="DIR",
                       help="folder that the paths of the table start from (default: that of the table)")
     data.add_argument("--split", type=split_name, choices=SPLITS, help="rows of the table to take (default: all)")
+    data.add_argument("--fit", choices=("heads", "none"), default="heads",
+                      help="how to bring a moving image to the size of the fixed one: so that the heads match roughly, "
+                           "or not at all, which refuses other sizes (default: %(default)s)")
     data.add_argument("--window", type=float, nargs=2, metavar=("CENTER", "WIDTH"),
                       help="window of grey levels of the moving volume (default: 40 80 for CT in Hounsfield units)")
     data.add_argument("--resample", action="store_true",
                       help="resample moving volume and label onto the grid of the fixed one, by their headers")
+    data.add_argument("--prealign", choices=("rigid", "affine", "none"),
+                      help="find the pose of the moving head in space first (default: rigid if the headers cannot be "
+                           "right about it)")
+    data.add_argument("--frame", type=positive, metavar="N",
+                      help="use frame N, from 1, of a moving volume in time (default: the mean of all frames)")
     model = parser.add_argument_group("network")
     model.add_argument("--checkpoint", metavar="FILE", default=DEFAULT_CHECKPOINT,
                        help="trained network (default: checkpoints/edarfusion.safetensors)")
@@ -55,6 +63,8 @@ def parse_arguments(arguments: list[str] | None = None) -> Options:
     model.add_argument("--passes", type=natural, metavar="N",
                        help="number of registrations, each on the result of the one before; 0 only fuses pairs that "
                             "are aligned already (default: that of the checkpoint)")
+    model.add_argument("--rigid-only", dest="passes", action="store_const", const=0,
+                       help="stop after the pose of the head: the same as --passes 0")
     model.add_argument("--average", action=argparse.BooleanOptionalAction,
                        help="average four estimates, both directions of the pair and of its mirror image, and shorten "
                             "the global displacement where they disagree (default: that of the checkpoint)")

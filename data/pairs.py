@@ -9,7 +9,8 @@ import numpy as np
 
 from data.table import FILES, MODALITIES, DataError, read_table
 from utils.arguments import SAMPLE_ROOT
-from utils.imaging.images import check_same_size, read_image
+from utils.geometry.fit import Fit, fit_frame
+from utils.imaging.images import check_same_size, luma, read_image
 from utils.imaging.pairing import pair_files
 
 COLOR_MODALITIES = ("PET", "SPECT")
@@ -28,6 +29,7 @@ class PairFiles:
         aspect: height of a pixel over its width.
         longest: length of the longest head among images of one origin (see `inference.view.choose_view`); None for a
             single pair.
+        fit: bring a moving image of another size to the frame of the fixed one, instead of refusing it.
     """
 
     name: str
@@ -37,6 +39,7 @@ class PairFiles:
     flow: Path | None = None
     aspect: float = 1.0
     longest: float | None = None
+    fit: bool = False
 
     @property
     def paths(self) -> dict[str, Path]:
@@ -129,20 +132,35 @@ def table_pairs(
 
 
 def read_pair(pair: PairFiles, modality: str) -> SourceImages:
-    """Read the images of a pair.
+    """Read the images of a pair, in the frame of the fixed one.
 
     The moving image is RGB for PET and SPECT, and for a CT image that has colour. A grey image in an RGB file
     stays grey.
 
     Raises:
-        FileError: a file cannot be used, or sizes differ.
+        FileError: a file cannot be used, or sizes differ and the pair is not to be fitted.
+    """
+    return read_fitted(pair, modality)[0]
+
+
+def read_fitted(pair: PairFiles, modality: str) -> tuple[SourceImages, Fit | None]:
+    """Read the images of a pair as `read_pair` does, and return where the moving image lay before.
+
+    A label lies on the fixed image and has its size.
+
+    Returns:
+        The images, and how the moving one was fitted; None where it has the size of the fixed one.
     """
     fixed = read_image(pair.fixed)
     moving = read_image(pair.moving, color=True if modality in COLOR_MODALITIES else None)
     label = None if pair.label is None else read_image(pair.label, color=moving.ndim == 3)
+    fit = None
+    if pair.fit and moving.shape[:2] != fixed.shape:
+        fit = fit_frame(luma(moving) if moving.ndim == 3 else moving, fixed)
+        moving = fit.apply(moving, fixed.shape)
     images = SourceImages(fixed, moving, label)
     check_same_size(images._asdict(), pair.paths)
-    return images
+    return images, fit
 
 
 def is_blank(image: np.ndarray) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.pairs import PairFiles, SourceImages, is_blank, read_pair
+from data.pairs import PairFiles, SourceImages, is_blank, read_fitted
 from data.table import DataError, lacking_in_name
 from utils.files import FileError
 from utils.geometry.head_box import SMALL, head_length
@@ -37,7 +37,7 @@ def check_pairs(pairs: list[PairFiles], modality: str, keep_going: bool) -> tupl
     for pair in tqdm(pairs, desc=f"checking {modality}", unit="pair", leave=False, disable=rank() > 0 or None):
         try:
             _check_name(pair, names)
-            images = read_pair(pair, modality)
+            images, fit = read_fitted(pair, modality)
             if pair.flow:
                 load_flow(pair.flow, images.fixed.shape)
         except FileError as error:
@@ -49,6 +49,7 @@ def check_pairs(pairs: list[PairFiles], modality: str, keep_going: bool) -> tupl
         sizes.append(images.fixed.shape)
         lengths.setdefault(sizes[-1], []).append(head_length(images.fixed, pair.aspect))
         oddities.note(pair, images)
+        oddities.fitted += fit is not None
     oddities.say()
     longest = {size: min(SMALL, max(x)) if len(x) >= SEVERAL else None for size, x in lengths.items()}
     return [replace(pair, longest=longest[size]) for pair, size in zip(good, sizes, strict=True)], bad
@@ -77,7 +78,7 @@ class _Oddities:
 
     def __init__(self, modality: str) -> None:
         self.modality = modality
-        self.pairs = self.blank = self.grey_labels = 0
+        self.pairs = self.blank = self.grey_labels = self.fitted = 0
         self.brightest: dict[str, dict[Path, float]] = {"fixed": {}, "moving": {}, "label": {}}
 
     def note(self, pair: PairFiles, images: SourceImages) -> None:
@@ -94,6 +95,10 @@ class _Oddities:
         """Say what was noted."""
         for role, levels in self.brightest.items():
             say_what_is_dark(self.modality, role, levels)
+        if self.fitted:
+            images = counted(self.fitted, "moving image")
+            done = "brought to its frame by the heads' extents (--fit none refuses them)"
+            log.warning(f"{self.modality}: expected the size of the fixed image, found another for {images}; {done}")
         if self.blank:
             pairs = counted(self.blank, "pair")
             log.warning(f"{self.modality}: {pairs} with a blank image: not aligned, but counted in the means")

@@ -32,8 +32,11 @@ class Options:
     csv: str | None
     root: str | None
     split: str | None
+    fit: str
     window: tuple[float, float] | None
     resample: bool
+    prealign: str | None
+    frame: int | None
     checkpoint: Path
     device: str
     engine: str
@@ -59,7 +62,7 @@ class Options:
             raise InputError("expected either --fixed and --moving or --csv, found both")
         if self.engine != "torch" and self.device not in ("auto", "cpu"):
             raise InputError(f"--engine: expected torch on {self.device}, found {self.engine}")
-        for name in ("window", "resample"):
+        for name in ("window", "resample", "prealign", "frame"):
             if getattr(self, name) and not self.has_volumes:
                 raise InputError(f"--{name}: expected volumes as --fixed and --moving, found images")
         if self.window and not (all(map(math.isfinite, self.window)) and self.window[1] > 0):

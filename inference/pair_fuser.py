@@ -18,7 +18,7 @@ from inference.view import View, choose_view
 from models.edarfusion import Output
 from utils.geometry.field_of_view import field_of_view
 from utils.geometry.foreground import as_weight, foreground, masked_means
-from utils.geometry.warp import warp
+from utils.geometry.warp import invert, warp
 from utils.imaging.images import luma
 from utils.maps import jacobian_determinant
 
@@ -91,11 +91,16 @@ class PairFuser:
         images = (fixed, moving, luma(moving) if color else moving)
         fixed, moving, grey = (image_to_tensor(x, keepdim=False).to(self.device).contiguous() for x in images)
         self._preparing = 0.0
-        output = self._estimate(fixed, grey, view, 0 if blank else self.passes)
+        if flow is None:
+            output = self._estimate(fixed, grey, view, 0 if blank else self.passes)
+        else:
+            output = self._fuse_along(fixed, grey, torch.from_numpy(flow)[None].to(self.device))
         aligned, fused = output.aligned, torch.maximum(fixed, grey) if blank else output.fused
         if color:
             aligned = warp(moving, output.flow)
             fused = with_color(fused, aligned)
+        if flow is None:
+            disagreement = output.disagreement.item() if self.average and not blank else None
         flow = output.flow[0].cpu().numpy()
         fused, aligned = without_drawn_out_border(*map(tensor_to_image, (fused, aligned, fixed)), flow)
         seconds = time.perf_counter() - start - self._preparing
@@ -109,7 +114,6 @@ class PairFuser:
             "jacobian": jacobian_determinant(output.flow),
         }
         maps = {name: map_[0, 0].cpu().numpy() for name, map_ in maps.items()}
-        disagreement = output.disagreement.item() if self.average and not blank else None
         expected = output.expected_error
         if expected is None or blank:
             return FusedPair(fused, aligned, flow, maps, seconds, disagreement)
@@ -137,6 +141,12 @@ class PairFuser:
         found = {"aligned": aligned, "flow": flow, "inverse_flow": inverse_flow, "disagreement": found.disagreement}
         found["expected_error"] = expected
         return self._run(fixed, aligned, passes=0)._replace(**found)
+
+    def _fuse_along(self, fixed: Tensor, moving: Tensor, flow: Tensor) -> Output:
+        """What the model makes of grey images (1, 1, H, W) with a displacement field (1, 2, H, W) that is known."""
+        aligned = warp(moving, flow)
+        known = {"aligned": aligned, "flow": flow, "inverse_flow": invert(flow), "expected_error": None}
+        return self._run(fixed, aligned, passes=0)._replace(**known)
 
     def _run(self, fixed: Tensor, moving: Tensor, *, passes: int) -> Output:
         """The model, made ready first where images of a size come for the first time.

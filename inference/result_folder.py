@@ -21,6 +21,7 @@ from evaluation.report.page import write_report
 from evaluation.report.pictures import PairImages, Scale
 from evaluation.scoring import with_mean
 from utils.files import FileError, remove, remove_unfinished, write_bytes
+from utils.geometry.fit import Fit
 from utils.imaging.flows import save_flow
 from utils.imaging.images import read_image, write_image
 from utils.messages import counted
@@ -50,6 +51,7 @@ class FusedPair(NamedTuple):
         seconds: time to align and fuse, without reading and writing.
         disagreement: of the averaged estimates, as in `models.edarfusion.Output`; None for a single one.
         expected_error: mean in the head of the map of that name, px; None where there is none.
+        fit: how the moving image was brought to this size, if it had another.
     """
 
     fused: np.ndarray
@@ -59,6 +61,7 @@ class FusedPair(NamedTuple):
     seconds: float
     disagreement: float | None = None
     expected_error: float | None = None
+    fit: Fit | None = None
 
 
 class ResultFolder:
@@ -85,6 +88,7 @@ class ResultFolder:
         self.table_path, self.report_path = self.path / "metrics.csv", self.path / "report.html"
         self.settings_path, self.inputs_path = self.path / "settings.json", self.path / "inputs.json"
         self.volume_paths = [self.path / f"{kind}.nii.gz" for kind in ("aligned", "fused")]
+        self.pose_path = self.path / "pose.tfm"
         self.outdated: list[Path] = []
         """Of an earlier run, maybe of other pairs; removed before the first new row is written."""
         self._settings_written = False
@@ -103,12 +107,16 @@ class ResultFolder:
         files |= {"maps/values": self.path / "maps" / "values" / f"{name}.npz"} if maps else {}
         return files | ({"flow": self.path / "flow" / f"{name}.npy"} if flow else {})
 
+    def fitted_path(self, name: str) -> Path:
+        """Where the moving image of a pair goes, in the fixed one's frame, if it had another size."""
+        return self.path / "fitted" / f"{name}.png"
+
     def all_files(self, pairs: Iterable[PairFiles]) -> Iterator[Path]:
         """Every file that the results of these pairs, or of the volumes whose slices they are, are written to."""
         yield from (self.table_path, self.report_path, self.settings_path, self.inputs_path)
-        yield from self.volume_paths
+        yield from (*self.volume_paths, self.pose_path)
         for pair in pairs:
-            yield from self.files(pair.name).values()
+            yield from (*self.files(pair.name).values(), self.fitted_path(pair.name))
 
     def prepare(self) -> None:
         """Make the folder.
@@ -155,8 +163,12 @@ class ResultFolder:
         name, files = pair.name, self.files(pair.name)
         write_image(files["fused"], result.fused)
         write_image(files["aligned"], result.aligned)
+        if result.fit:
+            files["fitted"] = self.fitted_path(name)
+            write_image(files["fitted"], read_pair(pair, self.modality).moving)
         if self.flow:
-            save_flow(files["flow"], result.flow)
+            # Applies to the moving image as it is in its file.
+            save_flow(files["flow"], result.fit.to_original(result.flow) if result.fit else result.flow)
         if self.maps:
             for kind in MAPS:
                 if kind in result.maps:
@@ -232,7 +244,7 @@ class ResultFolder:
         same = [pair.name for pair in with_row if earlier[pair.name].get("inputs") == fingerprint(pair)]
         if not earlier or len(same) < len(earlier):
             # What may be of other pairs would lie beside the new rows if the run were interrupted.
-            self.outdated = [self.report_path, *(self.volume_paths if volumes else ())]
+            self.outdated = [self.report_path, *((*self.volume_paths, self.pose_path) if volumes else ())]
         return {name: earlier[name] for name in same if self.has_files(name)}
 
     def write_rows(self, rows: Iterable[Mapping], part: int | None = None) -> None:

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from data.pairs import PairFiles, folder_pairs, read_pair, sample_pairs, table_pairs
+from data.pairs import PairFiles, folder_pairs, read_fitted, sample_pairs, table_pairs
 from data.table import MODALITIES
 from evaluation.report.index import write_index
 from inference.checks import check_pairs
@@ -31,7 +31,9 @@ from inference.result_folder import INDEX, ResultFolder
 from inference.scoring_pool import Job, scored, scoring_pool
 from inference.summary import print_summary
 from inference.volume_checks import open_volumes
+from inference.volume_field import VolumeField
 from inference.volume_pair import VolumePair
+from inference.volume_registration import register_volume
 from utils.arguments import VERSION
 from utils.files import FileError, InputError, check_inputs_stay
 from utils.imaging.flows import load_flow
@@ -52,6 +54,7 @@ class Batch:
         folder: where their results go.
         rows: of the table, by name, as far as they are made.
         mirror: looks at some of the pairs.
+        field: where the pairs are slices of a volume, its displacement field.
     """
 
     modality: str
@@ -59,6 +62,7 @@ class Batch:
     folder: ResultFolder
     rows: dict[str, dict]
     mirror: MirrorCheck
+    field: VolumeField | None = None
 
 
 def run(options: Options) -> int:
@@ -76,8 +80,6 @@ def run(options: Options) -> int:
     if options.modality == "all":
         options = replace(options, modality=guess_of_volume(read_volume(options.moving)))
     volumes = open_volumes(options)
-    # The aligned volume is made from the moving one's own values with the flow.
-    options = replace(options, save_flow=True)
     try:
         slices = tempfile.TemporaryDirectory()
     except OSError as error:
@@ -102,7 +104,11 @@ def find_pairs(options: Options, left_out: list[str]) -> dict[str, list[PairFile
         check_no_volumes(path for paths in images for role, path in paths.items() if role != "flow")
     if "all" in chosen:  # neither an option nor a table says
         chosen = {guess_of_images([pair.moving for pair in chosen["all"]]): chosen["all"]}
-    return chosen
+    return _to_be_fitted(chosen) if options.fit == "heads" else chosen
+
+
+def _to_be_fitted(chosen: dict[str, list[PairFiles]]) -> dict[str, list[PairFiles]]:
+    return {modality: [replace(pair, fit=True) for pair in pairs] for modality, pairs in chosen.items()}
 
 
 def fuse_and_score(
@@ -125,11 +131,14 @@ def fuse_and_score(
     for batch in batches if rank() == 0 else ():
         say_what_is_older(batch.folder, batch.pairs, batch.rows, volumes)
     fuse = PairFuser(network.model, network.device, **network.settings)
+    without_starts = PairFuser(network.model, network.device, **network.settings | {"multistart": False})
     notes = report_notes(options, network, volumes)
     tables = {}
     workers = max(1, min(options.workers, max(map(len, chosen.values()))))
     with stop_on_signal(second_breaks_in=world() == 1) as stop, scoring_pool(workers) as pool:
         for batch in batches:
+            if volumes:
+                batch.field = register_volume(volumes, batch.pairs, without_starts, stop)
             if not process(batch, fuse, pool, 2 * workers, stop):
                 if world() == 1:
                     finished = [pair for pair in batch.pairs if pair.name in batch.rows]
@@ -159,7 +168,7 @@ def make_batches(
         FileError: a result would be written over what it is made from, or results of other settings be mixed.
     """
     extras = {"flow": options.save_flow, "maps": options.save_maps, "figures": options.save_figures}
-    settings = what_results_depend_on(options, network)
+    settings = what_results_depend_on(options, network, volumes)
     folders = {modality: ResultFolder(options.output / modality, modality, settings, **extras) for modality in chosen}
     inputs = [path for pairs in chosen.values() for pair in pairs for path in pair.paths.values()]
     inputs += filter(None, (options.checkpoint, options.csv, options.fixed, options.moving, options.label))
@@ -173,15 +182,18 @@ def make_batches(
     return batches
 
 
-def what_results_depend_on(options: Options, network: Network) -> dict:
+def what_results_depend_on(options: Options, network: Network, volumes: VolumePair | None) -> dict:
     """What results depend on beside the pairs: --resume takes over none that were made otherwise."""
     return {
         "checkpoint": Path(options.checkpoint).name,
         "sha256": hashlib.sha256(Path(options.checkpoint).read_bytes()).hexdigest(),
         **network.settings,
         "engine": options.engine,
-        "window": options.window,
+        "window": list(volumes.window) if volumes else None,
         "resample": options.resample,
+        "prealign": options.prealign,
+        "frame": options.frame,
+        "fit": options.fit,
     }
 
 
@@ -202,6 +214,7 @@ def report_notes(options: Options, network: Network, volumes: VolumePair | None)
     }
     if volumes:
         notes["window"] = volumes.window_text()
+        notes["pose"] = volumes.pose_text()
     if options.is_sample:
         notes["pairs"] = "the embedded sample: simulated, says nothing about patients' images"
     return notes
@@ -259,16 +272,18 @@ def align_and_fuse(batch: Batch, pairs: list[PairFiles], fuse: PairFuser, stop: 
     for place, pair in enumerate(pairs):
         if stop.is_set():
             return
-        images = read_pair(pair, batch.modality)
+        images, fit = read_fitted(pair, batch.modality)
         view = {"aspect": pair.aspect, "longest": pair.longest}
+        known = batch.field.of(batch.pairs.index(pair)) if batch.field else {}
         with enough_memory(pair, images.fixed.shape):
-            result = fuse(images.fixed, images.moving, **view)
+            result = fuse(images.fixed, images.moving, **view, **known)
             if rank() == 0 and place in looked_at and result.disagreement:
                 batch.mirror.look(images.fixed, images.moving, result.disagreement, **view)
         scores = {}
         if pair.flow:
             true_flow = load_flow(pair.flow, images.fixed.shape)
             scores = endpoint_scores(result.flow, true_flow, read_image(pair.label))
+        result = result._replace(fit=fit)
         # Seven maps of a pair are more than all else that waits with it.
         yield Job(folder, pair, result if folder.maps or folder.figures else result._replace(maps={}), scores)
 
@@ -311,7 +326,7 @@ def finish_folder(batch: Batch, volumes: VolumePair | None, notes: dict) -> pd.D
     folder.write_rows(ordered)
     folder.remove_parts()
     if volumes:
-        volumes.write_results(folder, pairs)
+        volumes.write_results(folder, pairs, batch.field)
     folder.write_report(pairs, notes)
     return pd.DataFrame(ordered)
 

@@ -60,7 +60,7 @@ def save_and_score(job: Job) -> dict[str, float | str]:
     images = {"fixed": pair.fixed, "fused": files["fused"], "reference": files["aligned"]}
     if reference == "label":
         images |= {"reference": pair.label, "label": pair.label}
-        images |= {"aligned": files["aligned"], "moving": pair.moving}
+        images |= {"aligned": files["aligned"], "moving": files.get("fitted", pair.moving)}
     scores = score_pair({"name": pair.name, **images}, field_of_view(job.result.flow))
     row = {"name": pair.name, "seconds": job.result.seconds, "reference": reference}
     row |= {column: scores[column] for column in (*FUSION_METRICS, *REGISTRATION_METRICS) if column in scores}

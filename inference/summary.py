@@ -7,7 +7,7 @@ from rich.table import Table
 from evaluation.metrics.displacement import DOUBTFUL
 from evaluation.report.columns import METRICS
 from inference.result_folder import ResultFolder
-from utils.messages import counted
+from utils.messages import counted, listed
 
 SUMMARY = ("rmse", "ssim", "ncc", "epe", "disagreement", "expected_error", "qabf", "qvif", "qcv", "folding", "seconds")
 """Columns of metrics.csv whose means are printed."""
@@ -43,7 +43,7 @@ def print_summary(
         doubtful = table.reindex(columns=["name", "disagreement"]).query("disagreement > @DOUBTFUL")["name"]
         if len(doubtful):
             print(
-                f"{modality}: look closely at {', '.join(doubtful)}: disagreement above {DOUBTFUL:g} px of 256; "
+                f"{modality}: look closely at {listed(list(doubtful))}: disagreement above {DOUBTFUL:g} px of 256; "
                 "do the images belong together and lie alike?"
             )
 

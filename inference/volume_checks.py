@@ -22,7 +22,8 @@ def open_volumes(options: Options) -> VolumePair:
     """
     paths = options.fixed, options.moving, options.label
     check_no_volumes(path for path in paths if path and not is_volume(path))  # such as a folder of several
-    volumes = read_volumes(options.modality, *paths, options.window, resample=options.resample)
+    how = {"resample": options.resample, "prealign": options.prealign, "frame": options.frame}
+    volumes = read_volumes(options.modality, *paths, options.window, **how)
     # The others are on its grid by now: a moving volume that was coarser has been resampled.
     height, width = volumes.volumes["fixed"].slices.shape[1:]
     if min(height, width) < MIN_SIDE:
@@ -49,6 +50,14 @@ def _oddities(volumes: VolumePair, options: Options) -> Iterator[str]:
         found = "neither sform nor qform (both codes 0)"
         taken = "its axes are taken to run to the patient's left, front and head: check left and right"
         yield f"{paths[role]}: expected a header that says how the volume lies, found {found}; {taken}"
+    for role, source in volumes.sources.items():
+        if source.note:
+            yield f"{paths[role]}: {source.note}"
+    if volumes.sources["fixed"].slices.shape != volumes.volumes["fixed"].slices.shape:
+        taken = "cut anew into axial slices of square pixels; the resulting volumes lie on its own grid"
+        yield f"{options.fixed}: expected axial slices, found thick sagittal or coronal ones; {taken}"
+    if volumes.pose:
+        yield f"{options.moving}: head found in space, {volumes.pose_text()}; --prealign none goes by the headers"
     for role, distance in volumes.off_grid().items():
         taken = "both are turned to one view and taken slice by slice (--resample goes by the place)"
         expected = f"the place in space of {options.fixed}"

@@ -11,19 +11,18 @@ folds nowhere if no slice does.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import SimpleITK as sitk
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
 from utils.geometry.warp import resize_flow
+from utils.imaging.resampling import itk_image
 from utils.imaging.volumes import Volume
 from utils.maps import jacobian_determinant
-
-if TYPE_CHECKING:
-    import SimpleITK as sitk
 
 STRIDE = 4
 """Pixels between the points at which the field is kept: estimates are no finer than that."""
@@ -64,16 +63,16 @@ class VolumeField(NamedTuple):
         """Displacement field of a slice: (2, H, W), px."""
         return resize_flow(torch.from_numpy(self.flows[number])[None], self.size)[0].numpy()
 
-    def transform(self, grid: Volume) -> "sitk.Transform":
+    def of(self, number: int) -> dict:
+        """What `inference.pair_fuser.PairFuser` is told of a slice."""
+        return {"flow": self.flow(number), "disagreement": self.disagreements[number]}
+
+    def transform(self, grid: Volume) -> sitk.Transform:
         """The field as SimpleITK's transform, point of the fixed space -> point where the moving tissue lies.
 
         Args:
             grid: the volume whose slices were estimated.
         """
-        import SimpleITK as sitk
-
-        from utils.imaging.resampling import itk_image
-
         height, width = self.flows.shape[2:]
         steps = np.array([self.size[1] / width, self.size[0] / height, 1])
         affine = grid.slices_affine @ np.diag([*steps, 1])

@@ -7,15 +7,15 @@ from typing import NamedTuple
 import numpy as np
 
 from data.pairs import PairFiles
+from inference.pose import Pose, PoseError, estimate_pose, heads_apart, write_transform
 from inference.result_folder import ResultFolder
+from inference.volume_field import VolumeField
 from utils.files import FileError
-from utils.geometry.warp import apply_flow
 from utils.imaging.dicom import DICOM_SUFFIX
-from utils.imaging.flows import load_flow
 from utils.imaging.images import read_image, write_image
 from utils.imaging.resampling import coverage, distance_between, resample_volume
 from utils.imaging.volumes import (
-    NIFTI_SUFFIXES,
+    VOLUME_SUFFIXES,
     Volume,
     looks_like_hu,
     read_volume,
@@ -30,6 +30,11 @@ BRAIN_WINDOW = (40.0, 80.0)
 ON_ONE_GRID = 0.5
 """Millimetres between volumes that still count as lying on one grid."""
 
+LONGEST_PIXEL = 1.5
+"""Ratio of a pixel's sides above which slices are made anew, with square pixels."""
+
+LEAST_DEPTH = 40.0
+"""Extent along the body, mm, from which on a pose is looked for: less could lie anywhere in a head."""
 
 DICOM_KINDS = {"CT": {"CT"}, "PET": {"PT", "NM"}, "SPECT": {"NM", "PT"}}
 """What DICOM calls the modalities of moving images; both kinds of emission imaging are found under either name."""
@@ -42,6 +47,9 @@ class VolumePair(NamedTuple):
         name: of the fixed file or folder, without suffix.
         volumes: fixed, moving and, if there is one, label, in their own units.
         levels: the same roles, (S, H, W) in [0, 1].
+        sources: fixed and moving as they were read. Where the moving volume was taken slice by slice, it lies where the
+            fixed one lies.
+        pose: how the moving head lies, where that was looked for.
         window: center and width, in the moving volume's units, of moving and label.
         covered: of moving and label that have been resampled, which share of the fixed volume they reach, 0 to 1.
     """
@@ -51,10 +59,19 @@ class VolumePair(NamedTuple):
     levels: dict[str, np.ndarray]
     window: tuple[float, float]
     covered: dict[str, float]
+    sources: dict[str, Volume]
+    pose: Pose | None = None
 
     def window_text(self) -> str:
         """The window in words."""
         return "center {:.4g}, width {:.4g}".format(*self.window)
+
+    def pose_text(self) -> str:
+        """How the moving head was found to lie, in words."""
+        if self.pose is None:
+            return "by the headers" if self.covered else "slice by slice, as the files lie"
+        found = f"{self.pose.moved:.1f} mm from where the headers put it"
+        return f"{self.pose.kind}, {found} (from {self.pose.start}; pose.tfm)"
 
     def unplaced(self) -> list[str]:
         """Roles of the volumes whose files do not say how they lie."""
@@ -94,24 +111,29 @@ class VolumePair(NamedTuple):
             pairs.append(PairFiles(name, **paths, aspect=aspect))
         return pairs
 
-    def write_results(self, folder: ResultFolder, pairs: list[PairFiles]) -> None:
-        """Write aligned.nii.gz, in the moving volume's units, and fused.nii.gz, in [0, 1], with the fixed affine.
+    def write_results(self, folder: ResultFolder, pairs: list[PairFiles], field: VolumeField | None) -> None:
+        """Write aligned.nii.gz, in the moving volume's units, and fused.nii.gz, in [0, 1], on the fixed file's grid.
+
+        The aligned volume is sampled once, from the moving file's own values, through pose and displacement together.
 
         Args:
-            folder: holds the fused images and the flows of all slices.
+            folder: holds the fused images of all slices.
             pairs: of `write_slices`.
+            field: of the volume; None where nothing was moved after the pose.
 
         Raises:
             FileError: a slice's file cannot be read, or a volume not be written.
         """
-        aligned, fused = [], []
-        background = float(self.volumes["moving"].slices.min())
-        for moving, pair in zip(self.volumes["moving"].slices, pairs, strict=True):
-            files = folder.files(pair.name)
-            aligned.append(apply_flow(moving, load_flow(files["flow"], moving.shape), background))
-            fused.append(read_image(files["fused"]))
+        grid, target = self.volumes["fixed"], self.sources["fixed"]
+        pose, displacement = self.pose and self.pose.transform, field and field.transform(grid)
+        aligned = resample_volume(self.sources["moving"], target, pose, displacement).slices
+        fused = np.stack([read_image(folder.files(pair.name)["fused"]) for pair in pairs])
+        if grid is not target:
+            fused = resample_volume(grid._replace(slices=fused), target).slices
         for path, slices in zip(folder.volume_paths, (aligned, fused), strict=True):
-            write_volume(path, np.stack(slices), self.volumes["fixed"])
+            write_volume(path, slices, target)
+        if self.pose:
+            write_transform(folder.pose_path, self.pose.transform)
 
 
 def read_volumes(
@@ -122,51 +144,116 @@ def read_volumes(
     center_width: tuple[float, float] | None = None,
     *,
     resample: bool = False,
+    prealign: str | None = None,
+    frame: int | None = None,
 ) -> VolumePair:
     """Read volumes that lie on one grid, or are brought there, and scale them to [0, 1].
 
     Args:
         modality: of the moving volume, one of `data.table.MODALITIES`.
-        fixed, moving, label: NIfTI files, DICOM files or folders of them.
+        fixed, moving, label: NIfTI, FreeSurfer or DICOM files or folders of DICOM files.
         center_width: window of moving and label in their own units. By default `BRAIN_WINDOW` for Hounsfield units,
             which CT of unknown units is asked for; other values are scaled by the percentiles of the moving volume as
             it was read.
-        resample: bring moving and label onto the grid of the fixed volume first, by their affines.
+        resample: bring moving and label onto the grid of the fixed volume by their affines, even where the grids have
+            one shape. Grids of other shapes are always brought there.
+        prealign: "rigid" or "affine" to find the pose of the moving head first, "none" to go by the headers. None
+            finds a rigid pose where the headers cannot be right: `headers_disagree`.
+        frame: of moving and label, as of `read_volume`.
 
     Raises:
-        FileError: a file cannot be used, or the grids differ, or with `resample` the volumes do not overlap or one does
-            not say how it lies.
+        FileError: a file cannot be used, no pose is found, or volumes that are to be resampled do not overlap or do not
+            say how they lie.
     """
     paths = {"fixed": fixed, "moving": moving} | ({} if label is None else {"label": label})
-    volumes = {role: read_volume(path) for role, path in paths.items()}
+    volumes = {role: read_volume(path, None if role == "fixed" else frame) for role, path in paths.items()}
     if center_width is None:
         moved = volumes["moving"]
         in_hu = moved.units == "HU" or (modality == "CT" and not moved.units and looks_like_hu(moved.slices))
         center_width = BRAIN_WINDOW if in_hu else robust_window(moved.slices)
-    for role, volume in volumes.items() if resample else ():
-        if not volume.placed:
-            expected = "a header that says how the volume lies, which --resample goes by"
-            raise FileError.at(paths[role], expected, "neither sform nor qform (both codes 0)")
+    kind = prealign or ("rigid" if not resample and headers_disagree(volumes["fixed"], volumes["moving"]) else "none")
+    pose = None if kind == "none" else _find_pose(volumes, paths, kind)
+    sources = {role: volumes[role] for role in ("fixed", "moving")}
+    volumes["fixed"] = in_axial_slices(volumes["fixed"])
     covered = {}
-    for role in ("moving", "label")[: len(paths) - 1] if resample else ():
-        covered[role] = coverage(volumes[role], volumes["fixed"])
-        try:
-            volumes[role] = resample_volume(volumes[role], volumes["fixed"])
-        except ValueError as error:
-            expected = f"a volume that overlaps {os.fspath(fixed)} in space"
-            raise FileError.at(paths[role], expected, "one beside it") from error
     shape = volumes["fixed"].slices.shape
-    for role, volume in volumes.items():
-        if volume.slices.shape != shape:
-            expected = f"the grid of {os.fspath(fixed)}, {_text(shape)} (--resample brings it there)"
-            raise FileError.at(paths[role], expected, _text(volume.slices.shape))
+    for role in ("moving", "label")[: len(paths) - 1]:
+        transform = pose.transform if pose and role == "moving" else None
+        if not (resample or transform is not None or volumes[role].slices.shape != shape):
+            continue
+        for needed in ("fixed", role) if transform is None else ():
+            if not volumes[needed].placed:
+                expected = f"a header that says how the volume lies, as grids differ ({_text(shape)} and"
+                expected += f" {_text(volumes[role].slices.shape)}) or --resample is given (--prealign rigid finds it)"
+                raise FileError.at(paths[needed], expected, "neither sform nor qform (both codes 0)")
+        covered[role] = coverage(volumes[role], volumes["fixed"], transform)
+        try:
+            volumes[role] = resample_volume(volumes[role], volumes["fixed"], transform)
+        except ValueError as error:
+            expected = f"a volume that overlaps {os.fspath(fixed)} in space (--prealign rigid looks for it)"
+            raise FileError.at(paths[role], expected, "one beside it") from error
+    if "moving" not in covered:
+        # Slice by slice: what a point of the fixed space shows is in the same voxel.
+        sources["moving"] = volumes["moving"]._replace(affine=volumes["fixed"].affine, forms=volumes["fixed"].forms)
     # One window for moving and label: their grey levels are compared.
     windows = {"fixed": robust_window(volumes["fixed"].slices), "moving": center_width, "label": center_width}
     levels = {role: window(volume.slices, *windows[role]) for role, volume in volumes.items()}
     name = Path(fixed).name
-    for suffix in (*NIFTI_SUFFIXES, DICOM_SUFFIX):
+    for suffix in (*VOLUME_SUFFIXES, DICOM_SUFFIX):
         name = name[: -len(suffix)] if name.lower().endswith(suffix) else name
-    return VolumePair(name, volumes, levels, center_width, covered)
+    return VolumePair(name, volumes, levels, center_width, covered, sources, pose)
+
+
+def headers_disagree(fixed: Volume, moving: Volume) -> bool:
+    """Whether the headers cannot be right about how two volumes lie: other frames of reference, or heads apart.
+
+    Volumes of one DICOM frame of reference were taken in one position. Nothing is known of volumes that do not say how
+    they lie, or that show too little of a head.
+    """
+    if fixed.space and moving.space:
+        return fixed.space != moving.space and _deep_enough(fixed) and _deep_enough(moving)
+    if not (fixed.placed and moving.placed and _deep_enough(fixed) and _deep_enough(moving)):
+        return False
+    if fixed.slices.shape == moving.slices.shape and distance_between(moving, fixed) <= ON_ONE_GRID:
+        return False  # resampled by another program already
+    try:
+        return heads_apart(fixed, moving)
+    except PoseError:
+        return False
+
+
+def in_axial_slices(volume: Volume) -> Volume:
+    """Cut thick sagittal or coronal slices anew into axial ones of square pixels; other volumes stay as they are."""
+    sides = np.linalg.norm(volume.slices_affine[:3, :3], axis=0)  # columns, rows, slices
+    if len(volume.slices) == 1 or max(volume.aspect, 1 / volume.aspect) <= LONGEST_PIXEL:
+        return volume
+    counts = np.array(volume.slices.shape[::-1])
+    finer = sides.copy()
+    finer[:2] = sides[:2].min()
+    more = np.maximum(np.round(counts * sides / finer), 1).astype(int)
+    affine = volume.slices_affine @ np.diag([*(finer / sides), 1])
+    # Both grids have the same outer faces.
+    affine[:3, 3] = volume.slices_affine[:3] @ [*((counts - (more - 1) * finer / sides - 1) / 2), 1]
+    # Columns run to the left, rows to the back: as an array in LPS order, whose axes are those of the slices.
+    grid = Volume(np.zeros(more[::-1], np.float32), affine, volume.modality, volume.units, volume.space)
+    return resample_volume(volume, grid)
+
+
+def _deep_enough(volume: Volume) -> bool:
+    return len(volume.slices) * np.linalg.norm(volume.slices_affine[:3, 2]) >= LEAST_DEPTH
+
+
+def _find_pose(volumes: dict[str, Volume], paths: dict[str, str | os.PathLike], kind: str) -> Pose:
+    for role in ("fixed", "moving"):
+        if not _deep_enough(volumes[role]):
+            depth = len(volumes[role].slices) * np.linalg.norm(volumes[role].slices_affine[:3, 2])
+            expected = f"at least {LEAST_DEPTH:g} mm of a head to find its pose (--prealign none goes by the headers)"
+            raise FileError.at(paths[role], expected, f"{depth:.0f} mm")
+    try:
+        return estimate_pose(volumes["fixed"], volumes["moving"], kind)
+    except PoseError as error:
+        expected = f"the head of {os.fspath(paths['fixed'])} (--prealign none goes by the headers)"
+        raise FileError.at(paths["moving"], expected, str(error)) from error
 
 
 def _text(shape: tuple[int, ...]) -> str:

@@ -15,6 +15,8 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from data.table import MODALITIES, modality_name
 from utils.arguments import OneLineParser, print_anywhere
 from utils.files import FileError, check_inputs_stay, entries
@@ -23,6 +25,9 @@ from utils.imaging.flows import load_flow
 from utils.imaging.images import read_image, write_image
 from utils.imaging.pairing import list_images, plain_stem
 from utils.messages import counted, listed
+
+OFF_CENTRE = 0.2
+"""Distance, as a share of an image's sides, between its middle and that of the places to which its flow points."""
 
 
 def apply_flows(
@@ -59,9 +64,23 @@ def apply_flows(
     check_inputs_stay((path for path, _ in todo), targets)
     for (path, file), target in zip(todo, targets, strict=True):
         image = read_image(path, color=None)
-        flow = load_flow(file, image.shape[:2])
+        flow = _flow_for(image, file)
         write_image(target, apply_flow(image, flow, background=0.0))
     return len(todo), [path.stem for path, file in files.items() if not file]
+
+
+def _flow_for(image: np.ndarray, file: Path) -> np.ndarray:
+    """The flow of a file at the resolution of the fixed image, for an image that may have another size.
+
+    Raises:
+        FileError: it is no flow, or one for images of another size.
+    """
+    flow = load_flow(file, None)
+    size = flow.shape[1:]
+    # A flow for images of another size than the fixed one points at the middle of them; any other flow does not.
+    middle = np.array([np.median(np.indices(size)[axis] + flow[1 - axis]) for axis in (0, 1)])
+    fits = np.abs(middle / image.shape[:2] - 0.5).max() <= OFF_CENTRE
+    return flow if fits and image.shape[:2] != size else load_flow(file, image.shape[:2])
 
 
 def modality_of_flows(folder: str | os.PathLike) -> str | None:

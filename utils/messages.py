@@ -30,8 +30,8 @@ def counted(number: int, noun: str) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Join the first names of a list that may be long."""
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    """Join the first five names of a list that may be long, and say how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def printable(text: str) -> str:

@@ -80,6 +80,7 @@ class TestBadInput:
             words = [str(label.parent), "002"]
         elif case == "sizes":
             write_image(moving, picture(1, (70, 80)))
+            options += ["--fit", "none"]
             words = [str(moving), "80 x 70", "80 x 64"]
         elif case == "damaged":
             moving.write_bytes(moving.read_bytes()[:-100])

@@ -1,5 +1,6 @@
 """Volumes through the test command: grids, windows, headers, and what is said of them."""
 
+import json
 import shutil
 from itertools import islice
 
@@ -36,7 +37,7 @@ class TestVolumes:
         fixed.set_sform(self.AFFINE, 1)
         fixed.set_qform(self.AFFINE, 1)
         nib.save(fixed, options[3])
-        assert run_command(checkpoint, tmp_path / "out", *options, "--window", "0", "2000") == 0
+        assert run_command(checkpoint, tmp_path / "out", *options, "--window", "0", "2000", "--save-flow") == 0
         folder = tmp_path / "out/CT"
         assert len(read_table(folder / "metrics.csv")) == 4 and (folder / "report.html").is_file()
         aligned, fused = (nib.load(folder / f"{kind}.nii.gz") for kind in ("aligned", "fused"))
@@ -48,7 +49,10 @@ class TestVolumes:
         for number in range(3):
             flow = np.load(folder / f"flow/head_{number:03}.npy")
             expected = pull(moving[number], flow) / 255
-            np.testing.assert_allclose(aligned.get_fdata()[..., number].T, expected, atol=2.0)
+            # At the border ITK takes the nearest pixel, without interpolation along it.
+            within = [(x >= 0) & (x <= n - 1) for x, n in zip(np.indices((64, 80)) + flow[::-1], (64, 80), strict=True)]
+            different = np.abs(aligned.get_fdata()[..., number].T - expected)[within[0] & within[1]]
+            assert different.size > 4000 and different.max() < 2.0
             saved = read_image(folder / f"fused/head_{number:03}.png")
             np.testing.assert_allclose(fused.get_fdata()[..., number].T, saved, atol=1e-6)
 
@@ -157,10 +161,10 @@ class TestVolumes:
             np.testing.assert_allclose(found, values.transpose(2, 1, 0)[..., 3:], atol=1e-2)
 
     def test_slices_know_the_shape_of_their_pixels(self, tmp_path, options):
-        for path in (options[3], options[5]):  # rows twice as far apart as columns
-            nib.save(nib.Nifti1Image(nib.load(path).get_fdata(), self.AFFINE @ np.diag([1, 2, 1, 1])), path)
+        for path in (options[3], options[5]):  # rows further apart than columns
+            nib.save(nib.Nifti1Image(nib.load(path).get_fdata(), self.AFFINE @ np.diag([1, 1.4, 1, 1])), path)
         pairs = read_volumes("CT", options[3], options[5]).write_slices(tmp_path / "slices")
-        assert [pair.aspect for pair in pairs] == pytest.approx([2.0] * 3)
+        assert [pair.aspect for pair in pairs] == pytest.approx([1.4] * 3)
 
     @pytest.mark.parametrize(("distance", "named"), [(0.4, False), (0.6, True)])
     def test_half_a_millimetre_is_off_the_grid(self, options, distance, named):
@@ -193,15 +197,14 @@ class TestVolumes:
         (line,) = capsys.readouterr().err.splitlines()
         assert f"{options[5]}: expected the DICOM frame of reference of {options[3]}, found another" in line
 
-    def test_a_coarse_moving_volume_is_resampled(self, checkpoint, tmp_path, options, capsys):
+    def test_a_coarse_moving_volume_is_resampled(self, checkpoint, tmp_path, options):
         coarse = np.repeat(nib.load(options[5]).get_fdata()[::2, ::2], 2, axis=2)
         assert coarse.shape[:2] == (40, 32)
         affine = self.AFFINE @ np.diag([2, 2, 0.5, 1])
         nib.save(nib.Nifti1Image(coarse.astype(np.float32), affine), options[5])
-        assert run_command(checkpoint, tmp_path / "out", *options) == 2
-        assert "--resample brings it there" in capsys.readouterr().err
-        assert run_command(checkpoint, tmp_path / "out", *options, "--resample") == 0
-        assert nib.load(tmp_path / "out/CT/aligned.nii.gz").shape == (80, 64, 3)
+        for extra in ((), ("--resample",)):
+            assert run_command(checkpoint, tmp_path / "out", *options, *extra) == 0
+            assert nib.load(tmp_path / "out/CT/aligned.nii.gz").shape == (80, 64, 3)
 
     def test_volumes_at_other_places_are_taken_as_they_lie_with_a_warning(self, checkpoint, tmp_path, options, capsys):
         affine = self.AFFINE.copy()
@@ -246,12 +249,10 @@ class TestVolumes:
         assert f"{path}: expected" in line and "left, front and head: check left and right" in line
 
     @pytest.mark.parametrize(
-        "case", ["grids differ", "damaged", "apart", "small", "window without volumes", "resample without volumes"]
+        "case", ["damaged", "apart", "small", "window without volumes", "resample without volumes"]
     )
     def test_bad_volumes(self, checkpoint, tmp_path, options, capsys, case):
-        if case == "grids differ":
-            self.save(tmp_path / "ct.nii.gz", np.stack([picture(1)] * 2))
-        elif case == "damaged":
+        if case == "damaged":
             (tmp_path / "ct.nii.gz").write_bytes((tmp_path / "ct.nii.gz").read_bytes()[:-1000])
         elif case == "apart":
             apart = self.AFFINE.copy()
@@ -271,14 +272,36 @@ class TestVolumes:
         (line,) = capsys.readouterr().err.splitlines()
         assert code == 2 and "expected" in line and "found" in line and not (tmp_path / "out").exists()
 
+    def test_the_window_that_was_used_and_how_the_head_lies_are_kept(self, checkpoint, tmp_path, options):
+        assert run_command(checkpoint, tmp_path / "out", *options) == 0
+        settings = json.loads((tmp_path / "out/CT/settings.json").read_text())
+        assert settings["window"] == [40, 80] and settings["prealign"] is None
+        assert "slice by slice, as the files lie" in (tmp_path / "out/CT/report.html").read_text()
+        assert run_command(checkpoint, tmp_path / "out", *options, "--resume") == 0
+
+    def test_thick_sagittal_slices_are_cut_anew_and_the_results_lie_on_their_grid(self, checkpoint, tmp_path, capsys):
+        # 24 sagittal slices of 6 mm: axial ones would be 24 px wide.
+        stack = np.stack([picture(seed, (96, 96)) for seed in range(24)])  # (left-right, rows, columns)
+        affine = np.array([[6.0, 0, 0, -69], [0, 0, -1.5, 71], [0, -1.5, 0, 71], [0, 0, 0, 1]])
+        paths = [tmp_path / f"{name}.nii.gz" for name in ("mri", "ct")]
+        for path, values in zip(paths, (900 * stack, 2000 * stack - 1000), strict=True):
+            nib.save(nib.Nifti1Image(values.astype(np.float32), affine), path)
+        options = ["--modality", "CT", "--fixed", str(paths[0]), "--moving", str(paths[1]), "--rigid-only"]
+        assert run_command(checkpoint, tmp_path / "out", *options) == 0
+        assert "cut anew into axial slices" in capsys.readouterr().err
+        assert read_image(tmp_path / "out/CT/fused/mri_050.png").shape == (96, 96)
+        aligned = nib.load(tmp_path / "out/CT/aligned.nii.gz")
+        assert aligned.shape == stack.shape and np.allclose(aligned.affine, affine)
+        np.testing.assert_allclose(aligned.get_fdata(), nib.load(paths[1]).get_fdata(), atol=0.1)
+
     @pytest.mark.parametrize("role", ["fixed", "moving"])
     def test_of_a_volume_and_something_unknown_the_latter_is_named(self, checkpoint, tmp_path, options, capsys, role):
-        path = tmp_path / "brain.mgz"
-        path.write_bytes(b"of FreeSurfer")
+        path = tmp_path / "brain.mnc"
+        path.write_bytes(b"of MINC")
         options[3 if role == "fixed" else 5] = str(path)
         assert run_command(checkpoint, tmp_path / "out", *options, "--resample") == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert f"{path}: expected a .nii" in line and "found 'brain.mgz'" in line
+        assert f"{path}: expected a .nii" in line and "found 'brain.mnc'" in line
 
     @pytest.mark.parametrize("case", ["folders", "series", "moving only", "table"])
     def test_several_volumes_at_once_are_told_how_they_are_given(self, checkpoint, tmp_path, options, capsys, case):

@@ -2,11 +2,13 @@
 
 import os
 
+import cv2
 import numpy as np
 import pytest
 
 from inference.result_folder import ResultFolder
 from tools.apply_flow import main, modality_of_flows
+from utils.geometry.fit import Fit
 from utils.geometry.warp import apply_flow
 from utils.imaging.images import read_image, write_image
 
@@ -109,3 +111,16 @@ def test_the_test_command_writes_down_what_its_flows_are_of(tmp_path):
     ResultFolder(tmp_path / "run", "SPECT", {"passes": 2}).write_rows([])
     assert modality_of_flows(tmp_path / "run/flow") == "SPECT"
     assert modality_of_flows(tmp_path / "elsewhere/flow") is None
+
+
+def test_a_flow_for_images_of_another_size_is_applied_to_them_and_one_for_others_is_refused(tmp_path, image, line):
+    # The moving image was twice as wide and high as the fixed one.
+    large = cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)
+    write_image(tmp_path / "images" / "a.png", large)
+    still = Fit(2.0, 0.5, 0.5).to_original(np.zeros((2, 64, 80), np.float32))
+    np.save(tmp_path / "flow" / "a.npy", still)
+    assert main(line) == 0
+    found = read_image(tmp_path / "out" / "a.png")
+    assert found.shape == image.shape and np.corrcoef(found.ravel(), image.ravel())[0, 1] > 0.7  # of white noise
+    np.save(tmp_path / "flow" / "a.npy", np.zeros((2, 64, 80), np.float32))
+    assert main(line) == 2

@@ -4,6 +4,7 @@ Convention: `flow` is (B, 2, H, W), channel 0 is x (columns), channel 1 is y (ro
 and `aligned(p) = moving(p + flow(p))`.
 """
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from kornia.image import image_to_tensor, tensor_to_image
 from torch import Tensor
 
 from utils.geometry.field_of_view import field_of_view
+from utils.geometry.fit import before_sampling
 
 
 def _centres(grid: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,13 +118,21 @@ def apply_flow(image: np.ndarray, flow: np.ndarray, background: float | None = N
 
     Args:
         image: float32 (H, W) or (H, W, 3).
-        flow: float32 (2, H, W), px: the result at p is the image at p + flow(p).
+        flow: float32 (2, h, w), px of the image: the result at p is the image at p + flow(p).
         background: value beyond the field of view of the image; None repeats its border.
 
     Returns:
-        Array of the image's shape.
+        (h, w) or (h, w, 3). A larger image is blurred first, as far as the flow leaves pixels out.
     """
-    warped = tensor_to_image(warp(image_to_tensor(image, keepdim=False), torch.from_numpy(flow)[None]))
+    if image.shape[:2] == flow.shape[1:]:
+        warped = tensor_to_image(warp(image_to_tensor(image, keepdim=False), torch.from_numpy(flow)[None]))
+        inside = field_of_view(flow)
+    else:
+        rows, columns = np.indices(flow.shape[1:], dtype=np.float32) + flow[::-1]
+        scale = float(np.gradient(rows, axis=0).mean() + np.gradient(columns, axis=1).mean()) / 2
+        blurred = before_sampling(image, scale)
+        warped = cv2.remap(blurred, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        inside = (rows >= -0.5) & (rows <= image.shape[0] - 0.5) & (columns >= -0.5) & (columns <= image.shape[1] - 0.5)
     if background is not None:
-        warped[~field_of_view(flow)] = background
+        warped[~inside] = background
     return warped

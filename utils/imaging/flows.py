@@ -22,7 +22,7 @@ def save_flow(path: str | os.PathLike, flow: NDArray[np.float32]) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def load_flow(path: str | os.PathLike, size: tuple[int, int]) -> NDArray[np.float32]:
+def load_flow(path: str | os.PathLike, size: tuple[int, int] | None) -> NDArray[np.float32]:
     """Read a displacement field at the resolution of its images.
 
     A file may hold it on a grid of (H // 4, W // 4), in pixels of that grid, as `data.deformation.random_flow` draws it
@@ -30,7 +30,7 @@ def load_flow(path: str | os.PathLike, size: tuple[int, int]) -> NDArray[np.floa
 
     Args:
         path: ``flow/NAME.npy``.
-        size: height and width of the images, px.
+        size: height and width of the images, px. None takes the field as it is.
 
     Returns:
         float32 (2, H, W), px: ``aligned(p) = moving(p + flow(p))``, channel 0 is x.
@@ -50,6 +50,8 @@ def load_flow(path: str | os.PathLike, size: tuple[int, int]) -> NDArray[np.floa
         raise FileError.at(path, "a flow of real numbers", str(flow.dtype))
     if not np.isfinite(flow).all():
         raise FileError.at(path, "a flow of finite numbers", "NaN or infinity")
+    if size is None:
+        return flow.astype(np.float32)
     # Processes that only save need no torch.
     import torch
 

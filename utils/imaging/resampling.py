@@ -59,17 +59,24 @@ def coverage(volume: Volume, like: Volume, transform: sitk.Transform | None = No
     return float(_covered(volume, like, transform).mean())
 
 
-def resample_volume(volume: Volume, like: Volume, transform: sitk.Transform | None = None) -> Volume:
+def resample_volume(
+    volume: Volume,
+    like: Volume,
+    transform: sitk.Transform | None = None,
+    displacement: sitk.Transform | None = None,
+) -> Volume:
     """Bring a volume onto the grid of another one, linearly and in one step; finer voxels are averaged first.
 
     Args:
         volume: whose values are wanted.
         like: on whose grid.
         transform: from the space of `like` to that of `volume`; None where both have one space.
+        displacement: within the space of `like`, comes before `transform`.
 
     Returns:
-        Slices of the shape of `like` and its affine and forms, in the volume's own units; its lowest value where it
-        does not reach. It reaches to the outer faces of its voxels, so that a single slice has the thickness that its
+        Slices of the shape of `like` and its affine and forms, in the volume's own units. Where the volume, not
+        displaced, does not reach, its lowest value stands; where only a displacement leads out of it, its border. It
+        reaches to the outer faces of its voxels, so that a single slice has the thickness that its
         affine gives it.
 
     Raises:
@@ -79,7 +86,10 @@ def resample_volume(volume: Volume, like: Volume, transform: sitk.Transform | No
     if not inside.any():
         raise ValueError("expected volumes that overlap in space, found one beside the other")
     source = _averaged(volume, like, transform)
-    slices = sitk.GetArrayFromImage(_sampled(source, like, transform, sitk.sitkLinear))
+    steps = [step for step in (transform, displacement) if step is not None]
+    # A composite transform applies the last of its parts first.
+    joined = sitk.CompositeTransform(steps) if steps else None
+    slices = sitk.GetArrayFromImage(_sampled(source, like, joined, sitk.sitkLinear))
     # Beyond the faces of the averaged voxels lies no value; within those of the volume the nearest one holds.
     slices[~inside] = volume.slices.min()
     return volume._replace(slices=slices, affine=like.affine, forms=like.forms)

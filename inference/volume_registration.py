@@ -1,0 +1,63 @@
+"""Estimate the displacement field of a volume: each slice by the network, then all of them together."""
+
+import threading
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from data.pairs import PairFiles
+from inference.pair_fuser import PairFuser
+from inference.volume_field import STRIDE, VolumeField, coarse, join_slices, shown_shares
+from inference.volume_pair import VolumePair
+from utils.messages import log
+from utils.processes import rank
+
+EVERY = 2.0
+"""Distance between the slices that are estimated, mm: those between them would say the same again."""
+
+
+def register_volume(
+    volumes: VolumePair, pairs: list[PairFiles], fuse: PairFuser, stop: threading.Event
+) -> VolumeField | None:
+    """Estimate the displacement field of a volume.
+
+    Args:
+        volumes: on one grid.
+        pairs: their slices.
+        fuse: estimates a slice. It need not look from other starts: neighbours say where a slice is wrong.
+        stop: set where the user wishes to end.
+
+    Returns:
+        The field; None where nothing is to be moved (no passes), or where it was stopped.
+    """
+    if not fuse.passes:
+        return None
+    fixed, moving = (volumes.levels[role] for role in ("fixed", "moving"))
+    shares, spacing = shown_shares(fixed, moving), float(np.linalg.norm(volumes.volumes["fixed"].slices_affine[:3, 2]))
+    every = max(1, round(EVERY / spacing))
+    count, *size = fixed.shape
+    flows = np.zeros((count, 2, *(-(-side // STRIDE) for side in size)), np.float32)
+    disagreements: list[float | None] = [None] * count
+    todo = [number for number in range(0, count, every) if shares[number] > 0]
+    # A single estimate does not tell how far it can be trusted; a share of 0 says that it cannot at all.
+    shares[[number for number in range(count) if number not in set(todo)]] = 0
+    for number in tqdm(todo, desc="registration", unit="slice", disable=rank() > 0):
+        if stop.is_set():
+            return None
+        pair = pairs[number]
+        found = fuse(fixed[number], moving[number], aspect=pair.aspect, longest=pair.longest)
+        flows[number], disagreements[number] = coarse(found.flow), found.disagreement
+    field = VolumeField(join_slices(flows, shares, disagreements, spacing), disagreements, tuple(size))
+    if rank() == 0 and field.lies_right(shares):
+        log.warning(f"{volumes.name}: these lie right already; --passes 0 fuses them as they are")
+    return field
+
+
+def jump(flows: NDArray[np.float32]) -> float:
+    """Mean difference between the fields of neighbouring slices, px of the image.
+
+    Args:
+        flows: (S, 2, h, w), px of a grid of every `STRIDE`-th pixel.
+    """
+    return float(np.linalg.norm(np.diff(flows, axis=0), axis=1).mean() * STRIDE)

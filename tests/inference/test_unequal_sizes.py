@@ -1,0 +1,25 @@
+"""Pairs whose images have two sizes, through the test command."""
+
+import numpy as np
+
+from tests.examples import picture, run_command
+from tools.apply_flow import main as apply_flow
+from utils.imaging.images import read_image, write_image
+
+
+def test_a_moving_image_of_another_size_is_brought_to_the_fixed_ones_frame(checkpoint, tmp_path, capsys):
+    sizes = {"fixed": (64, 80), "moving": (140, 150), "label": (64, 80)}
+    options = ["--modality", "CT", "--save-flow"]
+    for seed, (role, size) in enumerate(sizes.items()):
+        write_image(tmp_path / role / "a.png", picture(seed, size))
+        options += [f"--{role}", str(tmp_path / role)]
+    assert run_command(checkpoint, tmp_path / "out", *options) == 0
+    assert "found another for 1 moving image" in capsys.readouterr().err
+    folder = tmp_path / "out/CT"
+    assert read_image(folder / "fused/a.png").shape == (64, 80)
+    assert np.load(folder / "flow/a.npy").shape == (2, 64, 80)
+    # The flow that was saved brings the moving image, as it is in its file, to where the aligned one is.
+    line = ["--images", str(tmp_path / "moving"), "--flow", str(folder / "flow"), "--output", str(tmp_path / "again")]
+    assert apply_flow(line) == 0
+    aligned, again = (read_image(path) for path in (folder / "aligned/a.png", tmp_path / "again/a.png"))
+    assert again.shape == (64, 80) and np.abs(aligned - again)[3:-3, 3:-3].mean() < 0.02

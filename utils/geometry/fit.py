@@ -1,0 +1,88 @@
+"""Bring an image into the frame of another one that has another size, so that the heads in both are about alike."""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.geometry.head_box import head_box
+
+MOST = 2.0
+"""Factor by which the heads' scale may differ from that of the frames. Beyond it, one of them is no head."""
+
+
+class Fit(NamedTuple):
+    """Where a pixel p of the frame lies in the image that is brought there: scale * p + (x, y), in its pixels."""
+
+    scale: float
+    x: float
+    y: float
+
+    def apply(self, image: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+        """Show an image in the frame.
+
+        Args:
+            image: (H, W) or (H, W, 3).
+            size: height and width of the frame.
+
+        Returns:
+            (*size) or (*size, 3); finer pixels are averaged, beyond the image its border goes on.
+        """
+        matrix = np.array([[self.scale, 0, self.x], [0, self.scale, self.y]])
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        image = before_sampling(image, self.scale)
+        return cv2.warpAffine(image, matrix, size[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
+
+    def to_original(self, flow: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A displacement field for the image that was brought here -> one for the image as it was.
+
+        Args:
+            flow: (2, H, W), px of the frame.
+
+        Returns:
+            (2, H, W): aligned(p) = original(p + flow(p)), in the original image's pixels.
+        """
+        rows, columns = np.indices(flow.shape[1:], dtype=np.float32)
+        points = np.stack((columns, rows))
+        shift = np.array([self.x, self.y], np.float32).reshape(2, 1, 1)
+        return (np.float32(self.scale) * (points + flow) + shift - points).astype(np.float32)
+
+
+def before_sampling(image: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
+    """Blur an image that is to be sampled at every `scale`-th pixel, as far as that leaves pixels out."""
+    return cv2.GaussianBlur(image, (0, 0), 0.5 * np.sqrt(scale**2 - 1)) if scale > 1.05 else image
+
+
+def fit_frame(moving: NDArray[np.float32], fixed: NDArray[np.float32]) -> Fit:
+    """Find where the moving image lies in the fixed one's frame, roughly, with its aspect kept.
+
+    The boxes around the heads get one middle and one size. Where one of the images shows no head, or one that cannot be
+    right, the frames get one middle, and the whole moving image is shown.
+
+    Args:
+        moving, fixed: (H, W) in [0, 1].
+    """
+    boxes = [head_box(image) for image in (moving, fixed)]
+    frames = fit_sizes(moving.shape, fixed.shape)
+    if None in boxes:
+        return frames
+    sides = [
+        [(last - first) * side for (first, last), side in zip(box, image.shape, strict=True)]
+        for box, image in zip(boxes, (moving, fixed), strict=True)
+    ]
+    scale = float(np.sqrt(np.prod(sides[0]) / np.prod(sides[1])))
+    if not 1 / MOST <= scale / frames.scale <= MOST:
+        return frames
+    (y, x), (v, u) = (
+        [(first + last) / 2 * side - 0.5 for (first, last), side in zip(box, image.shape, strict=True)]
+        for box, image in zip(boxes, (moving, fixed), strict=True)
+    )
+    return Fit(scale, x - scale * u, y - scale * v)
+
+
+def fit_sizes(moving: tuple[int, int], fixed: tuple[int, int]) -> Fit:
+    """Find where an image lies in a frame that shows all of it: by height and width alone."""
+    scale = max(m / f for m, f in zip(moving, fixed, strict=True))
+    y, x = ((m - 1) / 2 - scale * (f - 1) / 2 for m, f in zip(moving, fixed, strict=True))
+    return Fit(scale, x, y)
