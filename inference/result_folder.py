@@ -89,6 +89,8 @@ class ResultFolder:
         self.settings_path, self.inputs_path = self.path / "settings.json", self.path / "inputs.json"
         self.volume_paths = [self.path / f"{kind}.nii.gz" for kind in ("aligned", "fused")]
         self.pose_path = self.path / "pose.tfm"
+        self.field_paths = [self.path / f"{kind}.nii.gz" for kind in ("displacement", "displacement_inverse")]
+        self.space_paths = [*self.volume_paths, self.pose_path, *self.field_paths]
         self.outdated: list[Path] = []
         """Of an earlier run, maybe of other pairs; removed before the first new row is written."""
         self._settings_written = False
@@ -114,7 +116,7 @@ class ResultFolder:
     def all_files(self, pairs: Iterable[PairFiles]) -> Iterator[Path]:
         """Every file that the results of these pairs, or of the volumes whose slices they are, are written to."""
         yield from (self.table_path, self.report_path, self.settings_path, self.inputs_path)
-        yield from (*self.volume_paths, self.pose_path)
+        yield from self.space_paths
         for pair in pairs:
             yield from (*self.files(pair.name).values(), self.fitted_path(pair.name))
 
@@ -244,7 +246,7 @@ class ResultFolder:
         same = [pair.name for pair in with_row if earlier[pair.name].get("inputs") == fingerprint(pair)]
         if not earlier or len(same) < len(earlier):
             # What may be of other pairs would lie beside the new rows if the run were interrupted.
-            self.outdated = [self.report_path, *((*self.volume_paths, self.pose_path) if volumes else ())]
+            self.outdated = [self.report_path, *(self.space_paths if volumes else ())]
         return {name: earlier[name] for name in same if self.has_files(name)}
 
     def write_rows(self, rows: Iterable[Mapping], part: int | None = None) -> None:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
-from utils.geometry.warp import resize_flow
+from utils.geometry.warp import invert, resize_flow
 from utils.imaging.resampling import itk_image
 from utils.imaging.volumes import Volume
 from utils.maps import jacobian_determinant
@@ -80,6 +80,10 @@ class VolumeField(NamedTuple):
         along = affine[:3, :2] * np.array([[-1], [-1], [1]])  # LPS mm of one step along columns and rows
         vectors = np.moveaxis(self.flows, 1, -1).astype(np.float64) @ along.T
         return sitk.DisplacementFieldTransform(itk_image(vectors, affine))
+
+    def inverse(self) -> "VolumeField":
+        """The field of the way back, slice by slice: displacements lie within the slices."""
+        return self._replace(flows=invert(torch.from_numpy(self.flows)).numpy())
 
     def lies_right(self, shares: NDArray) -> bool:
         """Whether the slices that show much of the head were moved by less than `LITTLE` and leave little doubt."""

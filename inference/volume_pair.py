@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.pairs import PairFiles
-from inference.pose import Pose, PoseError, estimate_pose, heads_apart, write_transform
+from inference.pose import Pose, PoseError, estimate_pose, heads_apart, write_field, write_transform
 from inference.result_folder import ResultFolder
 from inference.volume_field import VolumeField
 from utils.files import FileError
@@ -115,6 +115,7 @@ class VolumePair(NamedTuple):
         """Write aligned.nii.gz, in the moving volume's units, and fused.nii.gz, in [0, 1], on the fixed file's grid.
 
         The aligned volume is sampled once, from the moving file's own values, through pose and displacement together.
+        Of these, pose.tfm is written wherever there is one, the displacement field and its inverse where flows are.
 
         Args:
             folder: holds the fused images of all slices.
@@ -134,6 +135,9 @@ class VolumePair(NamedTuple):
             write_volume(path, slices, target)
         if self.pose:
             write_transform(folder.pose_path, self.pose.transform)
+        if field and folder.flow:
+            for path, one_way in zip(folder.field_paths, (field, field.inverse()), strict=True):
+                write_field(path, one_way.transform(grid))
 
 
 def read_volumes(

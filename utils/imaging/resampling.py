@@ -86,13 +86,33 @@ def resample_volume(
     if not inside.any():
         raise ValueError("expected volumes that overlap in space, found one beside the other")
     source = _averaged(volume, like, transform)
-    steps = [step for step in (transform, displacement) if step is not None]
-    # A composite transform applies the last of its parts first.
-    joined = sitk.CompositeTransform(steps) if steps else None
-    slices = sitk.GetArrayFromImage(_sampled(source, like, joined, sitk.sitkLinear))
+    slices = sitk.GetArrayFromImage(_sampled(source, like, _joined(transform, displacement), sitk.sitkLinear))
     # Beyond the faces of the averaged voxels lies no value; within those of the volume the nearest one holds.
     slices[~inside] = volume.slices.min()
     return volume._replace(slices=slices, affine=like.affine, forms=like.forms)
+
+
+def resample_labels(
+    volume: Volume,
+    like: Volume,
+    transform: sitk.Transform | None = None,
+    displacement: sitk.Transform | None = None,
+) -> Volume:
+    """Bring a label map onto the grid of another volume: the nearest label, none mixed, 0 where it does not reach.
+
+    Args and Raises: as of `resample_volume`.
+    """
+    if not _covered(volume, like, transform).any():
+        raise ValueError("expected volumes that overlap in space, found one beside the other")
+    source = itk_image(volume.slices, volume.slices_affine)
+    sampled = _sampled(source, like, _joined(transform, displacement), sitk.sitkNearestNeighbor)
+    return volume._replace(slices=sitk.GetArrayFromImage(sampled), affine=like.affine, forms=like.forms)
+
+
+def _joined(*transforms: sitk.Transform | None) -> sitk.Transform | None:
+    """One transform of several, of which the last comes first, as in all of ITK."""
+    steps = [step for step in transforms if step is not None]
+    return sitk.CompositeTransform(steps) if steps else None
 
 
 def _sampled(source: sitk.Image, like: Volume, transform: sitk.Transform | None, interpolator: int) -> sitk.Image:

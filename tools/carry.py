@@ -1,0 +1,145 @@
+"""Carry label maps, further volumes and landmarks along with the results of a pair of volumes.
+
+    python -m tools.carry --results out/CT --fixed mri.nii.gz --volume labels.nii.gz --labels --output carried.nii.gz
+    python -m tools.carry --results out/CT --points fixed.csv --truth moving.csv --output found.csv
+
+The results need pose.tfm or displacement.nii.gz (--save-flow), or both. A volume of the moving space comes onto the
+fixed grid in one step. Points, in columns x, y, z of RAS mm as in NIfTI viewers, go from the fixed to the moving space,
+or back with --inverse. With --truth, the distance to where they belong is printed (target registration error).
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from utils.arguments import OneLineParser, print_anywhere
+from utils.files import FileError, InputError, check_inputs_stay, write_bytes
+from utils.imaging.resampling import resample_labels, resample_volume
+from utils.imaging.volumes import read_volume, write_volume
+
+_FLIP = np.array([-1.0, -1.0, 1.0])  # RAS <-> LPS
+
+
+def read_steps(results: str | os.PathLike, inverse: bool = False) -> list[sitk.Transform]:
+    """Read pose and displacement of a result folder, in the order in which SimpleITK's composite transform takes them.
+
+    Args:
+        results: OUTPUT/MODALITY of the test script.
+        inverse: of the way from the moving to the fixed space.
+
+    Raises:
+        FileError: there is neither, or one cannot be read.
+    """
+    pose, name = Path(results, "pose.tfm"), "displacement_inverse.nii.gz" if inverse else "displacement.nii.gz"
+    field, steps = Path(results, name), []
+    try:
+        if pose.exists():
+            transform = sitk.ReadTransform(str(pose))
+            steps.append(transform.GetInverse() if inverse else transform)
+        if field.exists():
+            steps.append(sitk.DisplacementFieldTransform(sitk.ReadImage(str(field), sitk.sitkVectorFloat64)))
+    except RuntimeError as error:
+        raise FileError.at(results, "a pose and a displacement field", str(error).splitlines()[-1]) from error
+    if not steps:
+        raise FileError.at(results, f"pose.tfm or {name} (the test script with --save-flow)", "neither")
+    return steps[::-1] if inverse else steps
+
+
+def carry_points(points: NDArray[np.float64], steps: list[sitk.Transform]) -> NDArray[np.float64]:
+    """Carry points (N, 3), RAS mm, through transforms of which the last comes first."""
+    transform = sitk.CompositeTransform(steps)
+    return np.array([transform.TransformPoint((point * _FLIP).tolist()) for point in points]) * _FLIP
+
+
+def read_points(path: str | os.PathLike) -> NDArray[np.float64]:
+    """Read the columns x, y, z of a table: (N, 3), RAS mm.
+
+    Raises:
+        FileError: they are not there, or are no numbers.
+    """
+    try:
+        table = pd.read_csv(path)
+        return table[["x", "y", "z"]].to_numpy(np.float64)
+    except (OSError, ValueError, KeyError) as error:
+        raise FileError.at(path, "a table with numbers in the columns x, y, z (RAS mm)", str(error)) from error
+
+
+def carry_volume(options: argparse.Namespace) -> None:
+    """Bring a volume of the moving space onto the fixed grid and write it.
+
+    Raises:
+        FileError: a file cannot be used.
+    """
+    volume, like = read_volume(options.volume), read_volume(options.fixed)
+    pose, displacement = _by_kind(read_steps(options.results))
+    resample = resample_labels if options.labels else resample_volume
+    try:
+        carried = resample(volume, like, pose, displacement)
+    except ValueError as error:
+        raise FileError.at(options.volume, f"a volume of the moving space of {options.results}", str(error)) from error
+    write_volume(options.output, carried.slices, like)
+
+
+def _by_kind(steps: list[sitk.Transform]) -> tuple[sitk.Transform | None, sitk.Transform | None]:
+    """Pose and displacement among the steps, None for what is not there."""
+    fields = [step for step in steps if step.GetTransformEnum() == sitk.sitkDisplacementField]
+    poses = [step for step in steps if step.GetTransformEnum() != sitk.sitkDisplacementField]
+    return (poses or [None])[0], (fields or [None])[0]
+
+
+def carry_table(options: argparse.Namespace) -> None:
+    """Carry the points of a table, write where they come to lie, and print how far that is from the truth.
+
+    Raises:
+        FileError: a file cannot be used, or the truth has another number of points.
+    """
+    points = read_points(options.points)
+    found = carry_points(points, read_steps(options.results, options.inverse))
+    table = pd.DataFrame(found, columns=["x", "y", "z"])
+    if options.truth:
+        truth = read_points(options.truth)
+        if len(truth) != len(found):
+            raise FileError.at(options.truth, f"the {len(found)} points of {options.points}", f"{len(truth)}")
+        table["error_mm"] = np.linalg.norm(found - truth, axis=1)
+        before = np.linalg.norm(points - truth, axis=1).mean()
+        print(f"target registration error: {before:.2f} mm by the headers, {table['error_mm'].mean():.2f} mm now")
+    write_bytes(options.output, table.to_csv(index=False).encode())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run ``python -m tools.carry``; return the exit status."""
+    print_anywhere()
+    parser = OneLineParser(
+        "python -m tools.carry", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", metavar="DIR", required=True, help="OUTPUT/MODALITY of the test script")
+    parser.add_argument("--output", metavar="FILE", required=True, help="NIfTI file or table to write")
+    carried = parser.add_mutually_exclusive_group(required=True)
+    carried.add_argument("--volume", metavar="FILE", help="volume of the moving space")
+    carried.add_argument("--points", metavar="CSV", help="points of the fixed space: columns x, y, z, RAS mm")
+    parser.add_argument("--fixed", metavar="FILE", help="fixed volume, on whose grid the volume comes")
+    parser.add_argument("--labels", action="store_true", help="the volume holds labels: take the nearest, mix none")
+    parser.add_argument("--truth", metavar="CSV", help="where the points belong")
+    parser.add_argument("--inverse", action="store_true", help="carry points from the moving to the fixed space")
+    options = parser.parse_args(arguments)
+    if options.volume and not options.fixed:
+        parser.error("--volume: expected --fixed with it, found none")
+    try:
+        inputs = filter(None, (options.volume, options.points, options.fixed, options.truth))
+        check_inputs_stay(inputs, [options.output], "--output FILE")
+        carry_volume(options) if options.volume else carry_table(options)
+    except InputError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    print(f"Wrote {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
