@@ -74,19 +74,19 @@ def resample_volume(
         displacement: within the space of `like`, comes before `transform`.
 
     Returns:
-        Slices of the shape of `like` and its affine and forms, in the volume's own units. Where the volume, not
-        displaced, does not reach, its lowest value stands; where only a displacement leads out of it, its border. It
-        reaches to the outer faces of its voxels, so that a single slice has the thickness that its
-        affine gives it.
+        Slices of the shape of `like` and its affine and forms, in the volume's own units. Where the volume does not
+        reach, its lowest value stands. It reaches to the outer faces of its voxels, so that a single slice has the
+        thickness that its affine gives it.
 
     Raises:
         ValueError: the volumes do not overlap.
     """
-    inside = _covered(volume, like, transform)
+    joined = _joined(transform, displacement)
+    inside = _covered(volume, like, joined)
     if not inside.any():
         raise ValueError("expected volumes that overlap in space, found one beside the other")
     source = _averaged(volume, like, transform)
-    slices = sitk.GetArrayFromImage(_sampled(source, like, _joined(transform, displacement), sitk.sitkLinear))
+    slices = sitk.GetArrayFromImage(_sampled(source, like, joined, sitk.sitkLinear))
     # Beyond the faces of the averaged voxels lies no value; within those of the volume the nearest one holds.
     slices[~inside] = volume.slices.min()
     return volume._replace(slices=slices, affine=like.affine, forms=like.forms)
@@ -102,10 +102,11 @@ def resample_labels(
 
     Args and Raises: as of `resample_volume`.
     """
-    if not _covered(volume, like, transform).any():
+    joined = _joined(transform, displacement)
+    if not _covered(volume, like, joined).any():
         raise ValueError("expected volumes that overlap in space, found one beside the other")
     source = itk_image(volume.slices, volume.slices_affine)
-    sampled = _sampled(source, like, _joined(transform, displacement), sitk.sitkNearestNeighbor)
+    sampled = _sampled(source, like, joined, sitk.sitkNearestNeighbor)
     return volume._replace(slices=sitk.GetArrayFromImage(sampled), affine=like.affine, forms=like.forms)
 
 
