@@ -4,7 +4,7 @@ examples:
   python EDARFusion_test_val.py                                       fuse the embedded sample
   python EDARFusion_test_val.py --modality CT --fixed mri.png --moving ct.png --output out
   python EDARFusion_test_val.py --modality CT --fixed MRI --moving CT --label CT_label --save-flow --save-maps
-  python EDARFusion_test_val.py --modality CT --fixed mri.nii.gz --moving ct.nii.gz --resample
+  python EDARFusion_test_val.py --modality CT --fixed mri.nii.gz --moving ct.nii.gz --prealign rigid
   python EDARFusion_test_val.py --csv pairs.csv --root DATA --split val
   torchrun --nproc_per_node=2 EDARFusion_test_val.py --csv pairs.csv  two processes share the pairs
 
