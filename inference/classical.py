@@ -151,7 +151,7 @@ def register_within(
 
 
 def _register_files(name: str, folder: str) -> None:
-    """What the process of `register_within` does: images.npz -> flow.npz in a folder."""
+    """Register the images of images.npz and write flow.npz, in the process of `register_within`."""
     method = CLASSICAL[name]
     importlib.import_module(method.package)
     with np.load(Path(folder, "images.npz")) as images:
@@ -167,7 +167,7 @@ def _itk_images(*images: NDArray[np.float32]) -> list["sitk.Image"]:
 
 
 def _mutual_information() -> "sitk.ImageRegistrationMethod":
-    """The part that all methods by SimpleITK share: metric, interpolation and resolutions of its notebooks."""
+    """Set up what all SimpleITK methods share: metric, interpolation and resolutions of its notebooks."""
     import SimpleITK as sitk
 
     method = sitk.ImageRegistrationMethod()
@@ -207,7 +207,7 @@ def _affine(fixed: "sitk.Image", moving: "sitk.Image") -> "sitk.Transform":
 
 
 def _flow_of(transform: "sitk.Transform", fixed: "sitk.Image") -> NDArray[np.float32]:
-    """The displacement field of a transform on the grid of the fixed image, whose pixels are 1 mm wide."""
+    """Sample the displacement field of a transform on the grid of the fixed image, whose pixels are 1 mm wide."""
     import SimpleITK as sitk
 
     field = sitk.TransformToDisplacementField(transform, sitk.sitkVectorFloat64, fixed.GetSize())

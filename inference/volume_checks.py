@@ -39,7 +39,7 @@ def open_volumes(options: Options) -> VolumePair:
 
 
 def _oddities(volumes: VolumePair, options: Options) -> Iterator[str]:
-    """What the volumes have that is no error but may not be meant, a line each."""
+    """List what is no error in the volumes but may not be meant, one line each."""
     paths = {"fixed": options.fixed, "moving": options.moving, "label": options.label}
     if not options.window and options.modality == "CT" and volumes.window != BRAIN_WINDOW:
         units = volumes.volumes["moving"].units

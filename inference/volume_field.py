@@ -60,15 +60,15 @@ class VolumeField(NamedTuple):
     size: tuple[int, int]
 
     def flow(self, number: int) -> NDArray[np.float32]:
-        """Displacement field of a slice: (2, H, W), px."""
+        """Return the displacement field of a slice: (2, H, W), px."""
         return resize_flow(torch.from_numpy(self.flows[number])[None], self.size)[0].numpy()
 
     def of(self, number: int) -> dict:
-        """What `inference.pair_fuser.PairFuser` is told of a slice."""
+        """Return the arguments of `inference.pair_fuser.PairFuser` for a slice."""
         return {"flow": self.flow(number), "disagreement": self.disagreements[number]}
 
     def transform(self, grid: Volume) -> sitk.Transform:
-        """The field as SimpleITK's transform, point of the fixed space -> point where the moving tissue lies.
+        """Convert the field to a SimpleITK transform: point of the fixed space -> place of that tissue in the moving.
 
         Args:
             grid: the volume whose slices were estimated.
@@ -82,11 +82,11 @@ class VolumeField(NamedTuple):
         return sitk.DisplacementFieldTransform(itk_image(vectors, affine))
 
     def inverse(self) -> "VolumeField":
-        """The field of the way back, slice by slice: displacements lie within the slices."""
+        """Invert the field slice by slice, as displacements lie within the slices."""
         return self._replace(flows=invert(torch.from_numpy(self.flows)).numpy())
 
     def lies_right(self, shares: NDArray) -> bool:
-        """Whether the slices that show much of the head were moved by less than `LITTLE` and leave little doubt."""
+        """Return whether the slices that show much of the head moved by less than `LITTLE` and leave little doubt."""
         shown = shares > 0.5
         known = [x for x, much in zip(self.disagreements, shown, strict=True) if much and x is not None]
         if not known:
@@ -96,7 +96,7 @@ class VolumeField(NamedTuple):
 
 
 def shown_shares(*volumes: NDArray[np.float32]) -> NDArray[np.float64]:
-    """How much of the head each slice shows, in all of the volumes: (S,), 0 to 1.
+    """Measure how much of the head each slice shows in all volumes: (S,), 0 to 1.
 
     Args:
         volumes: (S, H, W) in [0, 1].
@@ -108,7 +108,7 @@ def shown_shares(*volumes: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def coarse(flow: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A displacement field (2, H, W) at every `STRIDE`-th pixel: (2, h, w), in pixels of that grid."""
+    """Sample a displacement field (2, H, W) at every `STRIDE`-th pixel: (2, h, w), in pixels of that grid."""
     size = tuple(-(-side // STRIDE) for side in flow.shape[1:])
     return resize_flow(torch.from_numpy(flow)[None], size)[0].numpy()
 
@@ -116,7 +116,7 @@ def coarse(flow: NDArray[np.float32]) -> NDArray[np.float32]:
 def join_slices(
     flows: NDArray[np.float32], shares: NDArray, disagreements: Sequence[float | None], spacing: float
 ) -> NDArray[np.float32]:
-    """The field of a volume that the estimates of its slices tell of.
+    """Join the estimates of the slices to one field of the volume.
 
     Args:
         flows: (S, 2, h, w), px of their grid.
@@ -143,7 +143,7 @@ def join_slices(
 
 
 def _mean_along(flows: NDArray[np.float32], weights: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
-    """Weighted Gaussian mean along the first axis; where no weight is near, wider Gaussians take the place."""
+    """Average along the first axis with Gaussian weights. Where no weight is near, wider Gaussians are used."""
     total, share = np.zeros_like(flows), np.zeros_like(weights)
     for factor, part in ((1, 1.0), (4, 1e-4), (16, 1e-8)):
         for into, values in ((total, weights * flows), (share, weights)):
@@ -152,7 +152,7 @@ def _mean_along(flows: NDArray[np.float32], weights: NDArray[np.float32], sigma:
 
 
 def _unfolded(flows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The field, smoothed within the slices until it folds nowhere."""
+    """Smooth a field within the slices until it folds nowhere."""
     while jacobian_determinant(torch.from_numpy(flows)).min() < _LEAST_DETERMINANT:
         flows = gaussian_filter(flows, (0, 0, 1, 1), mode="nearest")
     return flows

@@ -55,7 +55,7 @@ def register_volume(
 
 
 def jump(flows: NDArray[np.float32]) -> float:
-    """Mean difference between the fields of neighbouring slices, px of the image.
+    """Compute the mean difference between the fields of neighbouring slices, px of the image.
 
     Args:
         flows: (S, 2, h, w), px of a grid of every `STRIDE`-th pixel.

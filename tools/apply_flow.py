@@ -70,7 +70,7 @@ def apply_flows(
 
 
 def _flow_for(image: np.ndarray, file: Path) -> np.ndarray:
-    """The flow of a file at the resolution of the fixed image, for an image that may have another size.
+    """Load a flow at the resolution of the fixed image, for an image that may have another size.
 
     Raises:
         FileError: it is no flow, or one for images of another size.
@@ -84,7 +84,7 @@ def _flow_for(image: np.ndarray, file: Path) -> np.ndarray:
 
 
 def modality_of_flows(folder: str | os.PathLike) -> str | None:
-    """What the flows of the test command were found for, by settings.json beside their folder or by its path.
+    """Find the modality of saved flows, by settings.json beside their folder or by its path.
 
     Returns:
         One of `data.table.MODALITIES`, or None where nothing tells.
@@ -98,7 +98,7 @@ def modality_of_flows(folder: str | os.PathLike) -> str | None:
 
 
 def _modality_in(folder: str | os.PathLike) -> str | None:
-    """The one modality that the last folder, or else the one above it, has in its name, as a word of its own."""
+    """Find the one modality in the name of the last folder, or of the one above it, as a word of its own."""
     for name in reversed(Path(os.path.abspath(folder)).parts[-2:]):
         words = re.split(r"[^a-z]+", name.lower())
         named = [modality for modality in MODALITIES if modality.lower() in words]

@@ -81,7 +81,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Exit with a message where options do not go together."""
+    """Exit with a message if options do not go together."""
     names = [name for name, _, _ in options.systems]
     for name in names:
         if names.count(name) > 1:

@@ -30,7 +30,7 @@ SHARES = (0.25, 0.5, 0.75, 1.0)
 
 
 def with_expectation(model: EDARFusion) -> EDARFusion:
-    """The same network with a part that expects errors, which is new if there was none."""
+    """Add the part that predicts errors to a network, unless it has one."""
     if model.expected_error is not None:
         return model
     larger = EDARFusion(**model.arguments | {"expected_error": True})
@@ -93,7 +93,7 @@ def check_command(options: argparse.Namespace, checkpoint: Checkpoint, device: t
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``python -m tools.expected_error``; returns the exit status."""
+    """Run ``python -m tools.expected_error``; return the exit status."""
     print_anywhere()
     parser = OneLineParser(prog="python -m tools.expected_error", description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)

@@ -35,7 +35,7 @@ class Fit(NamedTuple):
         return cv2.warpAffine(image, matrix, size[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
     def to_original(self, flow: NDArray[np.float32]) -> NDArray[np.float32]:
-        """A displacement field for the image that was brought here -> one for the image as it was.
+        """Convert a displacement field for the fitted image to one for the original image.
 
         Args:
             flow: (2, H, W), px of the frame.

@@ -97,13 +97,13 @@ def read_dicom(path: Path, frame: int | None = None) -> tuple[np.ndarray, np.nda
 
 
 def dicom_files(folder: Path) -> list[Path]:
-    """The DICOM files directly in a folder, by name; hidden files are skipped."""
+    """List the DICOM files directly in a folder, by name, without hidden files."""
     # A disc's table of contents is DICOM too, but no image.
     return sorted(p for p in entries(folder) if not p.is_dir() and is_dicom(p) and p.name.upper() != "DICOMDIR")
 
 
 def is_dicom(path: Path) -> bool:
-    """By its suffix or, as archives and scanners often give none, by how the file begins."""
+    """Recognise a DICOM file by its suffix or by its first bytes, as archives and scanners often give no suffix."""
     if path.suffix.lower() == DICOM_SUFFIX:
         return True
     # os.path takes impossible names for missing files, where pathlib raises.
@@ -118,7 +118,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def _begins_with_a_tag(head: bytes) -> bool:
-    """Whether a file begins as old archives write DICOM, without preamble: with a tag of group 2 or 8."""
+    """Return whether a file begins with a tag of group 2 or 8, as old DICOM files without preamble do."""
     if len(head) < 132:
         return False
     group, element, length = (int.from_bytes(head[at : at + size], "little") for at, size in ((0, 2), (2, 2), (4, 4)))
@@ -163,7 +163,7 @@ class _Frame(NamedTuple):
 
 
 def _read_frames(path: Path) -> list[_Frame]:
-    """All frames of one DICOM file."""
+    """Read all frames of one DICOM file."""
     try:
         with warnings.catch_warnings():
             # pydicom warns of odd values, and of truncated files, which are errors below.
@@ -190,7 +190,7 @@ def _read_frames(path: Path) -> list[_Frame]:
 
 
 def _dataset(path: Path) -> Dataset:
-    """The tags of a file, also of one without preamble.
+    """Read the tags of a file, also of one without preamble.
 
     Raises:
         ImageError: it has no preamble, compressed pixels, and no word of how they are.
@@ -227,7 +227,7 @@ def _check_kind(path: Path, dataset: Dataset) -> None:
 
 
 def _decoded(path: Path, dataset: Dataset) -> np.ndarray:
-    """The stored values of all frames, with the bits beyond those of the values.
+    """Decode the stored values of all frames, with the bits beyond those of the values.
 
     Raises:
         ImageError: nothing is installed that decodes them; the message names what to install, where there is anything.
@@ -252,7 +252,7 @@ def _decoded(path: Path, dataset: Dataset) -> np.ndarray:
 
 
 def _within_bits_stored(dataset: Dataset, stored: np.ndarray) -> np.ndarray:
-    """Integers without the bits beside BitsStored, such as those of overlays (DICOM PS3.5 8.1.1); the sign is kept."""
+    """Remove the bits beside BitsStored, such as overlays (DICOM PS3.5 8.1.1), and keep the sign."""
     allocated = 8 * stored.dtype.itemsize
     bits = int(dataset.get("BitsStored") or allocated)
     if stored.dtype.kind == "f" or bits >= allocated:
@@ -263,7 +263,7 @@ def _within_bits_stored(dataset: Dataset, stored: np.ndarray) -> np.ndarray:
 
 
 def _padded(dataset: Dataset, values: np.ndarray) -> np.ndarray:
-    """Where values are PixelPaddingValue, or lie from there to PixelPaddingRangeLimit (DICOM PS3.3 C.7.5.1.1.2)."""
+    """Mark values at PixelPaddingValue, or from it to PixelPaddingRangeLimit (DICOM PS3.3 C.7.5.1.1.2)."""
     names = next(names for pixels, names in _PADDING.items() if pixels in dataset)
     limits = [dataset.get(name) for name in names]
     limits = [limit for limit in limits if limit is not None]
@@ -280,7 +280,7 @@ def _padded(dataset: Dataset, values: np.ndarray) -> np.ndarray:
 
 
 def _units(text: str) -> str:
-    """Units as the project writes them: "HU" for every spelling of it, "" for unspecified ones, others in capitals."""
+    """Spell units as the project does: "HU" for every spelling of it, "" for unspecified ones, others in capitals."""
     letters = "".join(letter for letter in text.upper() if letter.isalpha())
     if letters in _HOUNSFIELD:
         return "HU"
@@ -341,12 +341,12 @@ def _frame(path: Path, dataset: Dataset, number: int, values: np.ndarray, padded
 
 
 def _number(dataset: Dataset, number: int) -> int:
-    """Of a frame in its series: of the file, then within the file."""
+    """Number a frame in its series: by file, then within the file."""
     return 10000 * int(dataset.get("InstanceNumber") or 0) + number
 
 
 def _functional_groups(dataset: Dataset, number: int) -> Dataset:
-    """Tags that hold for one frame: what multi-frame files keep in nested sequences, flattened."""
+    """Flatten the nested sequences of a multi-frame file to the tags of one frame."""
     flat = Dataset()
     for detector in (dataset.get("DetectorInformationSequence") or [])[:1]:
         flat.update(detector)
@@ -380,7 +380,7 @@ def _check_alike(frames: list[_Frame]) -> None:
 
 
 def _one_a_place(path: Path, frames: list[_Frame], wanted: int | None) -> tuple[list[_Frame], str]:
-    """One frame of each place, in order along the normal, and a note on what was taken; several stay where that is odd.
+    """Choose one frame of each place along the normal, with a note. Several stay where that is odd.
 
     Raises:
         ImageError: a frame is wanted that is not there.

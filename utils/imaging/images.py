@@ -75,7 +75,7 @@ def read_image(path: str | os.PathLike, *, color: bool | None = False) -> np.nda
 
 
 def luma(image: np.ndarray) -> np.ndarray:
-    """BT.601 luma (H, W), the same as kornia's, of RGB (H, W, 3); equal channels as they are, free of rounding.
+    """Compute the BT.601 luma (H, W) of RGB (H, W, 3), as kornia does. Equal channels are returned unchanged.
 
     Args:
         image: float32 in [0, 1].
@@ -86,7 +86,7 @@ def luma(image: np.ndarray) -> np.ndarray:
 
 
 def has_color(image: np.ndarray) -> bool:
-    """Whether an image (H, W) or (H, W, 3) has a pixel that is not grey."""
+    """Return whether an image (H, W) or (H, W, 3) has a pixel that is not grey."""
     return image.ndim == 3 and bool((image != image[..., :1]).any())
 
 
@@ -134,7 +134,7 @@ def check_same_size(images: Mapping[str, np.ndarray | None], paths: Mapping[str,
 
 
 def has_16_bits(path: str | os.PathLike) -> bool:
-    """Whether a file that can be read as an image has whole numbers of more than 8 bits; looks at its header only."""
+    """Return, by its header, whether a readable image file holds integers of more than 8 bits."""
     with open(path, "rb") as file:
         if is_tiff(file.read(4)):
             # Takes a while to import, which only TIFF files are to cost.
@@ -146,12 +146,12 @@ def has_16_bits(path: str | os.PathLike) -> bool:
 
 
 def is_tiff(data: bytes) -> bool:
-    """Whether bytes begin as a TIFF or BigTIFF file of either byte order."""
+    """Return whether bytes begin as a TIFF or BigTIFF file of either byte order."""
     return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def _levels(path: str | os.PathLike) -> np.ndarray:
-    """The first image of the file, float32 in [0, 1], (H, W) or (H, W, 3)."""
+    """Read the first image of a file as float32 in [0, 1], (H, W) or (H, W, 3)."""
     path = Path(path)
     if found := lacking(path):
         raise ImageError.at(path, "an image file", found)
@@ -167,7 +167,7 @@ def _levels(path: str | os.PathLike) -> np.ndarray:
 
 
 def _decode(path: Path, data: bytes) -> Image.Image:
-    """The first frame of a file other than TIFF, decoded, of an allowed size, in the mode that the file has."""
+    """Decode the first frame of a file other than TIFF in its own mode, and check its size."""
     try:
         with warnings.catch_warnings():
             # Pillow warns of odd tags and of sizes; our own limits below are errors.
@@ -193,7 +193,7 @@ def _decode(path: Path, data: bytes) -> Image.Image:
 
 
 def _scaled(path: str | os.PathLike, image: Image.Image) -> np.ndarray:
-    """float32 in [0, 1], (H, W) or (H, W, 3), from any Pillow mode."""
+    """Convert any Pillow mode to float32 in [0, 1], (H, W) or (H, W, 3)."""
     mode = image.mode
     if mode in ("1", "L", "LA", "La"):
         return np.asarray(image.convert("L"), np.float32) / np.float32(255)

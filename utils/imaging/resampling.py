@@ -16,7 +16,7 @@ _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def itk_image(values: NDArray, affine: NDArray[np.float64]) -> sitk.Image:
-    """A SimpleITK image that lies where `affine` puts it.
+    """Make a SimpleITK image at the place that `affine` gives.
 
     Args:
         values: (S, H, W), or vectors (S, H, W, N).
@@ -32,7 +32,7 @@ def itk_image(values: NDArray, affine: NDArray[np.float64]) -> sitk.Image:
 
 
 def linear_part(transform: sitk.Transform, at: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The matrix (4, 4) of the affine map that a transform is near a point, in RAS mm.
+    """Linearise a transform near a point: matrix (4, 4), RAS mm.
 
     Args:
         transform: exact for a rigid or affine one.
@@ -47,7 +47,7 @@ def linear_part(transform: sitk.Transform, at: NDArray[np.float64]) -> NDArray[n
 
 
 def distance_between(volume: Volume, like: Volume) -> float:
-    """Largest distance, in mm, between the same corner voxel of two volumes of one shape, by their affines."""
+    """Measure the largest distance, in mm, between equal corner voxels of two volumes of one shape."""
     last = np.array(like.slices.shape) - 1
     corners = np.array(list(np.ndindex(2, 2, 2))) * last  # slices, rows, columns
     places = [apply_affine(x.slices_affine, corners[:, ::-1]) for x in (volume, like)]
@@ -55,7 +55,7 @@ def distance_between(volume: Volume, like: Volume) -> float:
 
 
 def coverage(volume: Volume, like: Volume, transform: sitk.Transform | None = None) -> float:
-    """Share of the voxels of `like`, 0 to 1, whose centre lies in a voxel of `volume`."""
+    """Compute the share of the voxels of `like`, 0 to 1, whose centre lies in a voxel of `volume`."""
     return float(_covered(volume, like, transform).mean())
 
 
@@ -111,7 +111,7 @@ def resample_labels(
 
 
 def _joined(*transforms: sitk.Transform | None) -> sitk.Transform | None:
-    """One transform of several, of which the last comes first, as in all of ITK."""
+    """Join several transforms to one. The last comes first, as in all of ITK."""
     steps = [step for step in transforms if step is not None]
     return sitk.CompositeTransform(steps) if steps else None
 
@@ -131,7 +131,7 @@ def _sampled(source: sitk.Image, like: Volume, transform: sitk.Transform | None,
 
 
 def _covered(volume: Volume, like: Volume, transform: sitk.Transform | None) -> NDArray[np.bool_]:
-    """Which voxels of `like` have their centre in a voxel of `volume`: (S, H, W)."""
+    """Mark the voxels of `like` whose centre lies in a voxel of `volume`: (S, H, W)."""
     # The faces belong to it, whatever the rounding of the affines: voxels a little larger about the same middle.
     affine, middle = volume.slices_affine.copy(), (np.array(volume.slices.shape[::-1]) - 1) / 2
     centre = apply_affine(affine, middle)
@@ -142,7 +142,7 @@ def _covered(volume: Volume, like: Volume, transform: sitk.Transform | None) -> 
 
 
 def _averaged(volume: Volume, like: Volume, transform: sitk.Transform | None) -> sitk.Image:
-    """`volume`, each voxel the mean of as many as a step of `like` spans along each axis, at the mean's place.
+    """Average as many voxels of `volume` as a step of `like` spans along each axis, at the mean's place.
 
     Points of a fine, noisy volume would say less of a thick slice than what lies within it.
     """

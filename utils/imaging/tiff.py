@@ -34,7 +34,7 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
 def has_16_bits(path: str | os.PathLike) -> bool:
-    """Whether the first image has whole numbers of more than 8 bits; looks at its header only."""
+    """Return, by the header, whether the first image holds integers of more than 8 bits."""
     with TiffFile(path) as file:
         page = file.pages.first
         return page.dtype is not None and page.dtype.kind in "iu" and int(np.max(page.bitspersample)) > 8
@@ -118,7 +118,7 @@ def _check_extent(page: TiffPage, length: int) -> None:
 
 
 def _levels(path: Path, page: TiffPage, samples: np.ndarray) -> np.ndarray:
-    """Samples (H, W, channels) as float32 in [0, 1]."""
+    """Convert samples (H, W, channels) to float32 in [0, 1]."""
     if page.photometric == PHOTOMETRIC.PALETTE:
         colors = np.asarray(page.colormap)
         # Of 16 bits; some programs write 8.

@@ -81,14 +81,14 @@ class Volume(NamedTuple):
 
 
 def is_volume(path: str | os.PathLike) -> bool:
-    """True for a NIfTI or FreeSurfer file by its name, for a DICOM file, and for a folder that holds DICOM files."""
+    """Return True for a NIfTI or FreeSurfer file by its name, a DICOM file, or a folder of DICOM files."""
     if os.path.isdir(path):
         return bool(dicom_files(Path(path)))
     return Path(path).name.lower().endswith(VOLUME_SUFFIXES) or is_dicom(Path(path))
 
 
 def holds_images(path: str | os.PathLike) -> bool:
-    """True for an image by its name, and for a folder that holds images.
+    """Return True for an image by its name, or for a folder that holds images.
 
     Raises:
         FileError: the folder cannot be read.
@@ -210,7 +210,7 @@ def window(slices: np.ndarray, center: float, width: float) -> np.ndarray:
 
 
 def robust_window(slices: np.ndarray) -> tuple[float, float]:
-    """Center and width of the window from the 1st to the 99.5th percentile of a whole volume.
+    """Compute center and width of the window from the 1st to the 99.5th percentile of a volume.
 
     For modalities without a scale of their own (MRI) or with rare extremes (PET, SPECT). Where both percentiles are
     the same value the full range takes their place; that of a constant volume has its value as lower end, so that the
@@ -227,7 +227,7 @@ def robust_window(slices: np.ndarray) -> tuple[float, float]:
 
 
 def looks_like_hu(slices: np.ndarray) -> bool:
-    """True if values are plausibly Hounsfield units: air, under -200, in at least 1 % of the voxels, and tissue.
+    """Return True if values are plausibly Hounsfield units: air, under -200, in at least 1 % of the voxels, and tissue.
 
     To be asked of CT: emission images with noise below zero look the same.
     """
@@ -235,7 +235,7 @@ def looks_like_hu(slices: np.ndarray) -> bool:
 
 
 def _orientations(affine: np.ndarray, single: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Orientations, as nibabel writes them, of the file's array (i, j, k) and of (columns, rows, slices).
+    """Return the orientations of the file's array (i, j, k) and of (columns, rows, slices), as nibabel writes them.
 
     A stack is looked at along the axis nearest to foot-head, a single slice along the file's third axis.
     """
@@ -245,19 +245,19 @@ def _orientations(affine: np.ndarray, single: bool) -> tuple[np.ndarray, np.ndar
 
 
 def _to_slices(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """The file's own array (i, j, k) under its affine as slices (S, H, W)."""
+    """Turn the file's array (i, j, k) with its affine into slices (S, H, W)."""
     own, view = _orientations(affine, single=array.shape[2] == 1)
     return np.ascontiguousarray(apply_orientation(array, ornt_transform(own, view)).transpose(2, 1, 0))
 
 
 def _to_nifti(slices: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
-    """The way back from `_to_slices`."""
+    """Turn slices back into the file's array, the inverse of `_to_slices`."""
     own, view = _orientations(affine, single=len(slices) == 1)
     return nib.Nifti1Image(apply_orientation(slices.transpose(2, 1, 0), ornt_transform(view, own)), affine)
 
 
 def _read_by_nibabel(path: Path, frame: int | None) -> tuple[np.ndarray, np.ndarray, dict]:
-    """float32 array (X, Y, Z) and affine of a NIfTI or FreeSurfer file, and further attributes of `Volume`."""
+    """Read array (X, Y, Z) in float32 and affine of a NIfTI or FreeSurfer file, and further attributes of `Volume`."""
     kind = "NIfTI" if path.name.lower().endswith(NIFTI_SUFFIXES) else "FreeSurfer"
     if found := lacking(path):
         raise ImageError.at(path, f"a {kind} file", found)
@@ -301,7 +301,7 @@ def _read_by_nibabel(path: Path, frame: int | None) -> tuple[np.ndarray, np.ndar
 
 
 def _mirror(forms: tuple[tuple[np.ndarray | None, int], ...]) -> str:
-    """A word where sform and qform contradict each other in left and right, or in handedness by another axis."""
+    """Note where sform and qform contradict each other in left and right, or in handedness by another axis."""
     matrices = [matrix[:3, :3] for matrix, code in forms if code and matrix is not None]
     if len(matrices) < 2 or np.linalg.det(matrices[0]) * np.linalg.det(matrices[1]) >= 0:
         return ""
@@ -309,13 +309,13 @@ def _mirror(forms: tuple[tuple[np.ndarray | None, int], ...]) -> str:
 
 
 def _indices(image: nib.spatialimages.SpatialImage, chosen: Sequence[int]) -> list[tuple[int, ...]]:
-    """Indices of frames along the axes beyond the third, of which the fourth alone may be longer than 1."""
+    """Choose indices along the axes beyond the third. Only the fourth may be longer than 1."""
     further = len(image.shape) - 3
     return [(number, *(0,) * (further - 1)) for number in chosen] if further > 0 else [()]
 
 
 def _form(get: Callable[..., tuple[np.ndarray | None, int]], to_mm: np.ndarray) -> tuple[np.ndarray | None, int]:
-    """What `get` finds in a header, matrix times `to_mm` and code; as if it were not there where it is none."""
+    """Read matrix, times `to_mm`, and code of a form from a header. An invalid one counts as absent."""
     try:
         matrix, code = get(coded=True)
     except (ValueError, HeaderDataError):
