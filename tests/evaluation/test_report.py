@@ -416,7 +416,7 @@ def test_one_page_leads_to_the_reports_of_all_modalities(tmp_path):
     assert [link for link in page.links if link.endswith("report.html")] == ["CT/report.html", "PET/report.html"] * 2
     cells = {row[0]["text"].split()[0].split(",")[0]: [cell["text"] for cell in row[1:]] for row in page.rows}
     assert cells["RMSE"] == ["38.75 → 31.50", "–"] and cells["dice"] == ["–", "0.6000"]
-    assert cells["Fused"] == ["label", "aligned"]
+    assert cells["Referencewhat"] == ["label", "aligned"]
     assert "For research only, not for clinical use." in page.texts["p"]
 
 
@@ -673,7 +673,7 @@ def test_pairs_stand_worst_first_where_asked(browser):
     assert order() == NAMES[::-1]
     chooser.select_by_value("qabf")  # higher is better; a pair without a value is last
     assert order() == ["<b>bold</b></script>", "case 2", "case 1", "case 10"]
-    assert find(browser, "#ordered").get_property("textContent") == "Pairs in order: worst QAB/F first"
+    assert find(browser, "#ordered").get_property("textContent") == f"Pairs in order: worst {METRICS['qabf'].text} first"
     chooser.select_by_value("")
     assert order() == NAMES
 
@@ -743,6 +743,18 @@ def test_a_wide_table_scrolls_within_itself_beside_the_names(browser, tmp_path, 
     cut = "return [...document.querySelectorAll('tbody th, td')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
     assert browser.execute_script(cut) == 0
     wait_for(browser, lambda: "more" in find(browser, ".frame").get_attribute("class"), False)
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_page_above_the_reports_can_be_read(browser, tmp_path, width):
+    write_index(tmp_path / "report.html", {name: make_table().iloc[:-1] for name in ("CT", "PET", "SPECT")}, "Results")
+    resize(browser, width)
+    browser.get((tmp_path / "report.html").as_uri())
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    lines = """return [...document.querySelectorAll('tbody tr:not(:last-child)')].map(row => {
+        const name = row.cells[0].getBoundingClientRect(), style = getComputedStyle(row.cells[0]);
+        return name.height / parseFloat(style.fontSize); })"""
+    assert max(browser.execute_script(lines)) < 5  # no name is broken into letters
 
 
 @pytest.mark.parametrize("width", [1280, 400])
