@@ -19,7 +19,7 @@ import numpy as np
 
 from data.table import MODALITIES, modality_name
 from utils.arguments import OneLineParser, print_anywhere
-from utils.files import FileError, check_inputs_stay, entries
+from utils.files import FileError, check_inputs_stay, entries, lacking
 from utils.geometry.warp import apply_flow
 from utils.imaging.flows import load_flow
 from utils.imaging.images import read_image, write_image
@@ -62,6 +62,9 @@ def apply_flows(
         raise FileError.at(flows, f"flows named like the images in {os.fspath(images)}", "none")
     targets = [Path(output, f"{path.stem}.png") for path, _ in todo]
     check_inputs_stay((path for path, _ in todo), targets)
+    for path in (path for pair in todo for path in pair):
+        if reason := lacking(path):
+            raise FileError.at(path, "a file with its content", reason)
     for (path, file), target in zip(todo, targets, strict=True):
         image = read_image(path, color=None)
         flow = _flow_for(image, file)

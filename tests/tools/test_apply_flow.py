@@ -124,3 +124,13 @@ def test_a_flow_for_images_of_another_size_is_applied_to_them_and_one_for_others
     assert found.shape == image.shape and np.corrcoef(found.ravel(), image.ravel())[0, 1] > 0.7  # of white noise
     np.save(tmp_path / "flow" / "a.npy", np.zeros((2, 64, 80), np.float32))
     assert main(line) == 2
+
+
+@pytest.mark.parametrize("stump", ["images/b.png", "flow/b.npy"])
+def test_a_link_to_nothing_is_named_before_anything_is_written(tmp_path, image, line, capsys, stump):
+    np.save(tmp_path / "flow" / "b.npy", np.zeros((2, 64, 80), np.float32))
+    (tmp_path / stump).unlink()
+    (tmp_path / stump).symlink_to("gone")
+    assert main(line) == 2
+    assert f"{stump}: expected a file with its content, found a link to nothing (gone)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

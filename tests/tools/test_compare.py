@@ -11,6 +11,7 @@ from rich.console import Console
 from scipy import stats
 
 from evaluation.comparison_views import figure_comparison, to_table
+from evaluation.report.columns import METRICS
 from tools import compare
 from utils.imaging.images import read_image, write_image
 
@@ -116,7 +117,7 @@ def test_table_has_effects_and_stars_where_the_corrected_test_is_clear() -> None
 def test_figure_has_a_panel_a_metric_with_every_interval() -> None:
     summary = compare.summarise({"ours": OURS, "peer": PEER[["rmse"]]}, "ours")
     panels = [axes for axes in figure_comparison(summary, "ours").axes if axes.get_visible()]
-    assert [axes.get_title(loc="left") for axes in panels] == ["QAB/F ↑", "RMSE ↓"]
+    assert [axes.get_title(loc="left") for axes in panels] == [f"{METRICS['qabf'].text} ↑", "RMSE ↓"]
     drawn = {tuple(line.get_xdata()) for line in panels[1].lines}
     for system in ("ours", "peer"):
         found = row(summary, "rmse", system)
