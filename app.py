@@ -264,7 +264,8 @@ class Page:
         if fused is None:
             return "", "", "", ""
         pair = fused.pairs[int(number)]
-        images, files = read_pair(pair, fused.folder.modality), fused.folder.files(pair.name)
+        images, known = read_pair(pair, fused.folder.modality), fused.folder.files(pair.name)
+        files = {kind: path for kind, path in known.items() if path.is_file()}  # not every pair has every map
         aligned = read_image(files["aligned"], color=images.moving.ndim == 3)
         row = fused.table.loc[pair.name]
         return (
