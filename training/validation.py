@@ -104,7 +104,8 @@ def picture(model: EDARFusion, pairs: PairDataset, device: torch.device, row: in
     pair = pairs[row]
     with torch.inference_mode():
         output = model(pair.fixed[None].to(device), pair.moving[None].to(device))
-    shown = {name: field[0].cpu().squeeze().numpy() for name, field in output._asdict().items()}
+    fields = {name: field for name, field in output._asdict().items() if field is not None}
+    shown = {name: field[0].cpu().squeeze().numpy() for name, field in fields.items()}
     images = {"fixed": pair.fixed[0].numpy(), "moving": pair.moving[0].numpy(), "label": pair.moving_aligned[0].numpy()}
     maps = {name: array for name, array in shown.items() if name in MAPS}
     return figure_pair(

@@ -17,7 +17,7 @@ from models.layers import GaussianBlur, UNet, side_by_side
 from tests.examples import constant_flow, displacements, noise
 from utils.arguments import DEFAULT_CHECKPOINT
 from utils.filters import gradient_magnitude, halved
-from utils.geometry.affine import affine_flow, affine_part
+from utils.geometry.affine import affine_flow
 from utils.geometry.warp import compose, warp
 from utils.maps import local_entropy, reliability_prior
 
@@ -182,7 +182,7 @@ def test_constant_images_give_no_nan(tiny, values):
 def test_constant_images_give_finite_gradients():
     model = build()
     output = model(torch.zeros(1, 1, 64, 64), torch.full((1, 1, 64, 64), 0.5))
-    sum(field.sum() for field in output).backward()
+    sum(field.sum() for field in output if field is not None).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
@@ -263,7 +263,8 @@ def test_batch_entries_do_not_see_each_other():
         together = model(fixed, moving)
         for i in range(3):
             alone = model(fixed[i : i + 1], moving[i : i + 1])
-            for name, field, single in zip(together._fields, together, alone, strict=True):
+            assert together.expected_error is alone.expected_error is None
+            for name, field, single in zip(together._fields[:-1], together[:-1], alone[:-1], strict=True):
                 if i < 2 or name in ("fused", "aligned"):
                     assert torch.allclose(field[i : i + 1], single, atol=5e-2), name
 
@@ -774,7 +775,7 @@ def test_averaging_takes_the_maps_of_the_mirror_image_back(tiny):
         assert not torch.allclose(getattr(straight, name), getattr(mirrored, name), atol=1e-1), name
 
 
-def test_estimates_that_disagree_hold_the_global_displacement_back(tiny, monkeypatch):
+def test_estimates_that_disagree_hold_the_displacement_back(tiny, monkeypatch):
     fixed, moving = images(1, 128, 128)
     flows, round_trips = [], []
     for apart in (0, 1e6):
@@ -785,12 +786,10 @@ def test_estimates_that_disagree_hold_the_global_displacement_back(tiny, monkeyp
             output = tiny(fixed, moving, average=True)
         flows.append(output.flow)
         round_trips.append(compose(output.flow, output.inverse_flow)[..., 16:-16, 16:-16].norm(dim=1).mean())
-    assert round_trips[1] < round_trips[0] + 0.02 < 0.1 * flows[0].norm(dim=1).mean()
-    found, held = (affine_part(flow, torch.ones(1, 1, 128, 128)) for flow in flows)
-    assert held.norm(dim=1).mean() < 0.2 * found.norm(dim=1).mean()
-    # What is left is sampled at places that the affine part no longer moves.
-    local = flows[0] - found
-    assert (flows[1] - held - local).abs().mean() < 0.2 * local.abs().mean()
+    length = flows[0].norm(dim=1).mean()
+    assert round_trips[0] < 0.1 * length and round_trips[1] < round_trips[0] + 0.04 * length
+    # Down to nothing where the estimates have nothing in common.
+    assert flows[1].norm(dim=1).mean() < 0.2 * length
 
 
 @pytest.mark.parametrize("side", [128, 256, 512])
