@@ -20,7 +20,7 @@ def test_color_tells_the_modality_of_images_and_an_option_overrules_it(
     assert run_command(checkpoint, tmp_path / "out", *options) == 0
     (line,) = said(capsys)
     assert f"not given, taken for {modality}" in line
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [modality]
+    assert [path.name for path in (tmp_path / "out").iterdir() if path.is_dir()] == [modality]
     assert run_command(checkpoint, tmp_path / "told", *options, "--modality", "SPECT") == 0
     assert said(capsys) == [] and (tmp_path / "told/SPECT").is_dir()
 
