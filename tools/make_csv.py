@@ -41,6 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("expected either --draw or --split-csv, found both")
     output = options.output or Path(f"{options.modality}.csv")
     try:
+        if output.exists():
+            # A table may have been changed by hand, and runs may depend on it.
+            raise FileError.at(output, "a table that is not there yet (--output FILE)", "a file")
         table = make_table(
             options.root, options.modality, ratio=options.ratio, seed=options.seed,
             group_pattern=options.group_pattern, split_csv=None if options.draw else options.split_csv or "split.csv",

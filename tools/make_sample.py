@@ -1,6 +1,6 @@
 """Simulated pairs of an MRI slice and an aligned CT, PET or SPECT slice, and the embedded sample made of them.
 
-    python -m tools.make_sample [--output data/sample] [--seed 0]
+    python -m tools.make_sample --output DIR [--seed 0]         # the embedded sample
     python -m tools.make_sample --training 80 --output DIR      # aligned pairs to train on, 80 of each modality
 
 Everything here is simulated: the anatomy is the ICBM152 2009a template (T1, grey and white matter at 1 mm, brain
@@ -26,7 +26,7 @@ from data.deformation import BENCHMARK, DeformationRange, random_flow
 from data.simulated_heads import COLORS, SIZE
 from data.tissue import Tissue as Label
 from tools.misalign import write_misaligned
-from utils.arguments import SAMPLE_ROOT, OneLineParser, natural, print_anywhere
+from utils.arguments import OneLineParser, natural, print_anywhere
 from utils.files import FileError, write_bytes
 from utils.geometry.warp import resize_flow
 from utils.imaging.images import write_image
@@ -310,12 +310,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Run ``python -m tools.make_sample``; return the exit status."""
     print_anywhere()
     parser = OneLineParser("python -m tools.make_sample", description="Make the embedded sample again.")
-    parser.add_argument("--output", type=Path, default=SAMPLE_ROOT, help="folder to write to (default: %(default)s)")
+    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder to write to")
     parser.add_argument("--training", type=int, metavar="N", help="make N aligned pairs a modality to train on instead")
     parser.add_argument("--seed", type=natural, default=0, help="default: %(default)s, the seed of the embedded sample")
     options = parser.parse_args(arguments)
-    if options.training is not None and (options.training < 1 or options.output == SAMPLE_ROOT):
-        parser.error("--training: expected a number from 1 up and an --output of its own")
+    if options.training is not None and options.training < 1:
+        parser.error(f"--training: expected a number from 1 up, found {options.training}")
     try:
         if options.training is not None:
             make_training(options.output, options.training, options.seed)

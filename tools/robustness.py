@@ -7,11 +7,11 @@ and disturbances are the same each time. A one-sided structure is one that a sin
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
 from data.augmentation import add_one_sided
@@ -23,7 +23,7 @@ from models.edarfusion import EDARFusion
 from training.validation import by_modality, validate
 from utils.arguments import DEFAULT_CHECKPOINT, OneLineParser, print_anywhere
 from utils.device import choose_device
-from utils.files import InputError
+from utils.files import FileError, InputError
 from utils.messages import markdown_table
 
 NOISE = 0.1
@@ -75,25 +75,29 @@ class DisturbedPairs(Dataset[Pair]):
         return self.disturb(self.pairs[row], seeded(VAL_SEED + 1, row))
 
 
-def robustness(model: EDARFusion, pairs: PairDataset, device: torch.device) -> pd.DataFrame:
+def robustness(
+    model: EDARFusion, pairs: PairDataset, device: torch.device, rows: Sequence[int] | None = None
+) -> pd.DataFrame:
     """Measure the endpoint error under each of `CONDITIONS`.
 
     Args:
         model: in evaluation mode.
         pairs: without augmentation.
         device: where the model is.
+        rows: of the pairs that count; None takes all.
 
     Returns:
         A row a condition and modality: ``condition``, ``modality``, ``pairs``, ``epe`` and ``zero``, the mean endpoint
         errors (px, inside the foreground) of the plain estimate and of zero flow, and ``better``, the share of pairs
         in which the estimate has the smaller one.
     """
-    rows = []
+    parts = []
     for condition, disturb in tqdm(CONDITIONS.items(), desc="conditions", leave=False):
-        scores = validate(model, DisturbedPairs(pairs, disturb), device)
+        disturbed = DisturbedPairs(pairs, disturb)
+        scores = validate(model, disturbed if rows is None else Subset(disturbed, rows), device)
         means = by_modality(scores)[["epe", "zero", "better"]]
-        rows.append(means.assign(condition=condition, pairs=scores["modality"].value_counts()).reset_index())
-    return pd.concat(rows, ignore_index=True)
+        parts.append(means.assign(condition=condition, pairs=scores["modality"].value_counts()).reset_index())
+    return pd.concat(parts, ignore_index=True)
 
 
 def robustness_report(table: pd.DataFrame) -> str:
@@ -104,6 +108,25 @@ def robustness_report(table: pd.DataFrame) -> str:
         cells = [f"{row.epe:.2f} of {row.zero:.2f} ({row.better:.0%})" for row in rows.itertuples()]
         lines.append([condition, *cells])
     return markdown_table(["endpoint error of zero flow's, px (pairs improved)", *kinds], lines)
+
+
+def validation_pairs(
+    root: str, modality: str, csv: str | None, group_pattern: str
+) -> tuple[pd.DataFrame, list[int]]:
+    """Find the validation pairs of all modalities, and the rows of those that are wanted.
+
+    What is drawn for a pair follows from its row, so that it must not depend on the modality that is wanted.
+
+    Raises:
+        DataError, FileError: as `data.splits.find_table`.
+    """
+    arguments = {"csv": csv, "split": "val", "group_pattern": group_pattern}
+    wanted = find_table(root, modality, **arguments)
+    try:
+        table = find_table(root, "all", **arguments)
+    except FileError:  # a folder of one modality, or the others' pairs cannot be used
+        table = wanted
+    return table, [row for row, kind in enumerate(table["modality"]) if modality in (kind, "all")]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -124,13 +147,11 @@ def main(arguments: list[str] | None = None) -> int:
                         help="where to compute (default: %(default)s)")
     options = parser.parse_args(arguments)
     try:
-        table = find_table(
-            options.root, options.modality, csv=options.csv, split="val", group_pattern=options.group_pattern
-        )
+        table, rows = validation_pairs(options.root, options.modality, options.csv, options.group_pattern)
         device = choose_device(options.device)
-        modality = modality_of(table["modality"].unique())
+        modality = modality_of(table["modality"].iloc[rows].unique())
         model = load_checkpoint(options.checkpoint, modality=modality, device=device).model
-        result = robustness(model, PairDataset(table, options.root, seed=VAL_SEED), device)
+        result = robustness(model, PairDataset(table, options.root, seed=VAL_SEED), device, rows)
     except InputError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2

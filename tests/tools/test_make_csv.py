@@ -388,6 +388,13 @@ class TestCommand:
         told = capsys.readouterr().out
         assert "train   16 pairs of 4 patients" in told and "val      4 pairs of 1 patients" in told
 
+    def test_a_table_that_is_there_stays(self, root, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "CT.csv").write_text("by hand")
+        assert main(["--root", str(root), "--modality", "CT"]) == 2
+        assert "CT.csv: expected a table that is not there yet (--output FILE)" in capsys.readouterr().err
+        assert (tmp_path / "CT.csv").read_text() == "by hand"
+
     def test_warns_of_patients_on_both_sides(self, root, tmp_path, capsys):
         lines = [f"{'val' if name.endswith('1') else 'train'},{name}" for case in (2, 3, 16, 20, 31)
                  for name in slices(case, 4)]

@@ -108,6 +108,12 @@ def test_training_pairs_take_nothing_s_place(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["PET-MRI"]
 
 
+def test_the_embedded_sample_is_not_written_to_without_a_word(capsys):
+    with pytest.raises(SystemExit) as end:
+        main([])
+    assert end.value.code == 2 and "--output" in capsys.readouterr().err
+
+
 def test_unwritable_output_is_one_line(tmp_path, capsys):
     pytest.importorskip("nilearn")
     (tmp_path / "file").touch()

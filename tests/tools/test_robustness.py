@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from data.dataset import VAL_SEED, PairDataset, seeded
-from data.splits import find_table
+from data.splits import GROUP_PATTERN, find_table
 from models.checkpoint import save_checkpoint
 from models.edarfusion import EDARFusion
 from tests.examples import SAMPLE, sample_table
-from tools.robustness import CONDITIONS, NOISE, DisturbedPairs, main, robustness, robustness_report
+from tools.robustness import CONDITIONS, NOISE, DisturbedPairs, main, robustness, robustness_report, validation_pairs
+from utils.imaging.images import write_image
 
 
 @pytest.fixture
@@ -126,3 +127,23 @@ def test_command_names_what_is_missing(table, tmp_path, capsys):
     pd.read_csv(table).drop(columns="split").to_csv(table, index=False)
     assert main(["--root", str(SAMPLE), "--csv", str(table)]) == 2
     assert re.fullmatch(r".*pairs\.csv: expected a column split, found columns .*\n", capsys.readouterr().err)
+
+
+def test_a_modality_alone_is_drawn_as_among_all(table):
+    everything, rows = validation_pairs(str(SAMPLE), "all", str(table), GROUP_PATTERN)
+    assert rows == list(range(len(everything)))
+    again, some = validation_pairs(str(SAMPLE), "PET", str(table), GROUP_PATTERN)
+    pd.testing.assert_frame_equal(again, everything)
+    assert some == [row for row, kind in enumerate(everything["modality"]) if kind == "PET"] != []
+    pairs = PairDataset(everything, SAMPLE, seed=VAL_SEED, size=64)
+    model = EDARFusion("tiny").eval()
+    whole, alone = (robustness(model, pairs, torch.device("cpu"), chosen) for chosen in (None, some))
+    whole = whole[whole["modality"] == "PET"].reset_index(drop=True)
+    assert alone["zero"].tolist() == pytest.approx(whole["zero"].tolist(), rel=1e-6) and len(alone) == len(CONDITIONS)
+
+
+def test_a_folder_of_one_modality_needs_no_others(tmp_path):
+    for role in ("MRI", "PET"):
+        for number in (1, 2):
+            write_image(tmp_path / role / f"{number}001.png", torch.zeros(64, 64).numpy())
+    assert len(validation_pairs(str(tmp_path), "PET", None, GROUP_PATTERN)[1]) == 1
