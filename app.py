@@ -8,7 +8,6 @@ and sends nothing anywhere. It listens on this machine alone unless --host says 
 temporary folder: those of a visitor are removed when the page is closed, all of them when the program ends.
 """
 
-import argparse
 import contextlib
 import logging
 import os
@@ -367,7 +366,7 @@ def _one_path(files: Sequence[str], folder: Path) -> Path:
 def main(arguments: list[str] | None = None) -> int:
     """``python app.py``; returns the exit status."""
     print_anywhere()
-    parser = OneLineParser("app", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser("app", description=__doc__)
     parser.add_argument("--checkpoint", metavar="FILE", default=DEFAULT_CHECKPOINT, help="default: %(default)s")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")

@@ -13,7 +13,6 @@ A registration that fails or takes longer than the time limit counts as zero flo
 interruption: pairs with results of the same inputs and settings are kept.
 """
 
-import argparse
 import hashlib
 import importlib.util
 import json
@@ -31,7 +30,7 @@ from data.table import FILES
 from inference.classical import CLASSICAL, RegistrationFailed, register_within
 from inference.result_folder import FusedPair, ResultFolder
 from inference.scoring_pool import Job, save_and_score
-from tools.rank import add_pairs_options, read_pairs, unique_results, write_ranking
+from tools.rank import add_pairs_options, chosen_pairs, unique_results, write_ranking
 from utils.arguments import DEFAULT_CHECKPOINT, OneLineParser, positive_float, print_anywhere
 from utils.files import InputError, check_inputs_stay, write_bytes
 from utils.imaging.images import luma
@@ -194,9 +193,7 @@ def _missing_packages(names: list[str]) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """``python -m tools.baselines``; returns the exit status."""
     print_anywhere()
-    parser = OneLineParser(
-        "python -m tools.baselines", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser("python -m tools.baselines", description=__doc__)
     add_pairs_options(parser)
     parser.add_argument("--systems", nargs="+", choices=(OURS, *CLASSICAL), default=[OURS, *CLASSICAL],
                         metavar="NAME", help=f"which to run: {', '.join((OURS, *CLASSICAL))} (default: all)")
@@ -213,8 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
     if missing := _missing_packages(names):
         parser.error(f"--systems: expected the packages {', '.join(missing)} (requirements-baselines.txt), found none")
     try:
-        root = options.root or Path(options.csv).parent
-        pairs = read_pairs(options.csv, root, options.modality, options.split, options.group_pattern)
+        pairs = chosen_pairs(options)
         systems = Systems(options.checkpoint, options.time_limit, options.workers or available_cores())
         settings = run_all(pairs, names, systems, options.output, options.checkpoint)
         folders = {name: options.output / name for name in names} | results

@@ -56,12 +56,19 @@ BEFORE = "before alignment"
 
 
 def read_pairs(
-    csv: str | Path, root: str | Path, modality: str = "all", split: str | None = None, pattern: str = GROUP_PATTERN
+    csv: str | Path,
+    root: str | Path,
+    modality: str = "all",
+    *,
+    split: str | None = None,
+    fold: int | None = None,
+    pattern: str = GROUP_PATTERN,
 ) -> pd.DataFrame:
-    """The pairs of a table, checked, with the patient of each.
+    """Read the pairs of a table, checked, with the patient of each.
 
     Args:
         csv, root, modality, split: as for `data.table.read_table`.
+        fold: keep only rows of this one (needs the column); None keeps all.
         pattern: which names are one patient's where the table has no column group (`data.splits.patients_of`).
 
     Returns:
@@ -77,6 +84,11 @@ def read_pairs(
             raise DataError.at(csv, f"a column {column}", f"columns {', '.join(table.columns)}")
     if (GREY[0] in table) != (GREY[1] in table):
         raise DataError.at(csv, f"both columns {' and '.join(GREY)}, or neither", "one of them")
+    if fold is not None:
+        if "fold" not in table or str(fold) not in set(table["fold"]):
+            found = f"folds {', '.join(sorted(set(table['fold'])))}" if "fold" in table else "no column fold"
+            raise DataError.at(csv, f"pairs of fold {fold}", found)
+        table = table[table["fold"] == str(fold)].reset_index(drop=True)
     table["group"] = patients_of(table, pattern)
     for column in (*FILES, *GREY):
         known = column in table
@@ -357,11 +369,19 @@ def add_pairs_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--modality", type=modality_name, choices=(*MODALITIES, "all"), default="all",
                         help="default: %(default)s")
     parser.add_argument("--split", type=split_name, choices=SPLITS, help="which of its rows (default: all)")
+    parser.add_argument("--fold", type=positive, metavar="N", help="rows of one fold: patients left out in training")
     add_group_pattern(parser)
     parser.add_argument("--results", metavar="NAME=DIR", type=system_and_folder, action="append", default=[],
                         help="a system and the folder of its results; repeat for each")
     parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder to write to")
     parser.add_argument("--workers", metavar="N", type=positive, help="processes (default: one a core)")
+
+
+def chosen_pairs(options: argparse.Namespace) -> pd.DataFrame:
+    """Read the pairs that the options of `add_pairs_options` name; as `read_pairs`."""
+    root = options.root or Path(options.csv).parent
+    chosen = {"split": options.split, "fold": options.fold, "pattern": options.group_pattern}
+    return read_pairs(options.csv, root, options.modality, **chosen)
 
 
 def system_and_folder(text: str) -> tuple[str, Path]:
@@ -384,9 +404,7 @@ def unique_results(parser: argparse.ArgumentParser, given: list[tuple[str, Path]
 def main(arguments: list[str] | None = None) -> int:
     """``python -m tools.rank``; returns the exit status."""
     print_anywhere()
-    parser = OneLineParser(
-        "python -m tools.rank", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser("python -m tools.rank", description=__doc__)
     add_pairs_options(parser)
     parser.add_argument("--ours", metavar="NAME", help="the system to test the others against (default: the first)")
     options = parser.parse_args(arguments)
@@ -397,8 +415,7 @@ def main(arguments: list[str] | None = None) -> int:
     if ours not in results:
         parser.error(f"--ours: expected one of {', '.join(results)}, found {ours!r}")
     try:
-        root = options.root or Path(options.csv).parent
-        pairs = read_pairs(options.csv, root, options.modality, options.split, options.group_pattern)
+        pairs = chosen_pairs(options)
         write_ranking(pairs, results, ours, options.output, workers=options.workers)
     except FileError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
