@@ -49,7 +49,7 @@ class MapStyle(NamedTuple):
     vmin: float
     vmax: float
     colormap: str
-    meaning: str = ""
+    meaning: str
 
 
 MAPS: dict[str, MapStyle] = {

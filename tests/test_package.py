@@ -66,7 +66,8 @@ def test_the_commands_are_there(installed: Path, tmp_path: Path) -> None:
     assert [line.split(" = ")[0] for line in lines] == ["edarfusion-fuse", "edarfusion-train"]
     for line in lines:
         module, function = line.split(" = ")[1].split(":")
-        found = run(installed, tmp_path, "-c", f"from {module} import {function} as main; main(['--help'])")
+        program = f"import sys; from {module} import {function}; sys.argv = ['x', '--help']; {function}()"
+        found = run(installed, tmp_path, "-c", program)
         assert "--modality" in found.stdout
 
 

@@ -85,15 +85,14 @@ def sureness_view(row: pd.Series, files: Mapping[str, Path]) -> str:
     else:
         sentence = f"The estimates agree to {value:.2f} px of a head in 256 px; up to {DOUBTFUL:g} px is usual."
         kind = ""
-    where = next((name for name in _WHERE if f"maps/{name}" in files), None)
+    where = next((name for name in _WHERE if name in _saved_maps(files)), None)
     picture = "" if where is None else _row({MAPS[where].meaning: _embedded(files[f"maps/{where}"])})
     return Markup('<div class="ef-sure{}"><p>{}</p>{}</div>').format(kind, Markup(sentence), picture)
 
 
 def maps_view(files: Mapping[str, Path]) -> str:
     """Every map that was saved, with its colour bar and what it says."""
-    kinds = [kind for kind in MAPS if f"maps/{kind}" in files]
-    return _row({MAPS[kind].meaning or MAPS[kind].title: _embedded(files[f"maps/{kind}"]) for kind in kinds})
+    return _row({MAPS[kind].meaning: _embedded(files[f"maps/{kind}"]) for kind in _saved_maps(files)})
 
 
 def metrics_view(rows: pd.DataFrame) -> str:
@@ -112,6 +111,11 @@ def metrics_view(rows: pd.DataFrame) -> str:
     return Markup('<table class="ef-table"><thead>{}</thead><tbody>{}</tbody></table>').format(
         Markup(head), Markup("").join(lines)
     )
+
+
+def _saved_maps(files: Mapping[str, Path]) -> list[str]:
+    """The maps that there are: some come with certain checkpoints only."""
+    return [kind for kind in MAPS if f"maps/{kind}" in files and files[f"maps/{kind}"].is_file()]
 
 
 def _embedded(path: Path) -> str:
