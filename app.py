@@ -292,7 +292,7 @@ class Page:
         with gr.Blocks(title="EDARFusion", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
             gr.Markdown(INTRODUCTION)
             with gr.Row():
-                kind = {"file_count": "multiple", "type": "filepath", "height": 140}
+                kind = {"file_count": "multiple", "type": "filepath", "height": 140, "min_width": 300}
                 fixed = gr.File(label="Fixed image: MRI (image, NIfTI, or the files of one DICOM series)", **kind)
                 moving = gr.File(label="Moving image: CT, PET or SPECT of the same head", **kind)
             modality = gr.Radio(MODALITIES, value=MODALITIES[0], label="Modality of the moving image")
