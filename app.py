@@ -56,6 +56,7 @@ from inference.run import (  # noqa: E402
 )
 from inference.scoring_pool import save_and_score  # noqa: E402
 from inference.volume_checks import open_volumes  # noqa: E402
+from inference.volume_registration import register_volume  # noqa: E402
 from utils.arguments import DEFAULT_CHECKPOINT, SAMPLE_ROOT, OneLineParser, positive, print_anywhere  # noqa: E402
 from utils.files import InputError  # noqa: E402
 from utils.imaging.images import read_image  # noqa: E402
@@ -179,7 +180,9 @@ class Page:
         self.options = parse_arguments(given)
         self.visitors = Visitors(root)
         self.network = load_network(self.options, [])
-        self.fuser = PairFuser(self.network.model, self.network.device, **self.network.settings)
+        settings = self.network.settings
+        self.fuser = PairFuser(self.network.model, self.network.device, **settings)
+        self.fuser_as_it_lies = PairFuser(self.network.model, self.network.device, **settings | {"multistart": False})
 
     def fuse(
         self,
@@ -243,13 +246,15 @@ class Page:
                 raise DataError.at(paths[0], f"at most {MOST_PIXELS:,} pixels on this page", f"{size:,}")
             (batch,) = batches = make_batches(options, {modality: pairs}, self.network, volumes)
             prepare_folders(batches)
+            if volumes:
+                batch.field = register_volume(volumes, pairs, self.fuser_as_it_lies, stop)
             for job in align_and_fuse(batch, pairs, self.fuser, stop):
                 batch.rows[job.pair.name] = save_and_score(job)
                 progress((len(batch.rows), len(pairs)), desc="Aligning and fusing", unit="slices")
             if stop.is_set():
                 raise DataError("expected the page to stay open, found it closed")
             table = finish_folder(batch, volumes, report_notes(options, self.network, volumes))
-            say_what_to_look_at(batches, [], volumes)
+            say_what_to_look_at(batches, [])
         lines = dict.fromkeys(self._plain(line) for line in notes.lines)
         return Fused(batch.folder, pairs, table.set_index("name"), list(lines))
 
