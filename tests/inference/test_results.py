@@ -17,6 +17,7 @@ from evaluation.scoring import read_grey
 from inference.result_folder import COLUMNS, FUSION_METRICS, ResultFolder
 from inference.summary import named, scored_against
 from tests.examples import REPOSITORY, SHAPE, folders, pull, read_table, run_command, with_flows
+from utils.geometry.field_of_view import field_of_view
 from utils.imaging import images
 from utils.imaging.images import read_image, write_image
 from utils.maps import jacobian_determinant
@@ -68,12 +69,13 @@ def test_scores_are_those_of_the_saved_images(sample_run):
     files = {role: sample / role / f"{row['name']}.png" for role in ("fixed", "moving", "label")}
     files |= {role: sample_run / "PET" / role / f"{row['name']}.png" for role in ("aligned", "fused")}
     images = {role: read_grey(path) for role, path in files.items()}
-    expected = fusion_metrics(images["fixed"], images["label"], images["fused"])
-    for when, image in (("", images["aligned"]), ("_before", images["moving"])):
-        scores = registration_metrics(image, images["label"])
+    flow = np.load(sample_run / "PET/flow" / f"{row['name']}.npy")
+    seen = field_of_view(flow)
+    expected = fusion_metrics(*(np.where(seen, images[role], 0) for role in ("fixed", "label", "fused")))
+    for when, image, counted in (("", images["aligned"], seen), ("_before", images["moving"], None)):
+        scores = registration_metrics(image, images["label"], counted)
         expected |= {f"{metric}{when}": scores[metric] for metric in ("rmse", "ssim", "ncc")}
-    flow = torch.from_numpy(np.load(sample_run / "PET/flow" / f"{row['name']}.npy"))[None]
-    expected["folding"] = float((jacobian_determinant(flow) <= 0).float().mean())
+    expected["folding"] = float((jacobian_determinant(torch.from_numpy(flow)[None]) <= 0).float().mean())
     assert {name: row[name] for name in expected if name in COLUMNS} == pytest.approx(
         {name: value for name, value in expected.items() if name in COLUMNS}, abs=1e-9, rel=1e-6
     )
