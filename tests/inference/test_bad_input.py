@@ -272,7 +272,7 @@ def test_names_must_differ_in_more_than_capitals(checkpoint, tmp_path, capsys):
     (os.fsdecode(b"caf\xe9"), "a name in UTF-8"), ("x" * 201, "a name of at most 200 bytes"),
     ("e\u0301" * 80, None), ("Aux", "a name that Windows does not keep for devices"),
     ("com1.t2", "a name that Windows does not keep for devices"), ("ends with.", None), ("a b", None),
-], ids=ascii)  # fmt: skip
+], ids=["no-UTF-8", "201-bytes", "accents-apart", "device", "device-with-suffix", "final-dot", "blank"])  # fmt: skip
 def test_names_that_result_files_cannot_have(checkpoint, tmp_path, capsys, name, expected):
     options = ["--modality", "CT", *folders(tmp_path, pairs=2)]
     for role in ("fixed", "moving"):
