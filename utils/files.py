@@ -23,7 +23,9 @@ class FileError(InputError):
     @classmethod
     def at(cls, path: str | os.PathLike, expected: str, found: str) -> "FileError":
         """Make the error in the project's form: ``PATH: expected EXPECTED, found FOUND``."""
-        return cls(re.sub(r"\s*[\r\n]+\s*", " ", f"{os.fspath(path)}: expected {expected}, found {found}"))
+        line = re.sub(r"\s*[\r\n]+\s*", " ", f"{os.fspath(path)}: expected {expected}, found {found}")
+        # Names in another encoding cannot be written as they are.
+        return cls(line.encode(errors="replace").decode())
 
 
 def entries(folder: str | os.PathLike) -> list[Path]:
