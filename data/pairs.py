@@ -9,7 +9,7 @@ import numpy as np
 
 from data.table import FILES, MODALITIES, DataError, read_table
 from utils.arguments import SAMPLE_ROOT
-from utils.geometry.fit import Fit, fit_frame
+from utils.geometry.fit import Fit, fit_frame, fit_sizes
 from utils.imaging.images import check_same_size, luma, read_image
 from utils.imaging.pairing import pair_files
 
@@ -156,7 +156,10 @@ def read_fitted(pair: PairFiles, modality: str) -> tuple[SourceImages, Fit | Non
     label = None if pair.label is None else read_image(pair.label, color=moving.ndim == 3)
     fit = None
     if pair.fit and moving.shape[:2] != fixed.shape:
-        fit = fit_frame(luma(moving) if moving.ndim == 3 else moving, fixed)
+        # Where a tracer shows only a part of the head, its extent says nothing of the scale.
+        tracer = modality in COLOR_MODALITIES
+        grey = luma(moving) if moving.ndim == 3 else moving
+        fit = fit_sizes(moving.shape[:2], fixed.shape) if tracer else fit_frame(grey, fixed)
         moving = fit.apply(moving, fixed.shape)
     images = SourceImages(fixed, moving, label)
     check_same_size(images._asdict(), pair.paths)

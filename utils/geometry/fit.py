@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from utils.geometry.head_box import head_box
 
-MOST = 2.0
+MOST = 4.0
 """Factor by which the heads' scale may differ from that of the frames. Beyond it, one of them is no head."""
 
 
