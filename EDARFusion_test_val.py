@@ -18,7 +18,17 @@ from pathlib import Path
 
 from data.table import SPLITS, modality_name, split_name
 from inference.options import Options
-from utils.arguments import DEFAULT_CHECKPOINT, ENGINES, OneLineParser, natural, positive, print_anywhere
+from utils.arguments import (
+    COLOR_MODES,
+    DEFAULT_CHECKPOINT,
+    ENGINES,
+    OneLineParser,
+    colormap_name,
+    natural,
+    positive,
+    print_anywhere,
+    share,
+)
 from utils.files import InputError
 from utils.messages import log, show_messages
 from utils.processes import available_cores, local_world
@@ -70,6 +80,15 @@ def parse_arguments(arguments: list[str] | None = None) -> Options:
                             "the global displacement where they disagree (default: that of the checkpoint)")
     model.add_argument("--no-multistart", dest="multistart", action="store_false",
                        help="do not try other poses for pairs that lie far apart")
+    colors = parser.add_argument_group("colours of PET and SPECT")
+    colors.add_argument("--colour", "--color", dest="color", choices=COLOR_MODES, default=COLOR_MODES[0],
+                        help="keep: hue and saturation stay the tracer's, and the MRI's detail takes the room left; "
+                             "luma: the usual way, colours go pale where the MRI is bright (default: %(default)s)")
+    colors.add_argument("--colormap", type=colormap_name, metavar="NAME", default="hot",
+                        help="colour scale for grey images: pet, spect, or one of matplotlib; gray keeps them grey "
+                             "(default: %(default)s)")
+    colors.add_argument("--blend", type=share, metavar="ALPHA",
+                        help="also write the plain overlay, blend/NAME.png, with this share of the moving image")
     output = parser.add_argument_group("results")
     output.add_argument("--output", metavar="DIR", type=Path, default=Path("results"),
                         help="folder to write to (default: %(default)s)")

@@ -70,7 +70,8 @@ def load_pairs(options: Options) -> tuple[TrainingPairs, pd.DataFrame, str]:
     table, digest = load_table(options.root, options.modality, csv=options.csv, group_pattern=options.group_pattern)
     place = options.csv or options.root[0]
     pairs = build_datasets(table, place, seed=options.seed, wide=options.wide, overfit=options.overfit,
-                           simulated=options.simulated, heads=options.heads)  # fmt: skip
+                           simulated=options.simulated, heads=options.heads,
+                           repeat_after=options.repeat_after)  # fmt: skip
     return pairs, table, digest
 
 

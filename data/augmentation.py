@@ -27,6 +27,9 @@ STILL = 0.25
 REMAPPED = 0.2
 """Share of the other training pairs whose MRI gets other grey values, where a training simulates heads."""
 
+GREY = 0.3
+"""Share of the training pairs whose moving image is taken without its colours, as PET and SPECT in grey files are."""
+
 
 def vary_contrast(images: list[Tensor], generator: torch.Generator) -> list[Tensor]:
     """Give images of one kind one random gamma (0.7 to 1.4) and gain (0.8 to 1.2), and each its own noise.
@@ -109,3 +112,57 @@ def sometimes(
 ) -> Tensor:
     """The image changed in that share of the draws, else as it is."""
     return change(image, generator) if torch.rand((), generator=generator) < share else image
+
+
+def soft_ellipse(size: tuple[int, int], center: tuple[Tensor, Tensor], radii: Tensor, turn: Tensor) -> Tensor:
+    """Draw an ellipse whose edge is about 1.5 px wide.
+
+    Args:
+        size: height and width, px.
+        center: row and column.
+        radii: (2,), the semi-axes, px.
+        turn: of the first axis from the rows, radians.
+
+    Returns:
+        (H, W), 1 inside and 0 outside.
+    """
+    y, x = torch.meshgrid(*map(torch.arange, size), indexing="ij")
+    top, left = center
+    across = (x - left) * turn.cos() + (y - top) * turn.sin()
+    along = (y - top) * turn.cos() - (x - left) * turn.sin()
+    distance = ((across / radii[0]) ** 2 + (along / radii[1]) ** 2).sqrt()
+    return ((1 - distance) * radii.min() / 1.5 + 0.5).clamp(0, 1)
+
+
+def simulated_lesions(fixed: Tensor, aligned: Tensor, in_fixed: bool, generator: torch.Generator) -> Tensor:
+    """Two to five small lesions, bright or dark, that one modality alone shows.
+
+    They lie in soft tissue, where the image they are put into has room for them: ellipses with soft edges, diameters of
+    3 to 15 px of 256, and a contrast of 0.1 to 0.4 of the grey range.
+
+    Args:
+        fixed, aligned: (1, 1, H, W) in [0, 1].
+        in_fixed: which of both they are put into.
+        generator: the only source of randomness.
+
+    Returns:
+        (1, 2, H, W), to be added to fixed and aligned image; all 0 where there is no soft tissue.
+    """
+    lesions = torch.zeros(1, 2, *fixed.shape[2:])
+    host, low, high = (fixed, 0.1, 0.9) if in_fixed else (aligned, 0.06, 0.7)
+    other = aligned if in_fixed else fixed
+    soft = ((host > low) & (host < high) & (other > 0.04) & (other < 0.9))[0, 0].nonzero()
+    if not len(soft):
+        return lesions
+    for _ in range(int(torch.randint(2, 6, (), generator=generator))):
+        top, left = soft[torch.randint(len(soft), (), generator=generator)]
+        a, b, turn, contrast, sign = torch.rand(5, generator=generator)
+        radii = (1.5 + 6 * torch.stack((a, 0.3 * a + 0.7 * b))) * fixed.shape[3] / 256
+        shape = soft_ellipse(tuple(fixed.shape[2:]), (top, left), radii, math.pi * turn)
+        grey = host[0, 0, top, left]
+        # Towards the side with more room, but not always.
+        brighter = sign < 0.5 if 0.3 < grey < 0.6 else grey < 0.45
+        size = (0.1 + 0.3 * contrast) * (1 if brighter else -1)
+        lesion = lesions[0, 0 if in_fixed else 1]
+        lesion.copy_(torch.where(shape > 0, size * shape, lesion))
+    return lesions

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
 from data.augmentation import (
+    GREY,
     NOISY,
     ONE_SIDED,
     POSE,
@@ -26,6 +27,7 @@ from data.augmentation import (
     STILL,
     add_noise,
     add_one_sided,
+    simulated_lesions,
     sometimes,
     vary_contrast,
     vary_shading,
@@ -36,7 +38,7 @@ from data.table import MODALITIES, DataError
 from utils.geometry.foreground import foreground
 from utils.geometry.head_box import TISSUE
 from utils.geometry.warp import compose, invert, resize_flow, warp
-from utils.imaging.images import check_same_size, read_image
+from utils.imaging.images import check_same_size, has_color, luma, read_image
 
 VAL_SEED = 1_000_003
 """Validation draws its deformations from this seed, whatever the seed of the training."""
@@ -52,6 +54,10 @@ class Pair(NamedTuple):
         flow: (2, H/4, W/4), px of that grid: `warp(moving, resize_flow(flow, (H, W)))` is `moving_aligned`.
         inverse_flow: (2, H/4, W/4), its inverse: the deformation that was applied.
         modality: index in `data.table.MODALITIES`.
+        color: (3, H, W), the colours of `moving_aligned` before its contrast was varied; all 0 of a grey image.
+        lesion: (2, H, W), what can be added to `fixed` and to `moving_aligned` to simulate lesions that one of them
+            alone shows; of coloured images always the fixed one. All 0 without augmentation.
+        number: of the draw.
     """
 
     fixed: Tensor
@@ -60,6 +66,9 @@ class Pair(NamedTuple):
     flow: Tensor
     inverse_flow: Tensor
     modality: int | Tensor
+    color: Tensor
+    lesion: Tensor
+    number: int | Tensor
 
     def to(self, device: torch.device) -> "Pair":
         """A batch on another device."""
@@ -80,6 +89,11 @@ class Pair(NamedTuple):
             flow=compose(resize_flow(inverse_flow, grid), self.flow),
             inverse_flow=compose(self.inverse_flow, resize_flow(flow, grid)),
         )
+
+    @property
+    def moving_color(self) -> Tensor:
+        """`color` where the moving image lies, of a batch."""
+        return warp(self.color, resize_flow(self.inverse_flow, tuple(self.color.shape[2:])))
 
     def with_truth(self, flow: Tensor, inverse_flow: Tensor) -> "Pair":
         """A batch with other displacements as the truth, both (B, 2, H, W), px, and what they align."""
@@ -128,13 +142,14 @@ class PairDataset(Dataset[Pair]):
         table: rows of `data.splits.find_table`: columns fixed, moving and modality.
         root: folder that the paths start from.
         seed: of everything that is drawn.
-        augment: training pairs vary in pose, shape, contrast, shading, noise and size of deformation, and some show
-            structures in one image only; otherwise the images stay as they are and each has one deformation of the
-            benchmark's kind, the same each time.
+        augment: training pairs vary in pose, shape, contrast, shading, noise and size of deformation, some show
+            structures in one image only, and some have lost their colours; otherwise the images stay as they are and
+            each has one deformation of the benchmark's kind, the same each time.
         size: side of the square that pairs of other sizes are scaled and padded to, so that they batch.
         wide: share of the training pairs that are drawn from `WIDE` instead of `BENCHMARK`.
         simulated: share of the training pairs that show a simulated head of the row's modality instead of its images.
         heads: to simulate on; None draws random shapes only.
+        repeat_after: epochs whose draws, kept in memory (2 MB each), are shown again and again; None draws anew always.
 
     Raises:
         FileError: on access and by `check`, for images that cannot be read or differ in size within a pair.
@@ -152,6 +167,7 @@ class PairDataset(Dataset[Pair]):
         wide: float = 0.5,
         simulated: float = 0.0,
         heads: LabelledHeads | None = None,
+        repeat_after: int | None = None,
     ) -> None:
         if table.empty:
             raise DataError.at(root, "at least one pair", "none")
@@ -161,28 +177,35 @@ class PairDataset(Dataset[Pair]):
         self.seed, self.augment, self.size, self.wide = seed, augment, size, wide
         self.simulated, self.heads = simulated, heads
         self._cache: dict[tuple[Path, Path], Tensor] = {}
+        self.draws = repeat_after and repeat_after * len(table)
+        self._drawn: dict[int, Pair] = {}
 
     def __len__(self) -> int:
         return len(self.fixed)
 
     def images(self, row: int) -> Tensor:
-        """Fixed and aligned moving image of one row, (1, 2, size, size) in [0, 1]; read once, kept as bytes."""
+        """Fixed and aligned moving image of one row and the latter's colours, (1, 5, size, size) in [0, 1]; read once,
+        kept as bytes. The colours of a grey image are 0.
+        """
         key = self.fixed[row], self.moving[row]  # rows may repeat
         if key not in self._cache:
             paths = dict(zip(("fixed", "moving"), key, strict=True))
-            images = {role: read_image(path) for role, path in paths.items()}
+            images = {"fixed": read_image(paths["fixed"]), "moving": read_image(paths["moving"], color=True)}
             check_same_size(images, paths)
-            pair = torch.stack([torch.from_numpy(images[role]) for role in paths])
+            color = images["moving"]
+            planes = [images["fixed"], luma(color), *(color.transpose(2, 0, 1) * has_color(color))]
+            pair = torch.from_numpy(np.stack(planes))
             self._cache[key] = (letterbox(pair, self.size) * 255).round().byte()
         return self._cache[key][None].float() / 255
 
     def simulate(self, row: int, generator: torch.Generator) -> Tensor:
-        """A simulated pair of the row's modality, (1, 2, size, size) in [0, 1]."""
-        return letterbox(simulated_pair(MODALITIES[self.modalities[row]], generator, self.heads)[0], self.size)[None]
+        """A simulated pair of the row's modality, as `images`: grey."""
+        pair = letterbox(simulated_pair(MODALITIES[self.modalities[row]], generator, self.heads)[0], self.size)
+        return torch.cat((pair, torch.zeros(3, self.size, self.size)))[None]
 
     def __getstate__(self) -> dict[str, object]:
         # Loading processes that do not share this one's memory read what they need faster than it reaches them.
-        return self.__dict__ | {"_cache": {}}
+        return self.__dict__ | {"_cache": {}, "_drawn": {}}
 
     def check(self) -> None:
         """Read all images now, so that one that cannot be used is not found only when its turn comes.
@@ -193,13 +216,22 @@ class PairDataset(Dataset[Pair]):
         dark = dict(zip(self.modalities, self.moving, strict=True))
         for row in tqdm(range(len(self)), desc="reading", unit="pair", disable=None, leave=False):
             pair = self.images(row)
-            if self.modalities[row] in dark and foreground(pair[:, 1:], (1, 1)).any():
+            if self.modalities[row] in dark and foreground(pair[:, 1:2], (1, 1)).any():
                 del dark[self.modalities[row]]
         for modality, path in dark.items():
             expected = f"{MODALITIES[modality]} images with tissue brighter than {TISSUE} of the range"
             raise DataError.at(path, expected, "none in this one nor any other; 12 bits in files of 16?")
 
     def __getitem__(self, draw: int) -> Pair:
+        if self.draws is None:
+            return self.draw(draw)
+        draw %= self.draws
+        if draw not in self._drawn:
+            self._drawn[draw] = self.draw(draw)
+        return self._drawn[draw]
+
+    def draw(self, draw: int) -> Pair:
+        """The pair of a draw, made anew."""
         row = draw % len(self)
         if not self.augment:
             draw = row
@@ -214,12 +246,14 @@ class PairDataset(Dataset[Pair]):
         applied = resize_flow(deformation, full)
         if self.augment:
             flips = [axis for axis in (2, 3) if torch.rand((), generator=generator) < (0.1, 0.5)[axis - 2]]
-            pair = vary_shading(pair.flip(flips), generator)
+            pair, color = pair.flip(flips).split((2, 3), dim=1)
+            pair = vary_shading(pair, generator)
             pair = torch.cat([sometimes(add_one_sided, ONE_SIDED, x, generator) for x in pair.split(1, dim=1)], dim=1)
             if torch.rand((), generator=generator) < POSED or simulated:
                 # The misaligned image is sampled once from the original, as a real one would be.
                 pose = resize_flow(random_flow(full, POSE, generator), full)
                 moving, pair = warp(pair[:, 1:], compose(pose, applied)), warp(pair, pose)
+                color = warp(color, pose)
             else:
                 moving = warp(pair[:, 1:], applied)
             (fixed,) = vary_contrast([pair[:, :1]], generator)
@@ -227,11 +261,15 @@ class PairDataset(Dataset[Pair]):
                 fixed = torch.from_numpy(remapped(fixed.numpy(), Draw(generator)))
             aligned, moving = vary_contrast([pair[:, 1:], moving], generator)
             fixed, moving = (sometimes(add_noise, NOISY, x, generator) for x in (fixed, moving))
+            color = sometimes(lambda x, _: torch.zeros_like(x), GREY, color, generator)
+            in_fixed = bool(color.any()) or bool(torch.rand((), generator=generator) < 0.5)
+            lesion = simulated_lesions(fixed, aligned, in_fixed, generator)
         else:
-            fixed, aligned = pair.split(1, dim=1)
-            moving = warp(pair[:, 1:], applied)
+            fixed, aligned, color = pair.split((1, 1, 3), dim=1)
+            moving, lesion = warp(aligned, applied), torch.zeros_like(pair[:, :2])
         flow = invert(deformation)
-        return Pair(fixed[0], moving[0], aligned[0], flow[0], deformation[0], self.modalities[row])
+        modality = self.modalities[row]
+        return Pair(fixed[0], moving[0], aligned[0], flow[0], deformation[0], modality, color[0], lesion[0], draw)
 
 
 class EndlessSampler(Sampler[int]):

@@ -75,6 +75,7 @@ def build_datasets(
     overfit: int | None = None,
     simulated: float = 0.0,
     heads: str | None = None,
+    repeat_after: int | None = None,
 ) -> TrainingPairs:
     """Choose the pairs to train on, equally many of each modality, and those to validate on.
 
@@ -86,6 +87,7 @@ def build_datasets(
         overfit: number of pairs to train and validate on, with one fixed deformation each; None follows the split.
         simulated: share of the training pairs that show simulated heads.
         heads: folder of labelled heads to simulate on; None draws random shapes.
+        repeat_after: epochs whose draws are shown again and again; None draws anew always.
 
     Raises:
         DataError: too few pairs, or none of one split.
@@ -105,7 +107,7 @@ def build_datasets(
     return TrainingPairs(
         PairDataset(
             balance(train, seed), ".", seed=seed, augment=True, wide=wide, simulated=simulated,
-            heads=LabelledHeads(heads) if heads else None,
+            heads=LabelledHeads(heads) if heads else None, repeat_after=repeat_after,
         ),  # fmt: skip
         PairDataset(val, ".", seed=VAL_SEED),
     )

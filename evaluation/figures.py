@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
-from matplotlib.colors import Colormap, Normalize
+from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
 
@@ -32,6 +32,7 @@ from evaluation.pictures import (
     red_green_overlay,
 )
 from utils.files import write_bytes
+from utils.imaging.colormaps import palette
 
 
 class MapStyle(NamedTuple):
@@ -292,6 +293,7 @@ def figure_pair(
     flow: np.ndarray | None = None,
     maps: Mapping[str, np.ndarray] | None = None,
     title: str = "",
+    colormap: str | None = None,
 ) -> Figure:
     """All that is known of one pair in one figure of three rows.
 
@@ -304,6 +306,7 @@ def figure_pair(
         flow: (2, H, W), pixels.
         maps: arrays (h, w) by their name in `MAPS`; a map of lower resolution is stretched over the pair.
         title: headline, for instance the pair's name.
+        colormap: colour scale (`utils.imaging.colormaps`) in which the fused image shows a grey tracer; None for none.
 
     Returns:
         A figure to be given to `save_figure`.
@@ -327,7 +330,7 @@ def figure_pair(
             if name in maps:
                 sheet.add_map(place, maps[name], name)
             elif name in views:
-                sheet.add_view(place, *views[name])
+                sheet.add_view(place, *views[name], colormap if name == "fused" else None)
             elif name == "grid" and flow is not None:
                 sheet.add_grid(place, flow, images["moving"])
             elif name == "flow" and flow is not None:
@@ -375,14 +378,17 @@ class _Sheet:
         _draw_map(axes, self._bar(left, top), array, name, self.size)
         _panel_title(axes, MAPS[name].title, _describe(array))
 
-    def add_view(self, place: tuple[int, int], image: np.ndarray, title: str, detail: str) -> None:
-        """Draw a picture, a grey one with its bar."""
+    def add_view(
+        self, place: tuple[int, int], image: np.ndarray, title: str, detail: str, colormap: str | None = None
+    ) -> None:
+        """Draw a picture, a grey one with its bar, a coloured one with that of its colour scale, if one is known."""
         axes, left, top = self._panel(place)
         _draw_picture(axes, image, self.size, cmap="gray", vmin=0, vmax=1)
         _panel_title(axes, title, detail)
-        if image.ndim == 2:
+        scale = "gray" if image.ndim == 2 else colormap and ListedColormap(palette(colormap))
+        if scale:
             bar = self._bar(left, top)
-            self.figure.colorbar(ScalarMappable(Normalize(0, 1), "gray"), cax=bar, ticks=(0, 0.5, 1))
+            self.figure.colorbar(ScalarMappable(Normalize(0, 1), scale), cax=bar, ticks=(0, 0.5, 1))
             bar.tick_params(**_TICKS)
 
     def add_grid(self, place: tuple[int, int], flow: np.ndarray, moving: np.ndarray) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from evaluation.metrics import fusion_metrics, registration_metrics
+from evaluation.metrics import fidelity_metrics, fusion_metrics, registration_metrics
 from utils.imaging.images import check_same_size, has_color, read_image
 from utils.imaging.pairing import pair_files
 from utils.messages import OTHER_RENDERING
@@ -44,8 +44,9 @@ def score_pair(pair: dict, seen: np.ndarray | None = None) -> dict[str, float | 
             all pixels.
 
     Returns:
-        ``name``, the :func:`fusion_metrics` where there is a fused image, the :func:`registration_metrics` of
-        aligned against label, and those of moving against label with ``_before`` behind their names.
+        ``name``, the :func:`fusion_metrics` and :func:`fidelity_metrics` where there is a fused image, the
+        :func:`registration_metrics` of aligned against label, and those of moving against label with ``_before`` behind
+        their names.
 
     Raises:
         FileError: a file cannot be used, or sizes differ.
@@ -57,13 +58,26 @@ def score_pair(pair: dict, seen: np.ndarray | None = None) -> dict[str, float | 
     if seen is not None and seen.all():
         seen = None
     if "fused" in images:
-        fused = (images[role] for role in ("fixed", "reference", "fused"))
-        row |= fusion_metrics(*(fused if seen is None else (np.where(seen, image, 0) for image in fused)))
+        fixed, reference, fused, aligned = (
+            images[role] if seen is None else np.where(seen, images[role], 0)
+            for role in ("fixed", "reference", "fused", "aligned" if "aligned" in images else "reference")
+        )
+        row |= fusion_metrics(fixed, reference, fused)
+        row |= fidelity_metrics(fixed, aligned, fused, _colors(paths, seen))
     for role, suffix, counted in (("aligned", "", seen), ("moving", "_before", None)):
         if role in images:
             scores = registration_metrics(images[role], images["label"], counted)
             row |= {f"{metric}{suffix}": value for metric, value in scores.items()}
     return row
+
+
+def _colors(paths: dict[str, Path], seen: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
+    """Reference and fused image, (H, W, 3) in grey levels 0..255, black beyond `seen`; None for a grey reference."""
+    reference = read_image(paths["reference"], color=None)
+    if reference.ndim == 2:
+        return None
+    shown = 255.0 if seen is None else 255.0 * seen[..., None]
+    return tuple(shown * image for image in (reference, read_image(paths["fused"], color=True)))
 
 
 def score_folders(

@@ -38,19 +38,22 @@ class OpenVINOModel:
         }
         self._graphs = {}
 
-    def __call__(self, fixed: Tensor, moving: Tensor, passes: int = 1, average: bool = False) -> Output:
+    def __call__(
+        self, fixed: Tensor, moving: Tensor, passes: int = 1, average: bool = False, room: Tensor | None = None
+    ) -> Output:
         """As `EDARFusion.forward`."""
-        key = (*fixed.shape, passes, average)
+        inputs = [fixed, moving] if room is None else [fixed, moving, room]
+        key = (*fixed.shape, passes, average, len(inputs))
         if key not in self._graphs:
-            self._graphs[key] = self._compile(fixed, moving, passes, average)
-        results = self._graphs[key]([fixed.numpy(), moving.numpy()])
+            self._graphs[key] = self._compile(inputs, passes, average)
+        results = self._graphs[key]([image.numpy() for image in inputs])
         return Output(*(torch.from_numpy(results[place].copy()) for place in range(len(results))))
 
-    def _compile(self, fixed: Tensor, moving: Tensor, passes: int, average: bool) -> openvino.CompiledModel:
+    def _compile(self, inputs: list[Tensor], passes: int, average: bool) -> openvino.CompiledModel:
         # Tensors made in inference mode cannot be exported.
         with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what the two libraries call of each other's
-            pair = tuple(torch.rand(image.shape) for image in (fixed, moving))
-            program = torch.export.export(AtSettings(self.model, passes, average), pair)
+            images = tuple(torch.rand(image.shape) for image in inputs)
+            program = torch.export.export(AtSettings(self.model, passes, average), images)
             graph = openvino.convert_model(program)
         return self._core.compile_model(graph, "CPU", self._settings)

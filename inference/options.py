@@ -43,6 +43,9 @@ class Options:
     passes: int | None
     average: bool | None
     multistart: bool
+    color: str
+    colormap: str
+    blend: float | None
     output: Path
     save_flow: bool
     save_maps: bool

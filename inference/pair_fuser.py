@@ -6,7 +6,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from kornia.color import rgb_to_grayscale
 from kornia.image import image_to_tensor, tensor_to_image
 from torch import Tensor
 
@@ -16,10 +15,13 @@ from inference.multistart import register_from_afar
 from inference.result_folder import FusedPair
 from inference.view import View, choose_view
 from models.edarfusion import Output
+from models.room import in_color, room_of, with_color
+from utils.arguments import COLOR_MODES
 from utils.geometry.field_of_view import field_of_view
 from utils.geometry.foreground import as_weight, foreground, masked_means
 from utils.geometry.warp import invert, warp
-from utils.imaging.images import luma
+from utils.imaging.colormaps import palette
+from utils.imaging.images import has_color, luma
 from utils.maps import jacobian_determinant
 
 
@@ -32,6 +34,11 @@ class PairFuser:
         passes: how often the registration is made; see `EDARFusion.forward`.
         average: average the estimates of both directions, of the pair and of its mirror image; see there too.
         multistart: of averaged estimates: try other starts for pairs that lie far apart (`inference.multistart`).
+        color: how colours are shown, one of `COLOR_MODES`: ``keep`` keeps the tracer's hue and saturation and shows the
+            fixed image's detail in the room that they leave (`models.room`); ``luma`` is the field's usual way, which
+            replaces the luma and lets colours go pale where the fused image is bright.
+        colormap: colour scale for tracers that are grey, of `utils.imaging.colormaps`; None leaves them grey.
+        blend: share of the moving image in a plain overlay; None makes none.
     """
 
     def __init__(
@@ -42,7 +49,12 @@ class PairFuser:
         passes: int = 1,
         average: bool = False,
         multistart: bool = True,
+        color: str = COLOR_MODES[0],
+        colormap: str | None = None,
+        blend: float | None = None,
     ) -> None:
+        self.color, self.blend = color, blend
+        self.palette = None if colormap is None else torch.from_numpy(palette(colormap)).to(device)
         self.model, self.device, self.passes, self.average = model, device, passes, average
         self.multistart = multistart and average
         self._met: set[tuple] = set()
@@ -62,12 +74,13 @@ class PairFuser:
         """Align and fuse a pair.
 
         Of a colour image the network sees and fuses the luma (BT.601); the colour is warped with the same flow and put
-        back (`with_color`). Where one image is blank there is nothing to align: the fused image is the brighter one.
+        back. A grey image is aligned as it is and gets its colours, if a colour scale is given, in the fused image
+        only. Where one image is blank there is nothing to align: the fused image is the brighter one.
 
         Args:
             fixed: (H, W) in [0, 1], sides of at least 64.
-            moving: (H, W) or (H, W, 3) in [0, 1]; the results have the same channels. Both may be tensors as well, on
-                any device.
+            moving: (H, W) or (H, W, 3) in [0, 1]; the results have the same channels, but for the colours that a
+                colour scale gives to grey. Both may be tensors as well, on any device.
             aspect, longest: of `inference.view.choose_view`.
             flow: (2, H, W), px, where the displacement is known already, as of a volume; nothing is estimated then.
             disagreement: of the estimates that it came from.
@@ -88,20 +101,31 @@ class PairFuser:
         start = time.perf_counter()
         view = None if blank or not self.passes else choose_view(fixed, aspect, longest)
         color = moving.ndim == 3
-        images = (fixed, moving, luma(moving) if color else moving)
-        fixed, moving, grey = (image_to_tensor(x, keepdim=False).to(self.device).contiguous() for x in images)
+        grey = luma(moving) if color else moving
+        scale = None if color and has_color(moving) else self.palette
+        fixed, moving, grey = (
+            image_to_tensor(x, keepdim=False).to(self.device).contiguous() for x in (fixed, moving, grey)
+        )
+        room = None
+        if not blank and self.color == "keep" and (color or scale is not None):
+            room = room_of(moving if scale is None else colored(grey, scale))
         self._preparing = 0.0
         if flow is None:
-            output = self._estimate(fixed, grey, view, 0 if blank else self.passes)
+            output = self._estimate(fixed, grey, view, 0 if blank else self.passes, room)
         else:
-            output = self._fuse_along(fixed, grey, torch.from_numpy(flow)[None].to(self.device))
+            output = self._fuse_along(fixed, grey, torch.from_numpy(flow)[None].to(self.device), room)
         aligned, fused = output.aligned, torch.maximum(fixed, grey) if blank else output.fused
-        if color:
-            aligned = warp(moving, output.flow)
-            fused = with_color(fused, aligned)
+        shown = aligned = warp(moving, output.flow) if color else aligned
+        if scale is not None:
+            shown = colored(output.aligned, scale)
+        if shown.shape[1] == 3:
+            fused = in_color(fused, shown) if self.color == "keep" else with_color(fused, shown)
         if flow is None:
             disagreement = output.disagreement.item() if self.average and not blank else None
-        flow = output.flow[0].cpu().numpy()
+        flow, blend = output.flow[0].cpu().numpy(), None
+        if self.blend is not None:
+            blend = torch.lerp(fixed.expand_as(shown), shown, self.blend)
+            blend, _ = without_drawn_out_border(*map(tensor_to_image, (blend, aligned, fixed)), flow)
         fused, aligned = without_drawn_out_border(*map(tensor_to_image, (fused, aligned, fixed)), flow)
         seconds = time.perf_counter() - start - self._preparing
         maps = {
@@ -115,20 +139,23 @@ class PairFuser:
         }
         maps = {name: map_[0, 0].cpu().numpy() for name, map_ in maps.items()}
         expected = output.expected_error
-        if expected is None or blank:
-            return FusedPair(fused, aligned, flow, maps, seconds, disagreement)
-        maps["expected_error"] = expected[0, 0].cpu().numpy()
-        mean = masked_means(expected, as_weight(foreground(output.aligned, tuple(expected.shape[2:])))).item()
-        return FusedPair(fused, aligned, flow, maps, seconds, disagreement, mean)
+        mean = None
+        if expected is not None and not blank:
+            maps["expected_error"] = expected[0, 0].cpu().numpy()
+            mean = masked_means(expected, as_weight(foreground(output.aligned, tuple(expected.shape[2:])))).item()
+        return FusedPair(fused, aligned, flow, maps, seconds, disagreement, mean, blend=blend)
 
-    def _estimate(self, fixed: Tensor, moving: Tensor, view: View | None, passes: int) -> Output:
-        """What the model makes of grey images (1, 1, H, W); the flow is of the whole frame, wherever it was found.
+    def _estimate(
+        self, fixed: Tensor, moving: Tensor, view: View | None, passes: int, room: Tensor | None
+    ) -> Output:
+        """What the model makes of grey images (1, 1, H, W) and of the room that colours leave, as
+        `EDARFusion.forward` takes it; the flow is of the whole frame, wherever it was found.
 
         The fusion and the maps are then of the frame, whose images are aligned already.
         """
         model = partial(self._run, passes=passes)
         seen = (fixed, moving) if view is None else (view.show(fixed), view.show(moving))
-        first = found = model(*seen)
+        first = found = model(*seen, room=room if view is None else None)
         if self.multistart and passes:
             found = register_from_afar(model, *seen, first)
         if view is None and found is first:
@@ -140,29 +167,32 @@ class PairFuser:
         aligned = warp(moving, flow)
         found = {"aligned": aligned, "flow": flow, "inverse_flow": inverse_flow, "disagreement": found.disagreement}
         found["expected_error"] = expected
-        return self._run(fixed, aligned, passes=0)._replace(**found)
+        room = None if room is None else warp(room, flow)
+        return self._run(fixed, aligned, passes=0, room=room)._replace(**found)
 
-    def _fuse_along(self, fixed: Tensor, moving: Tensor, flow: Tensor) -> Output:
+    def _fuse_along(self, fixed: Tensor, moving: Tensor, flow: Tensor, room: Tensor | None) -> Output:
         """What the model makes of grey images (1, 1, H, W) with a displacement field (1, 2, H, W) that is known."""
         aligned = warp(moving, flow)
         known = {"aligned": aligned, "flow": flow, "inverse_flow": invert(flow), "expected_error": None}
-        return self._run(fixed, aligned, passes=0)._replace(**known)
+        room = None if room is None else warp(room, flow)
+        return self._run(fixed, aligned, passes=0, room=room)._replace(**known)
 
-    def _run(self, fixed: Tensor, moving: Tensor, *, passes: int) -> Output:
+    def _run(self, fixed: Tensor, moving: Tensor, *, passes: int, room: Tensor | None = None) -> Output:
         """The model, made ready first where images of a size come for the first time.
 
         OpenVINO compiles a graph for each size, an accelerator chooses its kernels; PyTorch on a CPU has nothing to do.
         What that takes is kept out of `FusedPair.seconds`, which are of the pairs alone.
         """
-        kind = (fixed.shape[2:], passes)
+        kind = (fixed.shape[2:], passes, room is None)
+        extra = {} if room is None else {"room": room}
         ready = self.device.type == "cpu" and isinstance(self.model, torch.nn.Module)
         if not ready and kind not in self._met:
             start = time.perf_counter()
             blank = torch.zeros_like(fixed)
-            self.model(blank, blank, passes, self.average).disagreement.tolist()  # waits until it is done
+            self.model(blank, blank, passes, self.average, **extra).disagreement.tolist()  # waits until it is done
             self._preparing += time.perf_counter() - start
             self._met.add(kind)
-        return self.model(fixed, moving, passes, self.average)
+        return self.model(fixed, moving, passes, self.average, **extra)
 
 
 def _as_array(image: np.ndarray | Tensor) -> np.ndarray:
@@ -188,9 +218,9 @@ def without_drawn_out_border(
         Both images.
     """
     seen = field_of_view(flow)
-    if fused.ndim == 3:
-        seen, fixed = seen[..., None], fixed[..., None]
-    return np.where(seen, fused, fixed), np.where(seen, aligned, np.float32(0))
+    fixed = fixed[..., None] if fused.ndim == 3 else fixed
+    seen_fused, seen_aligned = (seen[..., None] if image.ndim == 3 else seen for image in (fused, aligned))
+    return np.where(seen_fused, fused, fixed), np.where(seen_aligned, aligned, np.float32(0))
 
 
 def endpoint_scores(flow: np.ndarray, true_flow: np.ndarray, label: np.ndarray) -> dict[str, float]:
@@ -211,21 +241,7 @@ def endpoint_scores(flow: np.ndarray, true_flow: np.ndarray, label: np.ndarray) 
     }
 
 
-def with_color(fused: Tensor, aligned: Tensor) -> Tensor:
-    """Give a fused image the colour of the aligned one, and keep its luma.
-
-    By BT.601 a colour is luma and what its channels differ from it (as Cb and Cr say it). These differences are added
-    to the fused luma; where a channel would leave [0, 1], all three are shortened alike. Cut off channel by channel
-    instead, a colour would change the luma that was fused, and take fine structures of the fixed image with it.
-
-    Args:
-        fused: (B, 1, H, W) in [0, 1].
-        aligned: (B, 3, H, W) in [0, 1].
-
-    Returns:
-        (B, 3, H, W) in [0, 1], of the luma `fused` and of the hue of `aligned`.
-    """
-    difference = aligned - rgb_to_grayscale(aligned)
-    room = torch.where(difference > 0, 1 - fused, fused)
-    share = (room / difference.abs().clamp_min(1e-6)).amin(dim=1, keepdim=True).clamp_max(1)
-    return (fused + share * difference).clamp(0, 1)
+def colored(grey: Tensor, scale: Tensor) -> Tensor:
+    """Grey images (B, 1, H, W) in [0, 1] in the colours (256, 3) of a scale: (B, 3, H, W)."""
+    levels = (grey[:, 0] * (len(scale) - 1)).round().long()
+    return scale[levels].permute(0, 3, 1, 2).contiguous()

@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
-from data.pairs import PairFiles, read_pair
+from data.pairs import COLOR_MODALITIES, PairFiles, read_pair
 from evaluation.figures import MAPS, MapStyle, figure_pair, figure_strip, map_picture, save_figure, save_map
 from evaluation.report.page import write_report
 from evaluation.report.pictures import PairImages, Scale
@@ -23,7 +23,7 @@ from evaluation.scoring import with_mean
 from utils.files import FileError, remove, remove_unfinished, write_bytes
 from utils.geometry.fit import Fit
 from utils.imaging.flows import save_flow
-from utils.imaging.images import read_image, write_image
+from utils.imaging.images import has_color, read_image, write_image
 from utils.messages import counted
 
 FUSION_METRICS = ("qabf", "qcv", "qvif", "qs", "qssim", "qcb", "qy", "mi", "en", "sd", "sf", "ag")
@@ -33,10 +33,16 @@ COLUMNS = ("name", "seconds", *FUSION_METRICS, "reference", *REGISTRATION_METRIC
 INDEX = "report.html"
 """Name of the page above the folders of the modalities, with the means of all of them."""
 DIGITS = "%.10g"  # of numbers in metrics.csv
-FURTHER_COLUMNS = ("disagreement", "expected_error", "epe", "epe_before")
+COLOR_FIDELITY = ("saturation_kept", "near_white", "hue_error", "tracer_order", "contrast_fixed", "contrast_moving")
+FIDELITY_METRICS = {
+    "CT": ("bone_holes", "contrast_fixed", "contrast_moving"),
+    **dict.fromkeys(COLOR_MODALITIES, COLOR_FIDELITY),
+}
+"""Columns of `evaluation.metrics.fidelity_metrics` that say something of a modality."""
+FURTHER_COLUMNS = ("disagreement", "expected_error", "epe", "epe_before", "bone_holes", *COLOR_FIDELITY)
 """Columns of tables that have something to say there: how far averaged estimates disagree, px of heads in 256 px; the
 mean endpoint error that is to be expected in the head, px; where true flows are known, endpoint error of the flow and
-of zero flow, px."""
+of zero flow, px; what becomes of bone, colours and contrast."""
 NOT_ALWAYS = {"maps/expected_error"}
 """Files that not every network makes of every pair."""
 
@@ -52,6 +58,7 @@ class FusedPair(NamedTuple):
         disagreement: of the averaged estimates, as in `models.edarfusion.Output`; None for a single one.
         expected_error: mean in the head of the map of that name, px; None where there is none.
         fit: how the moving image was brought to this size, if it had another.
+        blend: the plain overlay, as `fused`, where one was asked for.
     """
 
     fused: np.ndarray
@@ -62,6 +69,7 @@ class FusedPair(NamedTuple):
     disagreement: float | None = None
     expected_error: float | None = None
     fit: Fit | None = None
+    blend: np.ndarray | None = None
 
 
 class ResultFolder:
@@ -71,7 +79,8 @@ class ResultFolder:
         path: the folder.
         modality: what the pairs in it are.
         settings: what the results depend on beside the pairs, as JSON: the checkpoint and how it is used.
-        flow, maps, figures: what is saved beside the fused and aligned images.
+        flow, maps, figures, blend: what is saved beside the fused and aligned images.
+        colormap: colour scale of grey tracers, for the figures' colour bars; None where there is none.
     """
 
     def __init__(
@@ -83,27 +92,33 @@ class ResultFolder:
         flow: bool = False,
         maps: bool = False,
         figures: bool = False,
+        blend: bool = False,
+        colormap: str | None = None,
     ) -> None:
         self.path, self.modality, self.settings = Path(path), modality, settings or {}
         self.table_path, self.report_path = self.path / "metrics.csv", self.path / "report.html"
         self.settings_path, self.inputs_path = self.path / "settings.json", self.path / "inputs.json"
-        self.volume_paths = [self.path / f"{kind}.nii.gz" for kind in ("aligned", "fused")]
+        self.has_colors = modality in COLOR_MODALITIES
+        kinds = ["aligned", "fused", *["fused_rgb"] * self.has_colors]
+        self.volume_paths = [self.path / f"{kind}.nii.gz" for kind in kinds]
         self.pose_path = self.path / "pose.tfm"
         self.field_paths = [self.path / f"{kind}.nii.gz" for kind in ("displacement", "displacement_inverse")]
         self.space_paths = [*self.volume_paths, self.pose_path, *self.field_paths]
         self.outdated: list[Path] = []
         """Of an earlier run, maybe of other pairs; removed before the first new row is written."""
         self._settings_written = False
-        self.flow, self.maps, self.figures = flow, maps, figures
+        self.flow, self.maps, self.figures, self.blend, self.colormap = flow, maps, figures, blend, colormap
 
     def files(self, name: str, *, all_kinds: bool = False) -> dict[str, Path]:
-        """The files of a pair: fused, aligned and, if wanted, flow, maps/MAP, maps/values, figures, figures/strips.
+        """The files of a pair: fused, aligned and, if wanted, blend, flow, maps/MAP, maps/values, figures,
+        figures/strips.
 
         Args:
             all_kinds: also those that are not wanted.
         """
-        flow, maps, figures = (wanted or all_kinds for wanted in (self.flow, self.maps, self.figures))
-        kinds = ["fused", "aligned", *(f"maps/{kind}" for kind in MAPS if maps)]
+        wishes = self.flow, self.maps, self.figures, self.blend
+        flow, maps, figures, blend = (wanted or all_kinds for wanted in wishes)
+        kinds = ["fused", "aligned", *["blend"] * blend, *(f"maps/{kind}" for kind in MAPS if maps)]
         kinds += ["figures", "figures/strips"] * figures
         files = {kind: self.path / kind / f"{name}.png" for kind in kinds}
         files |= {"maps/values": self.path / "maps" / "values" / f"{name}.npz"} if maps else {}
@@ -168,6 +183,8 @@ class ResultFolder:
         if result.fit:
             files["fitted"] = self.fitted_path(name)
             write_image(files["fitted"], read_pair(pair, self.modality).moving)
+        if self.blend:
+            write_image(files["blend"], result.blend)
         if self.flow:
             # Applies to the moving image as it is in its file.
             save_flow(files["flow"], result.fit.to_original(result.flow) if result.fit else result.flow)
@@ -185,6 +202,7 @@ class ResultFolder:
             figure = figure_pair(
                 images.fixed, images.moving, result.aligned, result.fused,
                 label=images.label, flow=result.flow, maps=result.maps, title=f"{self.modality} {name}",
+                colormap=None if has_color(images.moving) else self.colormap,
             )  # fmt: skip
             save_figure(files["figures"], figure)
             strip = figure_strip(images.fixed, images.moving, result.aligned, result.fused)
@@ -321,7 +339,8 @@ class _Pictures(Sequence):
         images, files = read_pair(pair, folder.modality), folder.files(pair.name)
         color = images.moving.ndim == 3
         results = {kind: read_image(files[kind], color=color) for kind in ("aligned", "fused")}
-        extra = _map_pictures(files["maps/values"]) if folder.maps else {}
+        extra = {"Plain overlay": read_image(files["blend"], color=color)} if folder.blend else {}
+        extra |= _map_pictures(files["maps/values"]) if folder.maps else {}
         return PairImages(pair.name, **images._asdict(), **results, extra=extra)
 
     def __iter__(self) -> Iterator[PairImages]:

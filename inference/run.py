@@ -130,7 +130,11 @@ def fuse_and_score(
     prepare_folders(batches)
     for batch in batches if rank() == 0 else ():
         say_what_is_older(batch.folder, batch.pairs, batch.rows, volumes)
-    fuse = PairFuser(network.model, network.device, **network.settings)
+    colors = {"color": options.color, "blend": options.blend}
+    fusers = {
+        has_colors: PairFuser(network.model, network.device, **network.settings, **colors, colormap=colormap)
+        for has_colors, colormap in ((True, options.colormap), (False, None))
+    }
     without_starts = PairFuser(network.model, network.device, **network.settings | {"multistart": False})
     notes = report_notes(options, network, volumes)
     tables = {}
@@ -139,7 +143,7 @@ def fuse_and_score(
         for batch in batches:
             if volumes:
                 batch.field = register_volume(volumes, batch.pairs, without_starts, stop)
-            if not process(batch, fuse, pool, 2 * workers, stop):
+            if not process(batch, fusers[batch.folder.has_colors], pool, 2 * workers, stop):
                 if world() == 1:
                     finished = [pair for pair in batch.pairs if pair.name in batch.rows]
                     say_what_is_older(batch.folder, finished, batch.rows, volumes)
@@ -168,6 +172,7 @@ def make_batches(
         FileError: a result would be written over what it is made from, or results of other settings be mixed.
     """
     extras = {"flow": options.save_flow, "maps": options.save_maps, "figures": options.save_figures}
+    extras |= {"blend": options.blend is not None, "colormap": options.colormap}
     settings = what_results_depend_on(options, network, volumes)
     folders = {modality: ResultFolder(options.output / modality, modality, settings, **extras) for modality in chosen}
     inputs = [path for pairs in chosen.values() for pair in pairs for path in pair.paths.values()]
@@ -189,6 +194,9 @@ def what_results_depend_on(options: Options, network: Network, volumes: VolumePa
         "sha256": hashlib.sha256(Path(options.checkpoint).read_bytes()).hexdigest(),
         **network.settings,
         "engine": options.engine,
+        "color": options.color,
+        "colormap": options.colormap,
+        "blend": options.blend,
         "window": list(volumes.window) if volumes else None,
         "resample": options.resample,
         "prealign": options.prealign,
@@ -212,6 +220,7 @@ def report_notes(options: Options, network: Network, volumes: VolumePair | None)
         "engine": options.engine,
         "PyTorch": torch.__version__,
     }
+    notes["colours"] = {"keep": "tracer's hue and saturation kept", "luma": "luma replaced"}[options.color]
     if volumes:
         notes["window"] = volumes.window_text()
         notes["pose"] = volumes.pose_text()

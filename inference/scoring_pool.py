@@ -17,6 +17,7 @@ from data.pairs import PairFiles
 from evaluation.metrics import folding_share
 from evaluation.scoring import score_pair
 from inference.result_folder import (
+    FIDELITY_METRICS,
     FUSION_METRICS,
     REGISTRATION_METRICS,
     FusedPair,
@@ -63,7 +64,8 @@ def save_and_score(job: Job) -> dict[str, float | str]:
         images |= {"aligned": files["aligned"], "moving": files.get("fitted", pair.moving)}
     scores = score_pair({"name": pair.name, **images}, field_of_view(job.result.flow))
     row = {"name": pair.name, "seconds": job.result.seconds, "reference": reference}
-    row |= {column: scores[column] for column in (*FUSION_METRICS, *REGISTRATION_METRICS) if column in scores}
+    columns = *FUSION_METRICS, *REGISTRATION_METRICS, *FIDELITY_METRICS[job.folder.modality]
+    row |= {column: scores[column] for column in columns if column in scores}
     row |= {"folding": folding_share(job.result.flow), "inputs": fingerprint(pair)} | dict(job.scores)
     further = {name: getattr(job.result, name) for name in ("disagreement", "expected_error")}
     return row | {name: value for name, value in further.items() if value is not None}

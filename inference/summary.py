@@ -9,7 +9,8 @@ from evaluation.report.columns import METRICS
 from inference.result_folder import ResultFolder
 from utils.messages import counted, listed
 
-SUMMARY = ("rmse", "ssim", "ncc", "epe", "disagreement", "expected_error", "qabf", "qvif", "qcv", "folding", "seconds")
+SUMMARY = ("rmse", "ssim", "ncc", "epe", "disagreement", "expected_error", "qabf", "qvif", "qcv", "bone_holes",
+           "saturation_kept", "near_white", "folding", "seconds")  # fmt: skip
 """Columns of metrics.csv whose means are printed."""
 
 

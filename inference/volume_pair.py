@@ -12,7 +12,7 @@ from inference.result_folder import ResultFolder
 from inference.volume_field import VolumeField
 from utils.files import FileError
 from utils.imaging.dicom import DICOM_SUFFIX
-from utils.imaging.images import read_image, write_image
+from utils.imaging.images import luma, read_image, write_image
 from utils.imaging.resampling import coverage, distance_between, resample_volume
 from utils.imaging.volumes import (
     VOLUME_SUFFIXES,
@@ -117,6 +117,8 @@ class VolumePair(NamedTuple):
         The aligned volume is sampled once, from the moving file's own values, through pose and displacement together.
         Of these, pose.tfm is written wherever there is one, the displacement field and its inverse where flows are.
 
+        Where the fused images have colours, fused.nii.gz is their luma, and fused_rgb.nii.gz shows them.
+
         Args:
             folder: holds the fused images of all slices.
             pairs: of `write_slices`.
@@ -127,11 +129,16 @@ class VolumePair(NamedTuple):
         """
         grid, target = self.volumes["fixed"], self.sources["fixed"]
         pose, displacement = self.pose and self.pose.transform, field and field.transform(grid)
-        aligned = resample_volume(self.sources["moving"], target, pose, displacement).slices
-        fused = np.stack([read_image(folder.files(pair.name)["fused"]) for pair in pairs])
-        if grid is not target:
-            fused = resample_volume(grid._replace(slices=fused), target).slices
-        for path, slices in zip(folder.volume_paths, (aligned, fused), strict=True):
+        written = [resample_volume(self.sources["moving"], target, pose, displacement).slices]
+        shown = [read_image(folder.files(pair.name)["fused"], color=folder.has_colors) for pair in pairs]
+        fused = np.stack([luma(image) for image in shown] if folder.has_colors else shown)
+        for slices in (fused, *[np.stack(shown)] * folder.has_colors):
+            if grid is not target:
+                channels = np.moveaxis(slices, -1, 0) if slices.ndim == 4 else [slices]
+                channels = [resample_volume(grid._replace(slices=channel), target).slices for channel in channels]
+                slices = np.stack(channels, axis=-1) if slices.ndim == 4 else channels[0]
+            written.append(slices)
+        for path, slices in zip(folder.volume_paths, written, strict=True):
             write_volume(path, slices, target)
         if self.pose:
             write_transform(folder.pose_path, self.pose.transform)

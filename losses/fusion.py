@@ -13,13 +13,15 @@ from data.table import MODALITIES
 from evaluation.metrics.edge_preservation import ORIENTATION, STRENGTH
 from evaluation.metrics.human_vision import BLOCK, contrast_sensitivity
 from evaluation.metrics.visual_information import EYE_NOISE, SCALES
+from models.fusion import plain_fusion
 from utils.filters import sobel
 
-TRUE_SHARE = 0.1  # of the loss that is taken under the true alignment, which no user has
 IMITATION = (40.0, 160.0)  # weights of grey values and of their slopes where another network is imitated
 SSIM_WINDOW = (11, 1.5)  # px, window and sigma
 TONE = (17, 3.4)  # px, window and sigma of the local means that make up the tone
-SPECT_INFORMATION = 0.45  # of the weight of visual information is left for SPECT, which is smooth
+LESION_KEPT = 0.9  # of a simulated lesion's contrast is asked for
+BESIDE = 0.3  # of the weight of a lesion is that of its surroundings, which must not change
+SPECT_INFORMATION = 0.8  # of the weight of visual information is left for SPECT, which is smooth
 
 
 class FusionLoss(NamedTuple):
@@ -32,6 +34,7 @@ class FusionLoss(NamedTuple):
     ssim: Tensor
     information: Tensor
     visibility: Tensor
+    lesion: Tensor
     consistency: Tensor
 
 
@@ -44,35 +47,52 @@ class FusionWeights(NamedTuple):
     ssim: float | Tensor = 0.1
     information: float | Tensor = 0.65
     visibility: float | Tensor = 3.0
+    lesion: float | Tensor = 2.0
     consistency: float | Tensor = 1.0
 
 
 def for_modalities(weights: FusionWeights, modality: Tensor) -> FusionWeights:
     """Weights for pairs of the modalities (B,), indices in `data.table.MODALITIES`.
 
-    A SPECT image is so smooth that contrast beyond both images' comes cheap there, at the cost of the MRI's edges. What
-    PET and SPECT show keeps its colour, so that their tone need not take the place of the MRI's.
+    A SPECT image is so smooth that contrast beyond both images' comes cheap there, at the cost of the MRI's edges.
     """
-    pet, spect = (modality == MODALITIES.index(kind) for kind in ("PET", "SPECT"))
+    spect = modality == MODALITIES.index("SPECT")
     return weights._replace(
-        information=torch.where(spect, SPECT_INFORMATION * weights.information, weights.information),
-        tone=torch.where(pet | spect, 0.0, weights.tone),
+        information=torch.where(spect, SPECT_INFORMATION * weights.information, weights.information)
     )
 
 
-def intensity_error(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
-    """Mean absolute difference from the brighter image; all (B, 1, H, W) in [0, 1]; (n, B) for n fused images."""
-    brighter = torch.maximum(fixed, moving_aligned)
-    return torch.stack([(image - brighter).abs().mean(dim=(1, 2, 3)) for image in fused])
+def intensity_error(wanted: Tensor, *fused: Tensor) -> Tensor:
+    """Mean absolute difference from the wanted image; all (B, 1, H, W) in [0, 1]; (n, B) for n fused images."""
+    return torch.stack([(image - wanted).abs().mean(dim=(1, 2, 3)) for image in fused])
 
 
-def tone_error(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
+def tone_error(wanted: Tensor, *fused: Tensor) -> Tensor:
     """As `intensity_error`, of local means: what one image alone shows keeps its shade, bone is no hollow outline.
 
-    The other losses ask for edges and contrast; they do not mind a skull or an infarct that vanishes between its edges.
+    The losses on edges and contrast do not mind a skull or an infarct that vanishes between its edges.
     """
-    brighter, *fused = (_local_mean(image, *TONE) for image in (torch.maximum(fixed, moving_aligned), *fused))
-    return intensity_error(brighter, brighter, *fused)
+    return intensity_error(*(_local_mean(image, *TONE) for image in (wanted, *fused)))
+
+
+def lesion_loss(lesion: Tensor, fused: Tensor, fused_with_lesion: Tensor) -> Tensor:
+    """Share of a simulated lesion's contrast that the fused image lacks, and what changes where there is no lesion.
+
+    The lesion is in one source alone, and all else is the same, so the difference of the two fused images is what is
+    seen of it, whatever lies around. Contrast beyond `LESION_KEPT` is not asked for.
+
+    Args:
+        lesion: (B, 1, H, W), what was added to a source; 0 where there is no lesion.
+        fused, fused_with_lesion: (B, 1, H, W) in [0, 1], without it and with it.
+
+    Returns:
+        (1, B), 0 where all is kept and nothing else changes; 0 for pairs without a lesion.
+    """
+    shown = (fused_with_lesion - fused) * lesion.sign()
+    lacking = (LESION_KEPT * lesion.abs() - shown).clamp_min(0) * (lesion != 0)
+    beside = (fused_with_lesion - fused).abs() * (lesion == 0)
+    size = lesion.abs().sum(dim=(1, 2, 3)) + 1e-3
+    return ((lacking + BESIDE * beside).sum(dim=(1, 2, 3)) / size)[None]
 
 
 def edge_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
@@ -238,19 +258,29 @@ def _block_sums(image: Tensor) -> Tensor:
     return F.avg_pool2d(image, BLOCK, ceil_mode=True, divisor_override=1)
 
 
-def _mixed(predicted: Tensor, true: Tensor) -> Tensor:
-    """The loss under both alignments, from those under the predicted and under the true one."""
-    return (1 - TRUE_SHARE) * predicted + TRUE_SHARE * true
+class Fused(NamedTuple):
+    """What a fusion makes of a batch, each (B, 1, H, W) in [0, 1].
+
+    Attributes:
+        predicted: with the predicted alignment.
+        true: with the true one; held fixed.
+        with_lesion: with the predicted one, and a lesion in one source.
+    """
+
+    predicted: Tensor
+    true: Tensor
+    with_lesion: Tensor
 
 
 def fusion_loss(
     fixed: Tensor,
     moving_aligned: Tensor,
-    fused: Tensor,
-    fused_true: Tensor,
+    room: Tensor,
+    lesion: Tensor,
+    fused: Fused,
     weights: FusionWeights = FusionWeights(),
 ) -> FusionLoss:
-    """Compare what was fused under the predicted alignment, and under the true one, with what it should show.
+    """Compare what was fused under the predicted alignment with what it should show.
 
     Targets come from the fixed and the truly aligned moving image, never from a misaligned one. The alignment
     consistency constraint asks that fusing under the predicted alignment give what fusing under the true one gives;
@@ -258,32 +288,36 @@ def fusion_loss(
 
     Args:
         fixed, moving_aligned: (B, 1, H, W) in [0, 1].
-        fused: (B, 1, H, W), made with the predicted alignment.
-        fused_true: (B, 1, H, W), made with `moving_aligned`.
+        room: (B, 3, H, W), `models.room.room_of` the truly aligned moving image.
+        lesion: (B, 1, H, W), what was added to one source for `fused.with_lesion`.
+        fused: the fused images.
         weights: of the components.
 
     Returns:
         `FusionLoss` of scalars, means over the batch.
     """
-    losses = (intensity_error, tone_error, edge_loss, structure_loss, information_loss, visibility_loss)
-    parts = [_mixed(*loss(fixed, moving_aligned, fused, fused_true)) for loss in losses]
-    parts.append((fused - fused_true.detach()).abs().mean(dim=(1, 2, 3)))
+    image = fused.predicted
+    wanted = plain_fusion(fixed, moving_aligned, room)
+    losses = (edge_loss, structure_loss, information_loss, visibility_loss)
+    parts = [intensity_error(wanted, image), tone_error(wanted, image)]
+    parts += [loss(fixed, moving_aligned, image) for loss in losses]
+    parts += [lesion_loss(lesion, image, fused.with_lesion), intensity_error(fused.true.detach(), image)]
+    parts = [part[0] for part in parts]
     total = sum(w * part for w, part in zip(weights, parts, strict=True))
     return FusionLoss(total.mean(), *(part.mean() for part in parts))
 
 
-def imitation_loss(fused: Tensor, fused_true: Tensor, taught: Tensor, taught_true: Tensor) -> FusionLoss:
+def imitation_loss(fused: Tensor, taught: Tensor) -> FusionLoss:
     """Compare what was fused with what another network fuses of the same images: grey values and their slopes.
 
     Args:
-        fused, fused_true: (B, 1, H, W), made with the predicted alignment, and with the true one.
-        taught, taught_true: (B, 1, H, W), the other network's.
+        fused: (B, 1, H, W), made with the predicted alignment.
+        taught: (B, 1, H, W), the other network's.
 
     Returns:
         `FusionLoss` of scalars, means over the batch: the grey values' as intensity, the slopes' as gradient, else 0.
     """
-    pairs = ((fused, taught), (fused_true, taught_true))
-    grey = _mixed(*((ours - theirs).abs().mean() for ours, theirs in pairs))
-    slopes = _mixed(*(torch.cat(sobel(ours - theirs)).abs().mean() for ours, theirs in pairs))
+    grey = (fused - taught).abs().mean()
+    slopes = torch.cat(sobel(fused - taught)).abs().mean()
     parts = dict.fromkeys(FusionLoss._fields[1:], torch.zeros_like(grey)) | {"intensity": grey, "gradient": slopes}
     return FusionLoss(IMITATION[0] * grey + IMITATION[1] * slopes, **parts)

@@ -6,17 +6,39 @@ Experiments 78, 104 and 105 in docs/experiments.md say what it brings.
 """
 
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from data.dataset import Pair
-from losses.fusion import FusionLoss, FusionWeights, for_modalities, fusion_loss, imitation_loss
+from losses.fusion import Fused, FusionLoss, FusionWeights, for_modalities, fusion_loss, imitation_loss
 from losses.registration import RegistrationLoss, registration_loss
 from models.edarfusion import EDARFusion
+from models.room import room_of
 from utils.geometry.warp import warp
 
 Autocast = torch.autocast | nullcontext
+
+
+class Registered(NamedTuple):
+    """What the fusion needs of a registration; see `models.edarfusion.Registration`."""
+
+    flow: Tensor
+    reliability: Tensor
+    gate: Tensor
+
+
+def has_colors(color: Tensor) -> Tensor:
+    """Which images (B, 3, H, W) of a batch have colours, (B, 1, 1, 1); those of grey images are all 0."""
+    return color.amax(dim=(1, 2, 3), keepdim=True) > 0
+
+
+def colored_room(color: Tensor, grey: Tensor) -> Tensor:
+    """`models.room.room_of` images by their colours (B, 3, H, W), or by their grey values (B, 1, H, W) where they have
+    none.
+    """
+    return torch.where(has_colors(color), room_of(color), room_of(grey))
 
 
 class RegistrationStep(nn.Module):
@@ -47,25 +69,58 @@ class FusionStep(nn.Module):
 
     With the alignment-consistency constraint the predicted alignment is in the loop; without it (ablation) only truly
     aligned pairs are fused.
+
+    Args:
+        model: whose fusion learns.
+        consistency: False leaves the constraint out.
+        teacher: network to learn from instead of the losses.
+        remember: keep what the registration makes of each draw, for draws that come again.
     """
 
-    def __init__(self, model: EDARFusion, consistency: bool, teacher: EDARFusion | None = None) -> None:
+    def __init__(
+        self, model: EDARFusion, consistency: bool, teacher: EDARFusion | None = None, remember: bool = False
+    ) -> None:
         super().__init__()
         self.part, self.consistency = model.fusion, consistency
         self.register_pair, self.fuse = model.register, model.fuse
+        self.remembered: dict[int, tuple[Tensor, ...]] | None = {} if remember else None
         self.teacher_fuses = teacher and teacher.fuse
 
     def forward(self, pair: Pair, amp: Autocast) -> FusionLoss:
         """A batch with its true alignment -> `FusionLoss` of scalars; `amp` is for the registration alone."""
-        with torch.no_grad(), amp:
-            registration = self.register_pair(pair.fixed, pair.moving)
-            aligned = warp(pair.moving, registration.flow) if self.consistency else pair.moving_aligned
-        both = aligned, pair.moving_aligned
+        registration = self.registered(pair, amp)
+        room_true = colored_room(pair.color, pair.moving_aligned)
+        aligned, room = pair.moving_aligned, room_true
+        if self.consistency:
+            aligned = warp(pair.moving, registration.flow)
+            room = colored_room(warp(pair.moving_color, registration.flow), aligned)
         # Grey values want more digits than bfloat16 has.
-        fused, fused_true = (self.fuse(pair.fixed, image, registration).fused for image in both)
+        fused = self.fuse(pair.fixed, aligned, registration, room).fused
         if self.teacher_fuses:
             with torch.no_grad():
-                taught, taught_true = (self.teacher_fuses(pair.fixed, image, registration).fused for image in both)
-            return imitation_loss(fused, fused_true, taught, taught_true)
+                taught = self.teacher_fuses(pair.fixed, aligned, registration, room).fused
+            return imitation_loss(fused, taught)
+        with torch.no_grad():
+            fused_true = self.fuse(pair.fixed, pair.moving_aligned, registration, room_true).fused
+        in_fixed, in_moving = pair.lesion.split(1, dim=1)
+        images = (pair.fixed + in_fixed).clamp(0, 1), (aligned + in_moving).clamp(0, 1)
+        # Of a grey image the room depends on its grey values; into a coloured one no lesion is put.
+        room = torch.where(has_colors(pair.color), room, room_of(images[1]))
+        with_lesion = self.fuse(*images, registration, room).fused
+        lesion = images[0] - pair.fixed + images[1] - aligned
         weights = for_modalities(FusionWeights(), pair.modality)
-        return fusion_loss(pair.fixed, pair.moving_aligned, fused, fused_true, weights)
+        fused = Fused(fused, fused_true, with_lesion)
+        return fusion_loss(pair.fixed, pair.moving_aligned, room_true, lesion, fused, weights)
+
+    @torch.no_grad()
+    def registered(self, pair: Pair, amp: Autocast) -> Registered:
+        """What the registration makes of a batch."""
+        numbers = [] if self.remembered is None else pair.number.tolist()
+        if numbers and all(number in self.remembered for number in numbers):
+            return Registered(*map(torch.stack, zip(*map(self.remembered.get, numbers), strict=True)))
+        with amp:
+            found = self.register_pair(pair.fixed, pair.moving)
+        found = Registered(found.flow, found.reliability, found.gate)
+        if numbers:
+            self.remembered |= zip(numbers, zip(*(field.unbind() for field in found), strict=True), strict=True)
+        return found

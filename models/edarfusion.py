@@ -262,9 +262,15 @@ class EDARFusion(nn.Module):
         _, _, steps, *maps = matched
         return Registration(*_both_ways(flow), steps, flow, *maps)
 
-    def fuse(self, fixed: Tensor, aligned: Tensor, registration: Registration) -> Fusion:
-        """Fuse the fixed image with an aligned one, both (B, 1, H, W), under the maps of `registration`."""
-        return self.fusion(fixed, aligned, registration.reliability, registration.gate)
+    def fuse(
+        self, fixed: Tensor, aligned: Tensor, registration: Registration, room: Tensor | None = None
+    ) -> Fusion:
+        """Fuse the fixed image with an aligned one, both (B, 1, H, W), under the maps of `registration`.
+
+        Args:
+            room: (B, 3, H, W), `models.room.room_of` the aligned image in colour; by default of the grey one.
+        """
+        return self.fusion(fixed, aligned, registration.reliability, registration.gate, room)
 
     def prepare(self, fixed: Tensor, moving: Tensor) -> tuple[Padder, list[Tensor], list[Tensor]]:
         """The padder for a pair of images, the padded images, and what the registration sees of them."""
@@ -273,7 +279,9 @@ class EDARFusion(nn.Module):
         padded = [padder.pad(image) for image in (fixed, moving)]
         return padder, padded, [rescale(image, power) for image in padded]
 
-    def forward(self, fixed: Tensor, moving: Tensor, passes: int = 1, average: bool = False) -> Output:
+    def forward(
+        self, fixed: Tensor, moving: Tensor, passes: int = 1, average: bool = False, room: Tensor | None = None
+    ) -> Output:
         """Align and fuse.
 
         The registration sees the images at the power of two of their size whose sides are nearest to the 256 px of
@@ -285,6 +293,8 @@ class EDARFusion(nn.Module):
                 find, `further_share` counts. 0 takes the images as aligned and only fuses them.
             average: average the estimates of both directions, of the pair and of its mirror image, and hold the
                 displacement back as far as they disagree (`models.consensus`).
+            room: (B, 3, H, W), `models.room.room_of` the moving image in colour, where the fused image is to be shown
+                in its colours (`models.room.in_color`); by default of the grey one.
 
         Raises:
             ValueError: the images are not of one such size, or have more than one channel.
@@ -319,7 +329,8 @@ class EDARFusion(nn.Module):
             doubt = first.spread.new_zeros(len(fixed), 1, 1, 1)
         flow, inverse_flow = resize_flow(flow, full), resize_flow(inverse_flow, full)
         aligned = warp(moving, flow)
-        fused, consistency = self.fuse(fixed, aligned, first)
+        room = None if room is None else warp(padder.pad(room), flow)
+        fused, consistency = self.fuse(fixed, aligned, first, room)
         entropy_fixed, entropy_moving = resize(first.entropy_fixed, full), resize(first.entropy_moving, full)
         fields = (
             fused,
@@ -331,7 +342,7 @@ class EDARFusion(nn.Module):
             entropy_difference(entropy_fixed, entropy_moving),
             resize(first.gate, full),
             resize(first.reliability, full),
-            resize(consistency, full),
+            consistency,
         )
         return Output(*map(padder.unpad, fields), doubt.sqrt().flatten(), expected)
 
@@ -355,9 +366,11 @@ class AtSettings(nn.Module):
         super().__init__()
         self.model, self.passes, self.average, self.names = model, passes, average, names
 
-    def forward(self, fixed: Tensor, moving: Tensor) -> tuple[Tensor, ...]:
-        """Images (B, 1, H, W) in [0, 1] -> the wanted fields of `Output`, as far as there are values."""
-        output = self.model(fixed, moving, self.passes, self.average)
+    def forward(self, fixed: Tensor, moving: Tensor, room: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Images (B, 1, H, W) in [0, 1] and the room that colours leave -> the wanted fields of `Output`, as far as
+        there are values.
+        """
+        output = self.model(fixed, moving, self.passes, self.average, room)
         fields = (getattr(output, name) for name in self.names)
         return tuple(field for field in fields if field is not None)
 

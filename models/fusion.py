@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import ConvBlock, ResidualBlock, as_convolutions_want, conv, zero_conv
-from utils.filters import halved, resize
+from models.room import room_of
+from utils.filters import box_mean, halved, resize
 from utils.maps import gradient_agreement
 
 AT_ONCE = 8 * 256 * 256
@@ -16,9 +17,15 @@ AT_ONCE = 8 * 256 * 256
 REACH = 0.5
 """Largest correction: without a bound it can run away, as a grey value that is cut to [0, 1] feels no pull back."""
 
+EMPTY = 0.05
+"""Mean grey value around a pixel below which there is less and less of an image."""
+
+MEAN = 5
+"""Side of the window of a local mean, in blocks of 4 px; it is taken twice, which is a sigma of 8 px."""
+
 
 class Fusion(NamedTuple):
-    """Fused image (B, 1, H, W) and consistency map C (B, 1, H / 2, W / 2), both in [0, 1]."""
+    """Fused image and consistency map C, both (B, 1, H, W) in [0, 1]."""
 
     fused: Tensor
     consistency: Tensor
@@ -27,7 +34,8 @@ class Fusion(NamedTuple):
 def alignment_consistency(fixed: Tensor, aligned: Tensor, reliability: Tensor, gate: Tensor) -> Tensor:
     """Where edges of both images may be joined: local gradient agreement, trusted as far as R and W allow.
 
-    C = agreement * (R + W) / 2 + (1 - (R + W) / 2) / 2: without trust the map says one half, neither yes nor no.
+    C = agreement * T + (1 - T) / 2 with the trust T = (R + W) / 2, which fades to 0 where neither image shows tissue:
+    without trust the map says one half, neither yes nor no.
 
     Args:
         fixed, aligned: (B, 1, H, W) in [0, 1].
@@ -36,12 +44,37 @@ def alignment_consistency(fixed: Tensor, aligned: Tensor, reliability: Tensor, g
     Returns:
         (B, 1, H, W) in [0, 1].
     """
-    trust = (reliability + gate) / 2
+    shown = box_mean(torch.maximum(fixed, aligned), 9) / EMPTY
+    trust = shown.clamp_max(1) * (reliability + gate) / 2
     return trust * gradient_agreement(fixed, aligned) + (1 - trust) / 2
+
+
+def plain_fusion(fixed: Tensor, aligned: Tensor, room: Tensor) -> Tensor:
+    """A fusion without a network, from which the network starts and which says how bright a place is to be.
+
+    What shows in one image alone keeps its grey value, and where both show something neither hides the other, as in
+    the maximum of both: the root of the sum of squares. Where colour shows the tracer, luma is the fixed image's: its
+    local mean is brought into the room, half by cutting it off and half by drawing its range together, and its detail
+    is added as it is. Detail that was cut to the room instead would be lost wherever the fixed image is bright.
+
+    Args:
+        fixed, aligned: (B, 1, H, W) in [0, 1].
+        room: (B, 3, H, W), `models.room.room_of` the aligned image.
+
+    Returns:
+        (B, 1, H, W) within the room.
+    """
+    low, high, colored = room.split(1, dim=1)
+    both = (fixed.square() + aligned.square() + 1e-12).sqrt()
+    mean = resize(box_mean(box_mean(F.avg_pool2d(fixed, 4), MEAN), MEAN), fixed.shape[2:])
+    placed = (mean.clamp(low, high) + low + (high - low) * mean) / 2
+    return torch.lerp(both, placed + fixed - mean, colored).clamp(low, high)
 
 
 class FlowGuidedFusion(nn.Module):
     """Mixes the fixed and the aligned image with a predicted weight and adds a small predicted correction.
+
+    The result lies within the room that the aligned image leaves (`models.room`), whatever was learned.
 
     Args:
         channels: width of the network at half the resolution; twice that at a quarter, where it takes in its
@@ -58,29 +91,33 @@ class FlowGuidedFusion(nn.Module):
         self.block = ResidualBlock(channels, depth=depth)
         self.head = zero_conv(channels, 2 * 4)
 
-    def forward(self, fixed: Tensor, aligned: Tensor, reliability: Tensor, gate: Tensor) -> Fusion:
-        """Images (B, 1, H, W) in [0, 1] with H and W multiples of 4; R and W (B, 1, h, w) -> `Fusion`."""
+    def forward(
+        self, fixed: Tensor, aligned: Tensor, reliability: Tensor, gate: Tensor, room: Tensor | None = None
+    ) -> Fusion:
+        """Images (B, 1, H, W) in [0, 1] with H and W multiples of 4; R and W (B, 1, h, w); room (B, 3, H, W), by
+        default that of the grey image -> `Fusion`.
+        """
+        room = room_of(aligned) if room is None else room
         if fixed.device.type == "cpu" and len(fixed) > 1 and fixed.numel() > AT_ONCE:
             most = max(1, AT_ONCE // fixed[0].numel())
-            parts = zip(*(x.split(most) for x in (fixed, aligned, reliability, gate)), strict=True)
+            parts = zip(*(x.split(most) for x in (fixed, aligned, reliability, gate, room)), strict=True)
             return Fusion(*map(torch.cat, zip(*(self(*part) for part in parts), strict=True)))
-        fixed_half, aligned_half = halved(fixed), halved(aligned)
-        trust = [resize(map_, fixed_half.shape[2:]) for map_ in (reliability, gate)]
-        consistency = alignment_consistency(fixed_half, aligned_half, *trust)
-        brighter = torch.maximum(fixed, aligned)
-        images = as_convolutions_want(torch.cat((fixed, aligned, brighter), dim=1))
+        trust = [resize(map_, fixed.shape[2:]) for map_ in (reliability, gate)]
+        consistency = alignment_consistency(fixed, aligned, *trust)
+        start = plain_fusion(fixed, aligned, room)
+        images = as_convolutions_want(torch.cat((fixed, aligned, start), dim=1))
         x = F.leaky_relu(self.stem(images - 0.25), 0.1, inplace=True)
         # All in one layout; else joining them would move what lies as convolutions want it.
-        maps = as_convolutions_want(torch.cat((consistency, *trust), dim=1))
+        maps = as_convolutions_want(halved(torch.cat((consistency, *trust), dim=1)))
         around = self.surroundings(self.down(torch.cat((x, maps), dim=1)))
         x = self.block(x + F.interpolate(self.lateral(around), scale_factor=2.0, mode="nearest"))
         # pixel_shuffle, in half of its time: the four pixels of a place lie side by side in memory.
         pixels = self.head(x).float().unflatten(1, (2, 2, 2)).permute(0, 1, 4, 2, 5, 3)
         weight, correction = pixels.flatten(4).flatten(2, 3).split(1, dim=1)
-        # Starts near the maximum rule, which at true alignment is a good fusion already; the correction sharpens.
-        mixed = brighter - torch.sigmoid(weight - 3) * (fixed - aligned).abs()
+        # At true alignment the start is a good fusion already; the correction sharpens.
+        mixed = start - torch.sigmoid(weight - 3) * (fixed - aligned).abs()
         fused = mixed + REACH * F.softsign(correction / REACH)
-        cut = fused.clamp(0, 1)
+        cut = fused.clamp(room[:, :1], room[:, 1:2])
         if torch.is_grad_enabled():
             cut = fused + (cut - fused).detach()  # with a gradient where the cut would leave none
         return Fusion(cut, consistency)

@@ -43,6 +43,7 @@ class Options:
     simulated: float = 0.0
     heads: str | None = None
     second_pass: float = 0.0
+    repeat_after: int | None = None
     workers: int | None = None
     output: str | None = None
     init: str | None = None
@@ -179,6 +180,9 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--second-pass", type=share, metavar="SHARE",
                        help="share of steps that first align the pairs by the network itself and train on what is left "
                        f"{_default('second_pass')}")
+    group.add_argument("--repeat-after", type=positive, metavar="EPOCHS",
+                       help="show the draws of so many epochs again and again; the fusion then registers each once, "
+                       "which saves most of its time on a CPU (default: draw anew always)")
 
 
 def _add_run(group: argparse._ArgumentGroup) -> None:

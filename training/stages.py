@@ -96,7 +96,7 @@ def begin_stage(
         module = RegistrationStep(model, teacher)
         dtype = torch.bfloat16 if options.amp else torch.float32
         return module, Muon(module, options.lr, weight_decay=1e-3, dtype=dtype)
-    module = FusionStep(model, "consistency" not in options.without, teacher)
+    module = FusionStep(model, "consistency" not in options.without, teacher, remember=options.repeat_after is not None)
     # Muon's steps of one length upset the few small kernels of the fusion, whose head corrects grey values directly.
     fused = next(module.parameters()).device.type == "cuda" or None
     return module, torch.optim.AdamW(module.parameters(), options.lr, weight_decay=1e-3, fused=fused)

@@ -10,6 +10,7 @@ from data.dataset import Pair, PairDataset
 from data.table import MODALITIES, DataError
 from evaluation.figures import MAPS, figure_pair
 from evaluation.metrics import qabf
+from losses.steps import colored_room
 from models.edarfusion import EDARFusion
 from utils.geometry.foreground import foreground, masked_means
 from utils.geometry.head_box import TISSUE
@@ -39,7 +40,7 @@ def validate(
     for pair in DataLoader(pairs, batch_size=batch_size):
         pair = pair.to(device)
         full = pair.fixed.shape[2:]
-        output = model(pair.fixed, pair.moving)
+        output = model(pair.fixed, pair.moving, room=colored_room(pair.moving_color, pair.moving))
         truth = resize_flow(pair.flow, full)
         mask = foreground(pair.moving_aligned, full)
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+from utils.imaging.colormaps import palette
 from utils.imaging.images import MIN_SIDE
 
 DEFAULT_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "edarfusion.safetensors"
@@ -19,6 +20,9 @@ SAMPLE_ROOT = Path(__file__).parents[1] / "data" / "sample"
 
 ENGINES = ("torch", "openvino-bf16")
 """Engines that can compute a network. All but torch need the package openvino (requirements-openvino.txt)."""
+
+COLOR_MODES = ("keep", "luma")
+"""How a fused image shows the tracer's colours: see `inference.pair_fuser.PairFuser`."""
 
 VERSION = "0.1.0"
 """Version of the project, as `--version` of every command prints it."""
@@ -72,6 +76,15 @@ def share(text: str) -> float:
     if not 0 <= float(text) <= 1:
         raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, found {text}")
     return float(text)
+
+
+def colormap_name(text: str) -> str:
+    """Check the name of a colour scale."""
+    try:
+        palette(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def print_anywhere() -> None:

@@ -84,6 +84,21 @@ METRICS: dict[str, Metric] = {
     "sd": Metric("SD", better=1, digits=2, description="standard deviation of the fused image"),
     "sf": Metric("SF", better=1, digits=2, description="spatial frequency of the fused image"),
     "ag": Metric("AG", better=1, digits=2, description="average gradient of the fused image"),
+    "bone_holes": Metric("Bone holes", better=-1, description="share of solid bone that is drawn dark"),
+    "contrast_fixed": Metric(
+        "Contrast of fixed", better=1, digits=2, description="local contrast of the fixed image that shows, 1: all"
+    ),
+    "contrast_moving": Metric(
+        "Contrast of moving", better=1, digits=2, description="the same of the moving image, in luma: colour is extra"
+    ),
+    "saturation_kept": Metric(
+        "Saturation", better=1, digits=2, description="share of strong colours' saturation that is kept"
+    ),
+    "near_white": Metric("Near white", better=-1, description="share of strong colours that came out near white"),
+    "hue_error": Metric("Hue error", better=-1, digits=1, description="of strong colours, degrees"),
+    "tracer_order": Metric(
+        "Tracer order", better=1, digits=2, description="rank correlation of tracer and what its colour is taken for"
+    ),
     "seconds": Metric("Seconds", better=-1, description="time for the pair", group="Run"),
 }
 """Columns of metrics.csv by name, in the order of the page. Columns not listed here follow, without arrow."""

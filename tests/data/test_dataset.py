@@ -1,5 +1,6 @@
 """data/dataset.py: the same pairs whatever the workers, a flow that is the truth, images that move together."""
 
+import math
 import pickle
 from itertools import islice
 
@@ -7,10 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from kornia.color import rgb_to_grayscale
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from data.augmentation import add_noise, add_one_sided, vary_contrast, vary_shading
+from data.augmentation import add_noise, add_one_sided, simulated_lesions, vary_contrast, vary_shading
 from data.dataset import VAL_SEED, EndlessSampler, Pair, PairDataset, balance, letterbox, seeded
 from data.table import DataError
 from tests.examples import SAMPLE, aligned_sample
@@ -187,7 +189,8 @@ def test_some_images_of_either_side_differ_from_their_partner_by_more_than_contr
     for name in ("vary_shading", "vary_contrast"):
         monkeypatch.setattr(f"data.dataset.{name}", lambda images, generator: images)
     # Black on one side, white on the other, however they move.
-    monkeypatch.setattr(PairDataset, "images", lambda *_: torch.stack((torch.zeros(64, 64), torch.ones(64, 64)))[None])
+    planes = torch.stack((torch.zeros(64, 64), *[torch.ones(64, 64)] * 4))[None]
+    monkeypatch.setattr(PairDataset, "images", lambda *_: planes)
     pairs = sample(augment=True, size=64)
     for draw in range(50):
         pairs[draw]
@@ -349,6 +352,48 @@ def test_bad_images_are_named(tmp_path):
             pairs[draw]
 
 
+def test_draws_come_again_after_so_many_epochs():
+    anew, again = sample(augment=True, size=64), sample(augment=True, size=64, repeat_after=1)
+    count = len(again)
+    assert torch.equal(again[0].fixed, anew[0].fixed) and again[count] is again[0] and again[0].number == 0
+    assert not torch.equal(anew[count].moving, anew[0].moving) and anew[count].number == count
+
+
+def test_colours_belong_to_the_moving_image_and_move_with_it(tmp_path):
+    y, x = np.meshgrid(np.linspace(0, 1, 64), np.linspace(0, 1, 64), indexing="ij")
+    write_image(tmp_path / "f.png", np.full((64, 64), 0.5, np.float32))
+    write_image(tmp_path / "m.png", np.dstack([y, x, 0.5 * y]).astype(np.float32))
+    table = pd.DataFrame([{"fixed": "f.png", "moving": "m.png", "modality": "PET"}])
+    pair = PairDataset(table, tmp_path, size=64)[0]
+    assert torch.allclose(rgb_to_grayscale(pair.color), pair.moving_aligned, atol=0.01) and not pair.lesion.any()
+    moved = Pair(*(torch.as_tensor(field)[None] for field in pair)).moving_color
+    inside = (..., slice(8, -8), slice(8, -8))
+    assert (rgb_to_grayscale(moved)[0] - pair.moving)[inside].abs().max() < 0.02
+    drawn = [PairDataset(table, tmp_path, size=64, augment=True)[draw] for draw in range(40)]
+    grey = [pair for pair in drawn if not pair.color.any()]
+    assert 4 < len(grey) < 24
+    assert not any(pair.lesion[1].any() for pair in drawn if pair.color.any())  # colour would have to change with it
+    assert any(pair.lesion[1].any() for pair in grey)
+
+
+def test_simulated_lesions_are_small_and_in_soft_tissue_of_one_image():
+    y, x = torch.meshgrid(torch.arange(256), torch.arange(256), indexing="ij")
+    head = ((y - 128) ** 2 + (x - 128) ** 2 < 90**2).float()[None, None]
+    sizes = []
+    for seed in range(20):
+        in_fixed = bool(seed % 2)
+        lesions = simulated_lesions(0.5 * head, 0.4 * head, in_fixed, seeded(0, seed))
+        own, other = (lesions[0, place] for place in ((0, 1) if in_fixed else (1, 0)))
+        assert own.any() and not other.any() and own.abs().max() <= 0.4
+        assert (own != 0)[head[0, 0] == 0].float().mean() < 0.01
+        sizes.append((own != 0).sum().item())
+        again = simulated_lesions(0.5 * head, 0.4 * head, in_fixed, seeded(0, seed))
+        assert torch.equal(lesions, again)
+    # Two to five of 3 to 15 px.
+    assert 20 < min(sizes) and max(sizes) < 5 * 1.3 * math.pi * 7.5**2
+    assert not simulated_lesions(0 * head, 0 * head, True, seeded(0, 1)).any()
+
+
 def test_images_checked_are_kept_but_do_not_travel_to_other_processes(tmp_path):
     for role in ("MRI", "CT"):
         write_image(tmp_path / role / "a001.png", np.full((64, 64), 0.5, np.float32))
@@ -357,7 +402,7 @@ def test_images_checked_are_kept_but_do_not_travel_to_other_processes(tmp_path):
     pairs.check()
     copied = pickle.loads(pickle.dumps(pairs))
     (tmp_path / "MRI/a001.png").unlink()
-    assert pairs.images(0).shape == (1, 2, 64, 64)
+    assert pairs.images(0).shape == (1, 5, 64, 64) and not pairs.images(0)[:, 2:].any()
     for dataset in (copied, PairDataset(pd.DataFrame(rows), tmp_path)):
         with pytest.raises(ImageError, match="a001.png: expected an image file, found nothing there"):
             dataset.check()

@@ -15,7 +15,7 @@ from skimage.metrics import structural_similarity
 from evaluation import metrics, scoring
 from evaluation.metrics.common import stretch
 from tools import score
-from utils.imaging.images import ImageError, write_image
+from utils.imaging.images import ImageError, read_image, write_image
 from utils.maps import jacobian_determinant
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -418,6 +418,8 @@ def test_command_scores_folders(folders: dict[str, Path], tmp_path: Path) -> Non
     assert list(table.columns[-8:]) == [*registration, *(f"{metric}_before" for metric in registration)]
     images = {role: scoring.read_grey(path / "10.png") for role, path in folders.items()}
     expected = metrics.fusion_metrics(images["fixed"], images["reference"], images["fused"])
+    colors = tuple(255.0 * read_image(folders[role] / "10.png", color=True) for role in ("reference", "fused"))
+    expected |= metrics.fidelity_metrics(images["fixed"], images["aligned"], images["fused"], colors)
     expected |= metrics.registration_metrics(images["aligned"], images["label"])
     before = metrics.registration_metrics(images["moving"], images["label"])
     expected |= {f"{metric}_before": value for metric, value in before.items()}

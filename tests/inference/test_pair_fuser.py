@@ -7,7 +7,8 @@ import torch
 from kornia.color import rgb_to_grayscale, rgb_to_ycbcr
 
 from data.pairs import is_blank
-from inference.pair_fuser import PairFuser, endpoint_scores, with_color, without_drawn_out_border
+from inference.pair_fuser import PairFuser, endpoint_scores, without_drawn_out_border
+from models.room import room_of, with_color
 from tests.examples import SHAPE, picture
 from utils.geometry.field_of_view import field_of_view
 from utils.geometry.warp import warp
@@ -55,9 +56,9 @@ def test_tensors_are_taken_as_arrays_are(model):
         fuse(torch.from_numpy(fixed)[None, None], torch.from_numpy(moving))
 
 
-def test_color_is_put_back(model):
+def test_color_is_put_back_into_the_usual_luma(model):
     fixed, moving = picture(1), picture(2, channels=3)
-    result = PairFuser(model, torch.device("cpu"))(fixed, moving)
+    result = PairFuser(model, torch.device("cpu"), color="luma")(fixed, moving)
     assert result.fused.shape == result.aligned.shape == (*SHAPE, 3)
     tensor = torch.from_numpy(moving).permute(2, 0, 1)[None]
     ycbcr = rgb_to_ycbcr(tensor)
@@ -72,6 +73,45 @@ def test_color_is_put_back(model):
     inside = seen & ((result.fused > 1e-3) & (result.fused < 1 - 1e-3)).all(axis=2)
     assert inside.mean() > 0.3
     assert np.abs(found - expected)[1:, inside].max() < 1e-4
+
+
+def test_kept_colours_stay_within_their_room(model):
+    fixed, moving = picture(1), picture(2, channels=3)
+    result = PairFuser(model, torch.device("cpu"))(fixed, moving)
+    fused, aligned = (torch.from_numpy(x).permute(2, 0, 1)[None] for x in (result.fused, result.aligned))
+    luma = rgb_to_grayscale(fused)
+    room = warp(room_of(torch.from_numpy(moving).permute(2, 0, 1)[None]), torch.from_numpy(result.flow)[None])
+    assert (luma >= room[:, :1] - 1e-3).all() and (luma <= room[:, 1:2] + 1e-3).all()
+    usual = PairFuser(model, torch.device("cpu"), color="luma")(fixed, moving).fused
+    strong = np.ptp(result.aligned, axis=2) > 0.5
+    kept, pale = (np.ptp(x[strong], axis=1) / x[strong].max(axis=1) for x in (result.fused, usual))
+    true = np.ptp(result.aligned[strong], axis=1) / result.aligned[strong].max(axis=1)
+    assert strong.any() and kept.mean() > 0.84 * true.mean() and kept.mean() > pale.mean()
+
+
+@pytest.mark.parametrize("channels", [None, 3])
+def test_grey_tracers_get_a_colour_scale_in_the_fused_image_alone(model, channels):
+    fixed, moving = picture(1), picture(2)
+    moving = moving if channels is None else np.dstack([moving] * 3)
+    grey, hot = (PairFuser(model, torch.device("cpu"), colormap=name)(fixed, moving) for name in (None, "hot"))
+    assert np.array_equal(hot.aligned, grey.aligned) and np.array_equal(hot.flow, grey.flow)
+    assert hot.fused.shape == (*SHAPE, 3) and np.ptp(hot.fused, axis=2).max() > 0.3
+    assert grey.fused.ndim == 2 or not np.ptp(grey.fused, axis=2).max() > 1e-6
+    # Colours of its own are kept.
+    colored = picture(2, channels=3)
+    results = [PairFuser(model, torch.device("cpu"), colormap=name)(fixed, colored) for name in (None, "hot")]
+    assert np.array_equal(results[0].fused, results[1].fused)
+
+
+def test_blend_is_the_plain_overlay(model):
+    fixed, moving = picture(1), picture(2)
+    result = PairFuser(model, torch.device("cpu"), blend=0.3)(fixed, moving)
+    overlay = np.where(field_of_view(result.flow), 0.7 * fixed + 0.3 * result.aligned, fixed)
+    np.testing.assert_allclose(result.blend, overlay, atol=1e-6)
+    overlay = PairFuser(model, torch.device("cpu"), blend=1.0, colormap="hot")(fixed, moving).blend
+    reds = overlay[..., 0] - overlay[..., 2]
+    assert overlay.shape == (*SHAPE, 3) and reds.min() >= 0 and reds.max() > 0.5
+    assert PairFuser(model, torch.device("cpu"))(fixed, moving).blend is None
 
 
 def test_mirrored_pair_gives_the_mirrored_result(model):

@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from kornia.metrics import ssim
 from torch import Tensor
 
 from data.deformation import BENCHMARK, random_flow
 from data.table import MODALITIES
 from evaluation.metrics import qabf, qcv, viff
 from losses.fusion import (
+    Fused,
     FusionWeights,
     edge_loss,
     for_modalities,
@@ -19,6 +21,7 @@ from losses.fusion import (
     imitation_loss,
     information_loss,
     intensity_error,
+    lesion_loss,
     structure_loss,
     tone_error,
     visibility_loss,
@@ -35,6 +38,8 @@ from losses.registration import (
 )
 from models.eda_flowreg import CELL, FlowStep
 from models.edarfusion import EDARFusion, Registration
+from models.fusion import plain_fusion
+from models.room import room_of
 from tests.examples import constant_flow, displacements, noise
 from utils.geometry.affine import affine_flow
 from utils.geometry.warp import invert, resize_flow, warp
@@ -293,10 +298,11 @@ def test_registration_loss_is_the_weighted_sum_with_finite_gradients():
 # --- fusion ---------------------------------------------------------------------------------------------------
 
 
-def test_intensity_error_asks_for_the_brighter_image():
-    fixed, moving = torch.tensor([[[[0.2, 0.9]]]]), torch.tensor([[[[0.5, 0.1]]]])
-    assert intensity_error(fixed, moving, torch.tensor([[[[0.5, 0.9]]]])).item() == 0
-    assert intensity_error(fixed, moving, torch.tensor([[[[0.4, 0.6]]]])).item() == pytest.approx(0.2)
+def test_intensity_error_by_hand():
+    wanted = torch.tensor([[[[0.5, 0.9]]]])
+    assert intensity_error(wanted, wanted).item() == 0
+    errors = intensity_error(wanted, torch.tensor([[[[0.4, 0.6]]]]), wanted)
+    assert errors.flatten().tolist() == pytest.approx([0.2, 0])
 
 
 def test_edge_loss_of_identical_images_is_its_floor():
@@ -362,18 +368,17 @@ def test_visibility_loss_survives_images_without_edges():
 def test_tone_is_of_places_and_not_of_pixels():
     grey = torch.full((1, 1, 64, 64), 0.5)
     pattern = torch.tensor([0.1, -0.1]).repeat(32)
-    assert intensity_error(grey, grey, grey + pattern).item() == pytest.approx(0.1)
-    assert tone_error(grey, grey, grey + pattern).item() < 0.01
-    assert tone_error(grey - 0.2, grey, grey - 0.2).item() == pytest.approx(0.2)
+    assert intensity_error(grey, grey + pattern).item() == pytest.approx(0.1)
+    assert tone_error(grey, grey + pattern).item() < 0.01
+    assert tone_error(grey, grey - 0.2).item() == pytest.approx(0.2)
 
 
 def test_an_outline_has_not_the_tone_of_bone():
     bone, outline = torch.zeros(2, 1, 1, 64, 64)
     bone[..., 20:44, 20:44] = outline[..., 20:44, 20:44] = 1
     outline[..., 22:42, 22:42] = 0.5
-    black = torch.zeros_like(bone)
-    lost, less = (tone_error(black, bone, image).item() for image in (outline, 0.9 * bone))
-    assert tone_error(black, bone, bone).item() == 0
+    lost, less = (tone_error(bone, image).item() for image in (outline, 0.9 * bone))
+    assert tone_error(bone, bone).item() == 0
     assert 0.5 * 400 / 64**2 == pytest.approx(lost, rel=0.01) and less == pytest.approx(0.1 * 576 / 64**2, rel=0.01)
 
 
@@ -384,37 +389,48 @@ def test_information_loss_wants_contrast():
     assert losses[0] == pytest.approx(1, abs=0.01) and losses[2] == pytest.approx(0, abs=0.01)
 
 
+def fused_of(fused: Tensor, true: Tensor | None = None) -> Fused:
+    return Fused(fused, fused if true is None else true, fused)
+
+
+def fused_pair(count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Noise as fixed and moving image, the room of the latter, and no lesion."""
+    fixed, label = (noise(count, 1, 64, 64, seed=seed) for seed in range(2))
+    return fixed, label, room_of(label), torch.zeros_like(fixed)
+
+
 def test_fusion_loss_is_the_weighted_sum_of_its_parts():
-    fixed, label, fused, fused_true = (noise(2, 1, 64, 64, seed=s) for s in range(4))
-    weights = FusionWeights(intensity=2, tone=5, gradient=0.5, ssim=3, information=0.7, consistency=7)
-    loss = fusion_loss(fixed, label, fused, fused_true, weights)
+    fixed, label, room, lesion = fused_pair(2)
+    fused, fused_true, with_lesion = (noise(2, 1, 64, 64, seed=s) for s in range(2, 5))
+    lesion[:, :, 20:30, 20:30] = 0.3
+    weights = FusionWeights(2, 5, 0.5, 3, 0.7, 1.1, 1.3, 7)
+    loss = fusion_loss(fixed, label, room, lesion, Fused(fused, fused_true, with_lesion), weights)
     assert loss._fields[1:] == weights._fields
     expected = sum(w * part.item() for w, part in zip(weights, loss[1:], strict=True))
     assert loss.total.item() == pytest.approx(expected, rel=1e-5)
     assert loss.consistency.item() == pytest.approx((fused - fused_true).abs().mean().item())
-    # Both the predicted and the true branch are held to the targets, the predicted one above all.
-    losses = (intensity_error, tone_error, edge_loss, structure_loss, information_loss, visibility_loss)
-    for part, function in zip(loss[1:7], losses, strict=True):
-        predicted, true = function(fixed, label, fused, fused_true).mean(dim=1).tolist()
-        assert [predicted, true] == pytest.approx(
-            [function(fixed, label, image).mean().item() for image in (fused, fused_true)], rel=1e-5
-        )
-        assert part.item() == pytest.approx(0.9 * predicted + 0.1 * true, rel=1e-5)
+    assert loss.lesion.item() == pytest.approx(lesion_loss(lesion, fused, with_lesion).mean().item())
+    wanted = plain_fusion(fixed, label, room)
+    assert loss.intensity.item() == pytest.approx((fused - wanted).abs().mean().item(), rel=1e-5)
+    for name, function in (("gradient", edge_loss), ("information", information_loss), ("visibility", visibility_loss)):
+        assert getattr(loss, name).item() == pytest.approx(function(fixed, label, fused).mean().item(), rel=1e-5)
 
 
 def test_each_pair_may_have_weights_of_its_own():
-    fixed, label, fused, fused_true = (noise(3, 1, 64, 64, seed=s) for s in range(4))
-    pet, spect = (MODALITIES.index(kind) for kind in ("PET", "SPECT"))
-    weights = for_modalities(FusionWeights(), torch.tensor([pet, spect, -1]))
-    assert weights.information.tolist() == pytest.approx([0.65, 0.45 * 0.65, 0.65])
-    assert weights.tone.tolist() == [0, 0, 7]
-    assert for_modalities(FusionWeights(), torch.tensor([MODALITIES.index("CT")])).tone.tolist() == [7]
-    whole = fusion_loss(fixed, label, fused, fused_true, weights)
-    each = (FusionWeights(tone=0), FusionWeights(tone=0, information=0.45 * 0.65), FusionWeights())
-    singly = [
-        fusion_loss(*(image[i : i + 1] for image in (fixed, label, fused, fused_true)), weights=each[i]).total.item()
-        for i in range(3)
-    ]
+    images = fused_pair(3)
+    fused, fused_true = (noise(3, 1, 64, 64, seed=s) for s in range(2, 4))
+    ct, spect = (MODALITIES.index(kind) for kind in ("CT", "SPECT"))
+    weights = for_modalities(FusionWeights(), torch.tensor([ct, spect, ct]))
+    usual = FusionWeights()
+    shares = (weights.information / usual.information).tolist()
+    assert shares == pytest.approx([1, 0.8, 1]) and weights.tone == usual.tone
+    whole = fusion_loss(*images, fused_of(fused, fused_true), weights)
+    each = (usual, usual._replace(information=0.8 * usual.information), usual)
+    singly = []
+    for i, own in enumerate(each):
+        one = (image[i : i + 1] for image in (*images, fused, fused_true))
+        *sources, predicted, true = one
+        singly.append(fusion_loss(*sources, fused_of(predicted, true), own).total.item())
     assert whole.total.item() == pytest.approx(sum(singly) / 3, rel=1e-5)
 
 
@@ -429,27 +445,35 @@ def test_losses_first_taken_in_inference_mode_still_train():
     assert torch.equal(after.detach(), before) and fused.grad.abs().max() > 0
 
 
-def test_perfect_fusion_of_one_image_costs_its_floor():
-    image = noise(1, 1, 64, 64)
-    loss = fusion_loss(image, image, image, image)
-    assert loss.total.item() == pytest.approx(FusionWeights().gradient * EDGE_FLOOR, abs=2e-3)
-    assert loss.consistency.item() == 0
+def test_structure_loss_is_one_minus_kornias_ssim():
+    image, fused = noise(2, 1, 64, 64), noise(2, 1, 64, 64, seed=1)
+    flat = torch.full_like(image, 0.5)
+    # Beside a flat image the other one has all of the weight, but for 1e-4 of variance.
+    found, expected = structure_loss(image, flat, fused), (1 - ssim(image, fused, 11)).mean(dim=(1, 2, 3))
+    assert found.flatten().tolist() == pytest.approx(expected.tolist(), abs=0.01)
 
 
 def test_consistency_does_not_pull_the_true_branch():
-    fixed, label = noise(1, 1, 64, 64), noise(1, 1, 64, 64, seed=1)
-    fused = noise(1, 1, 64, 64, seed=2).requires_grad_()
-    fused_true = noise(1, 1, 64, 64, seed=3).requires_grad_()
-    fusion_loss(fixed, label, fused, fused_true, FusionWeights(0, 0, 0, 0, 0, 0, 1)).total.backward()
-    assert fused_true.grad is None or not fused_true.grad.any()
-    assert fused.grad.abs().sum() > 0
+    images = fused_pair(1)
+    fused, fused_true = (noise(1, 1, 64, 64, seed=seed).requires_grad_() for seed in (2, 3))
+    fusion_loss(*images, fused_of(fused, fused_true), FusionWeights(0, 0, 0, 0, 0, 0, 0, 1)).total.backward()
+    assert fused_true.grad is None and fused.grad.abs().sum() > 0
 
 
-def test_the_true_branch_learns_from_the_targets():
-    fixed, label = noise(1, 1, 64, 64), noise(1, 1, 64, 64, seed=1)
-    fused_true = noise(1, 1, 64, 64, seed=3).requires_grad_()
-    fusion_loss(fixed, label, torch.zeros(1, 1, 64, 64), fused_true).total.backward()
-    assert fused_true.grad.abs().sum() > 0
+def test_lesion_loss_by_hand():
+    lesion = torch.zeros(1, 1, 16, 16)
+    lesion[..., 4:8, 4:8] = -0.2
+    before = torch.full_like(lesion, 0.5)
+    assert lesion_loss(lesion, before, before + 0.9 * lesion).item() == pytest.approx(0, abs=1e-6)
+    assert lesion_loss(lesion, before, before + 2 * lesion).item() == pytest.approx(0, abs=1e-6)  # more is no fault
+    assert lesion_loss(lesion, before, before + 0.4 * lesion).item() == pytest.approx(0.5, rel=1e-3)
+    assert lesion_loss(lesion, before, before).item() == pytest.approx(0.9, rel=1e-3)
+    assert lesion_loss(lesion, before, before - lesion).item() == pytest.approx(1.9, rel=1e-3)  # bright instead of dark
+    # One of 16 px beside it that changes as much as the lesion.
+    beside = before + 0.9 * lesion
+    beside[..., 12, 12] += 0.2
+    assert lesion_loss(lesion, before, beside).item() == pytest.approx(0.3 / 16, rel=1e-2)
+    assert lesion_loss(torch.zeros_like(lesion), before, before).item() == 0
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
@@ -457,22 +481,19 @@ def test_gradients_on_constant_images_are_finite(value):
     flat = torch.full((2, 1, 64, 64), value)
     for fixed, label in ((flat, flat), (flat, noise(2, 1, 64, 64)), (noise(2, 1, 64, 64), flat)):
         for start in (flat, torch.zeros_like(flat), noise(2, 1, 64, 64, seed=4)):
-            fused, fused_true = start.clone().requires_grad_(), start.clone().requires_grad_()
-            loss = fusion_loss(fixed, label, fused, fused_true)
+            fused = start.clone().requires_grad_()
+            loss = fusion_loss(fixed, label, room_of(label), torch.zeros_like(flat), fused_of(fused))
             loss.total.backward()
-            assert all(part.isfinite() for part in loss)
-            assert fused.grad.isfinite().all() and fused_true.grad.isfinite().all()
+            assert all(part.isfinite() for part in loss) and fused.grad.isfinite().all()
 
 
 def test_imitation_by_hand():
     taught = torch.full((1, 1, 20, 30), 0.4)
     ramp = 0.01 * torch.arange(30.0).expand(1, 1, 20, 30)
-    lighter, steeper = taught + 0.1, taught + ramp
-    for ours, true, grey, slope in ((taught, taught, 0, 0), (lighter, taught, 0.09, 0), (taught, lighter, 0.01, 0),
-                                    (steeper, taught, 0.9 * 0.145, 0.9 * 0.005)):  # fmt: skip
-        loss = imitation_loss(ours, true, taught, taught)
+    for ours, grey, slope in ((taught, 0, 0), (taught + 0.1, 0.1, 0), (taught + ramp, 0.145, 0.005)):
+        loss = imitation_loss(ours, taught)
         assert loss.intensity.item() == pytest.approx(grey, abs=1e-6)
         # Half of a slope at the two borders, where the outermost pixels are repeated.
         assert loss.gradient.item() == pytest.approx(slope * 29 / 30, abs=1e-6)
         assert loss.total.item() == pytest.approx(40 * loss.intensity.item() + 160 * loss.gradient.item(), rel=1e-5)
-        assert loss.tone == loss.consistency == loss.visibility == 0
+        assert loss.tone == loss.consistency == loss.visibility == loss.lesion == 0

@@ -5,6 +5,7 @@ from itertools import cycle
 
 import pytest
 import torch
+from kornia.color import rgb_to_grayscale
 from torch import Tensor
 
 from models.checkpoint import load_checkpoint
@@ -12,11 +13,12 @@ from models.eda_flowreg import CELL, STEP, EDAFlowReg, FlowStep, Scale, correlat
 from models.edarfusion import PRESETS, EDARFusion, Output, further_share
 from models.encoder import Encoders, EntropyAtQuarter
 from models.frg_prereg import FRGPreReg
-from models.fusion import FlowGuidedFusion, alignment_consistency
+from models.fusion import FlowGuidedFusion, alignment_consistency, plain_fusion
 from models.layers import GaussianBlur, UNet, side_by_side
+from models.room import room_of
 from tests.examples import constant_flow, displacements, noise
 from utils.arguments import DEFAULT_CHECKPOINT
-from utils.filters import gradient_magnitude, halved
+from utils.filters import gradient_magnitude, halved, resize
 from utils.geometry.affine import affine_flow
 from utils.geometry.warp import compose, warp
 from utils.maps import local_entropy, reliability_prior
@@ -225,10 +227,47 @@ def test_fused_stays_in_range_with_a_gradient_beyond_it():
         assert fusion.head.bias.grad[4:].abs().min() > 0
 
 
-def test_untrained_fusion_is_near_the_maximum_rule():
+def test_untrained_fusion_is_near_the_plain_one():
     fixed, aligned = images(1, 64, 64)
     fused = FlowGuidedFusion(16)(fixed, aligned, torch.ones(1, 1, 8, 8), torch.ones(1, 1, 8, 8)).fused
-    assert (fused - torch.maximum(fixed, aligned)).abs().mean() < 0.05
+    assert (fused - plain_fusion(fixed, aligned, room_of(aligned))).abs().mean() < 0.05
+
+
+def test_plain_fusion_by_hand():
+    def fused(fixed: float, aligned: float, room: tuple[float, float, float]) -> float:
+        grey = (torch.full((1, 1, 16, 16), value) for value in (fixed, aligned))
+        rooms = torch.tensor(room, dtype=torch.float32).view(1, 3, 1, 1).expand(-1, -1, 16, 16)
+        return plain_fusion(*grey, rooms)[0, 0, 8, 8].item()
+
+
+    assert fused(0.3, 0.4, (0, 1, 0)) == pytest.approx(0.5)  # both show
+    assert fused(0.6, 0.0, (0, 1, 0)) == pytest.approx(0.6) and fused(0.0, 1.0, (0.85, 1, 0)) == pytest.approx(1)
+    assert fused(0.9, 0.9, (0, 1, 0)) == 1
+    assert fused(0.3, 0.4, (0, 1, 1)) == pytest.approx(0.3)  # colour shows the tracer
+    # Half way between the mean cut off at 0.5 and its place in the room, 0.1 + 0.4 * 0.9.
+    assert fused(0.9, 0.4, (0.1, 0.5, 1)) == pytest.approx((0.5 + 0.46) / 2)
+    assert fused(0.0, 0.4, (0.1, 0.5, 1)) == pytest.approx(0.1)
+
+
+def test_plain_fusion_keeps_detail_where_the_fixed_image_is_too_bright_for_the_room():
+    detail = 0.1 * (torch.arange(64) // 2 % 2).float().expand(1, 1, 64, 64)
+    room = torch.tensor([0.1, 0.5, 1]).view(1, 3, 1, 1).expand(-1, -1, 64, 64)
+    fused = plain_fusion(0.7 + detail, 0.3 + 0 * detail, room)[..., 16:-16, 16:-16]
+    assert (fused.amax() - fused.amin()).item() == pytest.approx(0.1, abs=0.02)
+
+
+@pytest.mark.parametrize("bias", [-9.7, 9.7])
+def test_whatever_is_learned_bone_and_colours_keep_their_room(bias):
+    fusion = FlowGuidedFusion(8)
+    torch.nn.init.constant_(fusion.head.bias, bias).requires_grad_(False)
+    fixed, tracer = noise(1, 1, 64, 64), noise(1, 3, 64, 64, seed=1)
+    bone = torch.ones(1, 1, 64, 64)
+    ones = torch.ones(1, 1, 8, 8)
+    low, high, _ = room_of(tracer).split(1, dim=1)
+    with torch.inference_mode():
+        assert fusion(fixed, bone, ones, ones).fused.min() >= 0.85 - 1e-6
+        fused = fusion(fixed, rgb_to_grayscale(tracer), ones, ones, room_of(tracer)).fused
+    assert (fused >= low).all() and (fused <= high).all()
 
 
 @pytest.mark.parametrize(
@@ -568,10 +607,10 @@ def test_reliability_prior_falls_beside_an_edge_of_the_moving_image(column):
 
 
 def test_consistency_by_hand():
-    image = images(1, 64, 64)[0]
+    image = 0.1 + 0.9 * images(1, 64, 64)[0]
     ones, zeros = torch.ones(1, 1, 64, 64), torch.zeros(1, 1, 64, 64)
     assert torch.allclose(alignment_consistency(image, image, ones, ones), torch.ones(1, 1, 64, 64), atol=1e-4)
-    other = images(1, 64, 64)[1]
+    other = 0.1 + 0.9 * images(1, 64, 64)[1]
     # Without trust one half; with half of it half way.
     assert torch.allclose(alignment_consistency(image, other, zeros, zeros), torch.full((1, 1, 64, 64), 0.5))
     assert torch.allclose(alignment_consistency(image, image, ones, zeros), torch.full((1, 1, 64, 64), 0.75), atol=1e-4)
@@ -596,9 +635,9 @@ def test_the_four_pixels_of_a_place_are_mixed_and_corrected_each_by_its_own_valu
     fusion.head.bias.data = torch.tensor([0, 1, 2, 3, 0.1, 0.2, 0.3, 0.4])
     ones = torch.ones(1, 1, 8, 8)
     fused = fusion(torch.full((1, 1, 64, 64), 0.5), torch.full((1, 1, 64, 64), 0.25), ones, ones).fused
-    # sigmoid(weight - 3) of the way from the brighter to the darker image; corrections bounded by one half.
+    # From the plain fusion down by sigmoid(weight - 3) of what the images differ by; corrections bounded by one half.
     for y, x, weight, correction in ((0, 0, 0, 0.1), (0, 1, 1, 0.2), (1, 0, 2, 0.3), (1, 1, 3, 0.4)):
-        expected = 0.5 - 0.25 / (1 + math.exp(3 - weight)) + correction / (1 + correction / 0.5)
+        expected = math.hypot(0.5, 0.25) - 0.25 / (1 + math.exp(3 - weight)) + correction / (1 + correction / 0.5)
         assert torch.allclose(fused[..., y::2, x::2], torch.full((1, 1, 32, 32), expected), atol=1e-5)
 
 
@@ -611,9 +650,20 @@ def test_fusion_sees_the_images_and_how_far_they_may_be_trusted():
     with torch.inference_mode():
         consistency = fusion(fixed, aligned, reliability, gate).consistency
     pictures, with_maps = seen
-    assert torch.equal(pictures, torch.cat((fixed, aligned, torch.maximum(fixed, aligned)), dim=1) - 0.25)
-    assert torch.equal(with_maps[:, 8:], torch.cat((consistency, reliability, gate), dim=1))
-    assert torch.equal(consistency, alignment_consistency(halved(fixed), halved(aligned), reliability, gate))
+    plain = plain_fusion(fixed, aligned, room_of(aligned))
+    assert torch.equal(pictures, torch.cat((fixed, aligned, plain), dim=1) - 0.25)
+    trust = [resize(map_, (64, 72)) for map_ in (reliability, gate)]
+    assert torch.allclose(with_maps[:, 8:], halved(torch.cat((consistency, *trust), dim=1)))
+    assert torch.equal(consistency, alignment_consistency(fixed, aligned, *trust))
+
+
+def test_consistency_says_nothing_of_empty_background():
+    fixed, aligned = (torch.zeros(1, 1, 64, 64) for _ in range(2))
+    fixed[..., 16:48, 16:48] = noise(1, 1, 32, 32)
+    ones = torch.ones(1, 1, 64, 64)
+    c = alignment_consistency(fixed, fixed, ones, ones)
+    assert torch.equal(c[..., :8, :], torch.full((1, 1, 8, 64), 0.5)) and c[..., 20:44, 20:44].min() > 0.99
+    assert torch.equal(alignment_consistency(aligned, aligned, ones, ones), 0.5 * ones)
 
 
 def test_blur_keeps_a_constant_inside_and_spreads_a_point():

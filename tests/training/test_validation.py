@@ -27,7 +27,8 @@ def pair(length: float, modality: int, seed: int) -> Pair:
     images = (0.2 + 0.8 * noise(3, 1, SIDE, SIDE, seed=seed)) * disc
     flow = constant_flow(0.6 * length / 4, 0.8 * length / 4, (SIDE // 4, SIDE // 4))[0]
     flow[..., 14:] *= 10
-    return Pair(*images, flow, -flow, modality)
+    size = images[0].shape[1:]
+    return Pair(*images, flow, -flow, modality, torch.zeros(3, *size), torch.zeros(2, *size), seed)
 
 
 PAIRS = [pair(length, kind, seed) for seed, (length, kind) in enumerate(zip(LENGTHS, (0, 1, 1, 2), strict=True))]
@@ -40,7 +41,7 @@ ANSWERS = {
 def answering(**fields: Tensor) -> Callable[[Tensor, Tensor], SimpleNamespace]:
     """A model that answers to each of `PAIRS`, in whatever batch, with its part of the fields."""
 
-    def model(fixed: Tensor, moving: Tensor) -> SimpleNamespace:
+    def model(fixed: Tensor, moving: Tensor, room: Tensor) -> SimpleNamespace:
         def row(f: Tensor, m: Tensor) -> int:
             return next(n for n, p in enumerate(PAIRS) if torch.equal(p.fixed, f) and torch.equal(p.moving, m))
 
@@ -69,7 +70,7 @@ def test_only_the_tissue_of_the_truly_aligned_image_counts():
     bright = torch.full((1, SIDE, SIDE), 0.5)
     true = pair(2.0, 0, 0)._replace(fixed=bright, moving=bright)
     found = SimpleNamespace(flow=torch.zeros(1, 2, SIDE, SIDE), aligned=bright[None])
-    scores = validate(lambda *_: found, [true], CPU)
+    scores = validate(lambda *_, **__: found, [true], CPU)
     assert scores["zero"].item() == pytest.approx(2, rel=1e-5) and scores["epe"].item() == pytest.approx(2, rel=1e-5)
 
 
