@@ -4,12 +4,11 @@
 #       edarfusion-fuse --modality CT --fixed /data/MRI --moving /data/CT --output /out
 FROM python:3.12-slim
 
-# pip's own torch for Linux brings CUDA, gigabytes that a CPU has no use for.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN useradd --create-home user
 WORKDIR /src
 COPY requirements.txt ./
-RUN pip install --no-cache-dir --extra-index-url "$TORCH_INDEX" -r requirements.txt
+# PyTorch for Linux brings CUDA. Its install page has the line for a smaller CPU build, to be run before this one.
+RUN pip install --no-cache-dir -r requirements.txt
 COPY . .
 RUN pip install --no-cache-dir --no-deps . && rm -rf /src/build
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from typing import NamedTuple
 
 from data.pairs import PairFiles
@@ -110,6 +110,9 @@ def scored(
     try:
         yield from _scored_by(pool, jobs, most_waiting)
     except BrokenProcessPool as error:
+        # The pool waits for the others and asks them to end by SIGTERM, which they do not hear (`_signals_held`).
+        for process in active_children():
+            process.kill()
         expected = "processes that save and score to live"
         found = "one killed, maybe as memory ran out; with --workers 1 there are none, --resume goes on"
         raise InputError(f"--workers: expected {expected}, found {found}") from error

@@ -30,7 +30,7 @@ def leave_signals_to_parent(worker: int) -> None:
 
 @contextmanager
 def stop_on_signal(second_breaks_in: bool) -> Iterator[threading.Event]:
-    """Make `STOPPING` set an event instead of interrupting the code. What `nohup` has the command ignore stays so.
+    """Make `STOPPING` set an event instead of interrupting the code; what `nohup` started outlives its terminal.
 
     Args:
         second_breaks_in: a second signal raises KeyboardInterrupt. False under torchrun, which passes Ctrl-C on to
@@ -43,7 +43,9 @@ def stop_on_signal(second_breaks_in: bool) -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         stop.set()
 
-    heard = [kind for kind in STOPPING if signal.getsignal(kind) is not signal.SIG_IGN]
+    # A shell has jobs in the background ignore Ctrl-C too; a signal that is sent to them is meant all the same.
+    hangup = getattr(signal, "SIGHUP", None)
+    heard = [kind for kind in STOPPING if kind != hangup or signal.getsignal(kind) is not signal.SIG_IGN]
     before = {kind: signal.signal(kind, request) for kind in heard}
     try:
         yield stop
