@@ -166,7 +166,7 @@ class Training:
         progress = Progress(record.stage, shown=self.run_folder is not None)
         self.clock.skip()
         while True:
-            share, stopping = self.share_done(stop)
+            share, stopping = self.share_done(end, stop)
             if share >= end or stopping:
                 break
             self.stage_share = (share - begin) / (end - begin)
@@ -184,8 +184,8 @@ class Training:
             self.end_stage(stopping, last=end == 1)
         return stopping
 
-    def share_done(self, stop: threading.Event) -> tuple[float, bool]:
-        """Return the share of the run that is done, and whether to break off. All processes agree."""
+    def share_done(self, end: float, stop: threading.Event) -> tuple[float, bool]:
+        """Return the share of the run that is done, and whether to break off before `end`. All processes agree."""
         options, record = self.options, self.record
         record.seconds = self.clock.read()
         if options.epochs:
@@ -193,7 +193,7 @@ class Training:
         else:
             share = record.seconds / 60 / options.minutes
         if self.world == 1:
-            return share, stop.is_set()
+            return share, share < end and stop.is_set()
         # Processes differ in their clocks and in who got the signal, but must break off at one step.
         stopping = False
         if record.step >= self.meeting:
