@@ -40,4 +40,6 @@ class SimulatedPairs(Dataset[Pair]):
         moving = warp(pair[:, 1:], resize_flow(deformation, tuple(pair.shape[2:])))
         modality = "SPECT" if self.contrast == "thallium" else self.contrast
         truth = invert(deformation)[0]
-        return Pair(pair[0, :1], moving[0], pair[0, 1:], truth, deformation[0], MODALITIES.index(modality))
+        index, size = MODALITIES.index(modality), pair.shape[2:]
+        grey, sound = pair.new_zeros(3, *size), pair.new_zeros(2, *size)
+        return Pair(pair[0, :1], moving[0], pair[0, 1:], truth, deformation[0], index, grey, sound, number)

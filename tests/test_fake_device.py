@@ -31,7 +31,9 @@ def networks(monkeypatch) -> Iterator[list[EDARFusion]]:
 def batch() -> Pair:
     images = (torch.rand(BATCH, 1, SIDE, SIDE, device=DEVICE) for _ in range(3))
     flows = (torch.rand(BATCH, 2, SIDE // 4, SIDE // 4, device=DEVICE) for _ in range(2))
-    return Pair(*images, *flows, torch.zeros(BATCH, dtype=torch.long, device=DEVICE))
+    numbers = torch.zeros(BATCH, dtype=torch.long, device=DEVICE)
+    color, lesion = (torch.rand(BATCH, channels, SIDE, SIDE, device=DEVICE) for channels in (3, 2))
+    return Pair(*images, *flows, numbers, color, lesion, numbers)
 
 
 def watched(run: Callable[[], object]) -> Watch:

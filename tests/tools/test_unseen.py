@@ -23,7 +23,8 @@ class Shifted(Dataset[Pair]):
             raise IndexError(number)
         image = 0.3 + 0.5 * noise(1, 1, 64, 64, seed=number)
         moving = warp(image, constant_flow(-4.0, 0.0, (64, 64)))[0]
-        return Pair(image[0], moving, image[0], constant_flow(1, 0, (16, 16))[0], constant_flow(-1, 0, (16, 16))[0], 1)
+        flows = constant_flow(1, 0, (16, 16))[0], constant_flow(-1, 0, (16, 16))[0]
+        return Pair(image[0], moving, image[0], *flows, 1, torch.zeros(3, 64, 64), torch.zeros(2, 64, 64), number)
 
 
 class Answer:

@@ -9,6 +9,17 @@ from utils.signals import STOPPING, stop_on_signal
 KINDS = sorted(STOPPING)
 
 
+@pytest.fixture(autouse=True)
+def terminal():
+    """A terminal that may hang up, however the tests were started."""
+    if not hasattr(signal, "SIGHUP"):
+        yield
+        return
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_signals_are_wishes_until_the_end_of_the_block(kind):
     before = signal.getsignal(kind)
