@@ -103,7 +103,7 @@ def test_a_step_of_training_moves_the_weights_to_the_same_place(device, pair, ne
         ("registration", "matching", RegistrationWeights().matching),
         pytest.param(
             "fusion", "consistency", FusionWeights().consistency,
-            marks=pytest.mark.xfail(reason="at the bounds of its room the fusion has kinks: rounding turns its gradients",
+            marks=pytest.mark.xfail(reason="the fusion has kinks at the bounds of its room",
                                     strict=True, raises=AssertionError),
         ),
     ],
