@@ -807,6 +807,45 @@ def test_a_run_goes_on_with_the_teacher_that_it_began_with(train_here, validated
     assert str(tmp_path) not in json.dumps(published) and published["options"]["epochs"] == 4
 
 
+def test_a_finished_run_ends_at_once_and_a_longer_one_goes_on(train_here, validated, tmp_path, capsys):
+    validated(*[{"epe": 1.0, "qabf": 0.5}] * 9)
+    options = ("--overfit", "1", "--epochs", "4", "--fusion-share", "0.5", "--val-every", "9", "--lr", "1e-3")
+    train_here(*options)
+    run = tmp_path / "run"
+    before = (run / "last.safetensors").read_bytes()
+    capsys.readouterr()
+    script.train(script.parse_arguments(["--resume", str(run)]), threading.Event())
+    assert capsys.readouterr().out == f"{run} is finished after 4 epochs; a larger number prolongs it\n"
+    assert (run / "last.safetensors").read_bytes() == before
+    with pytest.raises(CheckpointError, match="expected --epochs of at least the run's 4, found 3"):
+        script.train(script.parse_arguments(["--resume", str(run), "--epochs", "3"]), threading.Event())
+    with pytest.raises(CheckpointError, match="expected no --minutes, as the run has none, found 3"):
+        script.train(script.parse_arguments(["--resume", str(run), "--minutes", "3"]), threading.Event())
+    script.train(script.parse_arguments(["--resume", str(run), "--epochs", "6"]), threading.Event())
+    training = load_checkpoint(run / "last.safetensors").training
+    assert (training["step"], training["stage"], training["options"]["epochs"]) == (6, "fusion", 6)
+    # The fusion began at step 2 of 4 and ends at 6: steps 5 and 6 are at a half and three quarters of it.
+    rates = [row["lr"] for row in training["history"]]
+    expected = [stages.learning_rate(1e-3, step, share) for step, share in ((2, 0.5), (3, 0.75))]
+    assert rates[-2:] == pytest.approx(expected)
+
+
+def test_two_runs_do_not_share_a_folder(train_here, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "LOCK_SECONDS", 0.1)
+    with run_folder.lock_folder(tmp_path / "run"):
+        with pytest.raises(FileError, match="run: expected a folder in which no other run is at work"):
+            train_here("--overfit", "1", "--epochs", "1", "--stage", "registration")
+    assert not (tmp_path / "run/options.json").exists()
+
+
+def test_what_was_trained_says_how_it_is_used(train_here, validated):
+    validated({"epe": 1.0})
+    options = ("--overfit", "1", "--epochs", "1", "--stage", "registration", "--val-every", "9")
+    assert train_here(*options).inference() == {"passes": 1, "average": True}
+    assert script.initial_network(Options(second_pass=0.5, preset="tiny"))[1] == {"passes": 2, "average": True}
+    assert script.initial_network(Options(init=str(DEFAULT_CHECKPOINT)))[1] == {"passes": 2, "average": True}
+
+
 def test_a_run_that_is_killed_while_it_validates_makes_up_for_that(train_here, monkeypatch, tmp_path):
     kept = []
 

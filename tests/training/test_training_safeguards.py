@@ -21,6 +21,7 @@ from models.edarfusion import EDARFusion
 from tests.examples import ONE_THREAD, REPOSITORY, sample_table
 from tests.kill_training import command
 from training import distributed, run_folder, validation
+from utils import device, processes
 from utils.files import FileError, InputError
 
 RUN = ("--root", "somewhere", "--epochs", "7")
@@ -200,3 +201,51 @@ def test_a_signal_to_the_whole_group_saves_although_others_make_the_pairs(tmp_pa
         process.kill()
     assert process.returncode == 0 and "Traceback" not in errors, errors[-2000:]
     assert "go on with --resume" in output
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="processes hand pairs over in other ways here")
+@pytest.mark.parametrize(
+    ("raised", "words"),
+    [("RuntimeError('a fault')", "RuntimeError: a fault"),
+     ("torch.OutOfMemoryError('CUDA out of memory')", "out of memory on the GPU: try a smaller --batch-size"),
+     ("RuntimeError('DataLoader worker (pid 7) is killed by signal: Bus error')", "--shm-size"),
+     ("MemoryError()", "out of memory: try a smaller --batch-size")],
+)  # fmt: skip
+def test_an_error_ends_a_run_within_seconds_although_others_make_the_pairs(tmp_path, raised, words):
+    table = sample_table(tmp_path / "pairs.csv")
+    program = (
+        "import sys, time, torch, EDARFusion_train as script\n"
+        "from training.stages import StageTrainer\n"
+        "def fail(*_):\n"
+        f"    print(time.time(), flush=True)\n    raise {raised}\n"
+        "StageTrainer.step = fail\n"
+        "try:\n    sys.exit(script.main())\n"
+        "finally:\n    print(time.time(), flush=True)\n"
+    )
+    options = ("--preset", "tiny", "--batch-size", "1", "--epochs", "9", "--workers", "2")
+    line = [sys.executable, "-c", program, *command(table, "--output", tmp_path / "run", *options)[2:]]
+    done = subprocess.run(line, cwd=REPOSITORY, env=ONE_THREAD, capture_output=True, text=True, timeout=300)
+    began, ended = map(float, done.stdout.splitlines()[-2:])
+    assert done.returncode == 1 and words in done.stderr.splitlines()[-1], done.stderr[-2000:]
+    # Python's own way out waits for nobody any more.
+    assert ended - began < 5
+
+
+def test_threads_are_those_that_are_idle(monkeypatch):
+    monkeypatch.setattr(processes, "available_cores", lambda: 8)
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    for load, cores in ((0.0, 8), (8.0, 4), (15.9, 1), (40.0, 1)):
+        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0, 0), raising=False)
+        assert processes.idle_cores() == cores
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr(device, "idle_cores", lambda: 6)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    device.choose_threads(torch.device("cpu"), None)
+    device.choose_threads(torch.device("cpu"), 3)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    device.choose_threads(torch.device("cpu"), None)
+    device.choose_threads(torch.device("meta"), None)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    device.choose_threads(torch.device("cpu"), None)
+    assert chosen == [3, 6, 1]
