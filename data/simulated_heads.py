@@ -7,6 +7,7 @@ both images (SynthMorph, Hoffmann et al. 2022). Both images come from one grid, 
 
 import functools
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,17 +107,18 @@ class LabelledHeads:
         folder: as `python -m tools.make_heads` writes it: `heads.csv` with the columns ``fixed, moving`` (MRI and label
             image, relative to the folder) and ``split``.
         split: which of them to take, train or test.
+        without: patients (the column ``group``) to leave out, as they are validated on.
 
     Raises:
         DataError: no such table, none of that split, or images that are not 256 x 256.
     """
 
-    def __init__(self, folder: str | os.PathLike, split: str = "train") -> None:
+    def __init__(self, folder: str | os.PathLike, split: str = "train", without: Collection[str] = ()) -> None:
         path = Path(folder, "heads.csv")
         table = read_csv(path, ("fixed", "moving", "split", "group"))
-        table = table[table["split"] == split]
+        table = table[(table["split"] == split) & ~table["group"].isin(without)]
         if table.empty:
-            raise DataError.at(path, f"heads of the split {split}", "none")
+            raise DataError.at(path, f"heads of the split {split} and of patients to train on", "none")
         self.names = [Path(name).stem for name in table["fixed"]]
         self.groups = list(table["group"])
         self._slices = [(self._read(folder, mri), self._read(folder, tissue))

@@ -107,10 +107,18 @@ def build_datasets(
     return TrainingPairs(
         PairDataset(
             balance(train, seed), ".", seed=seed, augment=True, wide=wide, simulated=simulated,
-            heads=LabelledHeads(heads) if heads else None, repeat_after=repeat_after,
+            heads=LabelledHeads(heads, without=_validated_only(train, val)) if heads else None, repeat_after=repeat_after,
         ),  # fmt: skip
         PairDataset(val, ".", seed=VAL_SEED),
     )
+
+
+def _validated_only(train: pd.DataFrame, val: pd.DataFrame) -> set[str]:
+    """Name the patients that are validated on and not trained on, so that no simulated head shows them either."""
+    if "group" not in train:
+        return set()
+    names = [{Path(group).name for group in table["group"]} for table in (val, train)]
+    return names[0] - names[1]
 
 
 def describe(pairs: TrainingPairs, table: pd.DataFrame) -> tuple[str, list[str]]:

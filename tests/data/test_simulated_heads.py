@@ -11,6 +11,7 @@ from data.simulated_heads import Draw, HeadSlice, LabelledHeads, Recipe, paint, 
 from data.simulated_pairs import CONTRASTS, SimulatedPairs
 from data.table import MODALITIES, DataError
 from data.tissue import Tissue
+from data.training_pairs import build_datasets
 from utils.geometry.warp import resize_flow, warp
 
 
@@ -92,6 +93,19 @@ def test_heads_that_are_not_there_are_named(heads: Path) -> None:
     cv2.imwrite(str(heads / "mri" / "a.png"), np.zeros((100, 100), np.uint8))
     with pytest.raises(DataError, match=r"a\.png.*256 x 256.*100 x 100"):
         LabelledHeads(heads)
+
+
+def test_no_head_shows_a_patient_who_is_only_validated_on(heads: Path, tmp_path: Path) -> None:
+    rows = pd.read_csv(heads / "heads.csv")
+    rows = pd.concat([rows[rows["split"] == "train"].assign(group=group) for group in ("16", "17", "icbm")])
+    rows.to_csv(heads / "heads.csv", index=False)
+    names = {"16001": "val", "17001": "val", "17002": "train", "18001": "train"}
+    table = pd.DataFrame(
+        {"fixed": name, "moving": name, "modality": "CT", "group": f"DATA/{name[:2]}", "split": split}
+        for name, split in names.items()
+    )
+    train, _ = build_datasets(table, "DATA", simulated=0.5, heads=str(heads))
+    assert train.heads.groups == ["17", "icbm"]
 
 
 @pytest.mark.parametrize("contrast", CONTRASTS)
