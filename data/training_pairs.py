@@ -104,10 +104,11 @@ def build_datasets(
     if train.empty or val.empty:
         found = ", ".join(f"{(table['split'] == split).sum()} {split}" for split in SPLITS)
         raise DataError.at(place, "pairs of the splits train and val", found)
+    labelled = LabelledHeads(heads, without=_validated_only(train, val)) if heads else None
     return TrainingPairs(
         PairDataset(
-            balance(train, seed), ".", seed=seed, augment=True, wide=wide, simulated=simulated,
-            heads=LabelledHeads(heads, without=_validated_only(train, val)) if heads else None, repeat_after=repeat_after,
+            balance(train, seed), ".", seed=seed, augment=True, wide=wide, simulated=simulated, heads=labelled,
+            repeat_after=repeat_after,
         ),  # fmt: skip
         PairDataset(val, ".", seed=VAL_SEED),
     )
