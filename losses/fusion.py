@@ -20,6 +20,7 @@ IMITATION = (40.0, 160.0)  # weights of grey values and of their slopes where an
 SSIM_WINDOW = (11, 1.5)  # px, window and sigma
 TONE = (17, 3.4)  # px, window and sigma of the local means that make up the tone
 LESION_KEPT = 0.9  # of a simulated lesion's contrast is asked for
+ROUNDING = 1e-3  # a quarter of a grey level; less is no change that anybody sees
 BESIDE = 0.3  # of the weight of a lesion is that of its surroundings, which must not change
 SPECT_INFORMATION = 0.8  # of the weight of visual information is left for SPECT, which is smooth
 
@@ -90,9 +91,11 @@ def lesion_loss(lesion: Tensor, fused: Tensor, fused_with_lesion: Tensor) -> Ten
     """
     shown = (fused_with_lesion - fused) * lesion.sign()
     lacking = (LESION_KEPT * lesion.abs() - shown).clamp_min(0) * (lesion != 0)
-    beside = (fused_with_lesion - fused).abs() * (lesion == 0)
-    size = lesion.abs().sum(dim=(1, 2, 3)) + 1e-3
-    return ((lacking + BESIDE * beside).sum(dim=(1, 2, 3)) / size)[None]
+    # Far from a lesion the two images differ by rounding alone, which must have no slope.
+    beside = F.smooth_l1_loss(fused_with_lesion, fused, reduction="none", beta=ROUNDING) * (lesion == 0)
+    size = lesion.abs().sum(dim=(1, 2, 3))
+    share = (lacking + BESIDE * beside).sum(dim=(1, 2, 3)) / size.clamp_min(ROUNDING)
+    return torch.where(size > ROUNDING, share, 0)[None]
 
 
 def edge_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:

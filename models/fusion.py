@@ -15,7 +15,7 @@ AT_ONCE = 8 * 256 * 256
 """Pixels that a CPU fuses at one time: beyond, it spends its time on fetching memory instead of on convolutions."""
 
 REACH = 0.5
-"""Largest correction: without a bound it can run away, as a grey value that is cut to [0, 1] feels no pull back."""
+"""Largest correction: without a bound it can run away, as a grey value near the end of its room feels little pull."""
 
 EMPTY = 0.05
 """Mean grey value around a pixel below which there is less and less of an image."""
@@ -55,7 +55,7 @@ def plain_fusion(fixed: Tensor, aligned: Tensor, room: Tensor) -> Tensor:
     What shows in one image alone keeps its grey value, and where both show something neither hides the other, as in
     the maximum of both: the root of the sum of squares. Where colour shows the tracer, luma is the fixed image's: its
     local mean is brought into the room, half by cutting it off and half by drawing its range together, and its detail
-    is added as it is. Detail that was cut to the room instead would be lost wherever the fixed image is bright.
+    is added by `changed_within`. Detail that was cut to the room would be lost wherever the fixed image is bright.
 
     Args:
         fixed, aligned: (B, 1, H, W) in [0, 1].
@@ -68,7 +68,24 @@ def plain_fusion(fixed: Tensor, aligned: Tensor, room: Tensor) -> Tensor:
     both = (fixed.square() + aligned.square() + 1e-12).sqrt()
     mean = resize(box_mean(box_mean(F.avg_pool2d(fixed, 4), MEAN), MEAN), fixed.shape[2:])
     placed = (mean.clamp(low, high) + low + (high - low) * mean) / 2
-    return torch.lerp(both, placed + fixed - mean, colored).clamp(low, high)
+    return torch.where(colored > 0, changed_within(placed, fixed - mean, room), both.clamp(low, high))
+
+
+def changed_within(image: Tensor, change: Tensor, room: Tensor) -> Tensor:
+    """Add a change to an image that lies within the room, the less of it the nearer the bound that it leads to.
+
+    A change is nearly kept where the room is much larger, and never reaches the bound. So differences survive that a
+    cut would make equal, and there is a gradient everywhere.
+
+    Args:
+        image, change: (B, 1, H, W).
+        room: (B, 3, H, W), `models.room.room_of`.
+
+    Returns:
+        (B, 1, H, W) within the room.
+    """
+    left = torch.where(change > 0, room[:, 1:2] - image, image - room[:, :1]).clamp_min(0)
+    return image + change * left / (left.square() + change.square() + 1e-12).sqrt()
 
 
 class FlowGuidedFusion(nn.Module):
@@ -115,9 +132,5 @@ class FlowGuidedFusion(nn.Module):
         pixels = self.head(x).float().unflatten(1, (2, 2, 2)).permute(0, 1, 4, 2, 5, 3)
         weight, correction = pixels.flatten(4).flatten(2, 3).split(1, dim=1)
         # At true alignment the start is a good fusion already; the correction sharpens.
-        mixed = start - torch.sigmoid(weight - 3) * (fixed - aligned).abs()
-        fused = mixed + REACH * F.softsign(correction / REACH)
-        cut = fused.clamp(room[:, :1], room[:, 1:2])
-        if torch.is_grad_enabled():
-            cut = fused + (cut - fused).detach()  # with a gradient where the cut would leave none
-        return Fusion(cut, consistency)
+        change = REACH * F.softsign(correction / REACH) - torch.sigmoid(weight - 3) * (fixed - aligned).abs()
+        return Fusion(changed_within(start, change, room), consistency)

@@ -460,6 +460,18 @@ def test_consistency_does_not_pull_the_true_branch():
     assert fused_true.grad is None and fused.grad.abs().sum() > 0
 
 
+def test_lesion_loss_does_not_see_rounding():
+    fused = noise(2, 1, 32, 32)
+    lesion = torch.zeros_like(fused)
+    lesion[1, :, 4:8, 4:8] = 0.2
+    rounded = (fused * (1 + 1e-6 * noise(2, 1, 32, 32, seed=1))).requires_grad_()
+    loss = lesion_loss(lesion, fused, rounded)
+    loss.sum().backward()
+    assert loss[0, 0] == 0 and not rounded.grad[0].any()  # no lesion in the first one
+    far = rounded.grad[1, 0, 12:].abs()
+    assert far.max() < 0.01 * rounded.grad[1, 0, 4:8, 4:8].abs().min()
+
+
 def test_lesion_loss_by_hand():
     lesion = torch.zeros(1, 1, 16, 16)
     lesion[..., 4:8, 4:8] = -0.2

@@ -13,7 +13,7 @@ from models.eda_flowreg import CELL, STEP, EDAFlowReg, FlowStep, Scale, correlat
 from models.edarfusion import PRESETS, EDARFusion, Output, further_share
 from models.encoder import Encoders, EntropyAtQuarter
 from models.frg_prereg import FRGPreReg
-from models.fusion import FlowGuidedFusion, alignment_consistency, plain_fusion
+from models.fusion import FlowGuidedFusion, alignment_consistency, changed_within, plain_fusion
 from models.layers import GaussianBlur, UNet, side_by_side
 from models.room import room_of
 from tests.examples import constant_flow, displacements, noise
@@ -247,6 +247,27 @@ def test_plain_fusion_by_hand():
     # Half way between the mean cut off at 0.5 and its place in the room, 0.1 + 0.4 * 0.9.
     assert fused(0.9, 0.4, (0.1, 0.5, 1)) == pytest.approx((0.5 + 0.46) / 2)
     assert fused(0.0, 0.4, (0.1, 0.5, 1)) == pytest.approx(0.1)
+
+
+def test_a_change_within_the_room_by_hand():
+    def changed(image: float, change: float, low: float, high: float) -> float:
+        room = torch.tensor([low, high, 0]).view(1, 3, 1, 1)
+        return changed_within(torch.full((1, 1, 1, 1), image), torch.full((1, 1, 1, 1), change), room).item()
+
+    assert changed(0.5, 0.01, 0, 1) == pytest.approx(0.51, abs=1e-4)  # little beside the room
+    assert changed(0.2, 0.4, 0.1, 0.5) == pytest.approx(0.2 + 0.4 * 0.3 / 0.5)
+    assert changed(0.2, -0.1, 0.1, 0.5) == pytest.approx(0.2 - 0.1 / 2**0.5)
+    assert changed(0.2, 0.0, 0.1, 0.5) == pytest.approx(0.2)
+    assert changed(0.5, 9.0, 0.1, 0.5) == 0.5 and changed(0.1, -9.0, 0.1, 0.5) == pytest.approx(0.1)  # at its bounds
+
+
+def test_larger_changes_stay_larger_within_the_room():
+    room = torch.tensor([0.1, 0.5, 0]).view(1, 3, 1, 1).expand(-1, -1, 1, 81)
+    change = torch.linspace(-2, 2, 81).view(1, 1, 1, 81).requires_grad_()
+    result = changed_within(torch.full_like(change, 0.3), change, room)
+    result.sum().backward()
+    assert (result.diff(dim=3) > 0).all() and (change.grad > 0).all()
+    assert 0.1 < result.min() and result.max() < 0.5
 
 
 def test_plain_fusion_keeps_detail_where_the_fixed_image_is_too_bright_for_the_room():
