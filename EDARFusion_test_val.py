@@ -22,6 +22,7 @@ from utils.arguments import (
     COLOR_MODES,
     DEFAULT_CHECKPOINT,
     ENGINES,
+    FLOW_FORMATS,
     OneLineParser,
     colormap_name,
     natural,
@@ -40,76 +41,115 @@ PROGRAM = "EDARFusion_test_val"
 def parse_arguments(arguments: list[str] | None = None) -> Options:
     """Read the options, checked as far as they go together."""
     parser = OneLineParser(PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    data = parser.add_argument_group("pairs (default: the embedded sample)")
-    data.add_argument("--modality", type=modality_name, default="all", metavar="CT|PET|SPECT|all",
-                      help="modality of the moving images (default: all of the sample or table; guessed from images)")
-    data.add_argument("--fixed", metavar="DIR", help="folder or file of fixed images (MRI), or a volume: NIfTI, DICOM")
-    data.add_argument("--moving", metavar="DIR", help="folder or file of moving images, grey or colour, or a volume")
-    data.add_argument("--label", metavar="DIR", help="truly aligned moving images, if known, to score the alignment")
-    data.add_argument("--csv", metavar="FILE",
-                      help="table of pairs instead: columns fixed, moving [, name, label, flow, modality, split]")
-    data.add_argument("--root", metavar="DIR",
-                      help="folder that the paths of the table start from (default: that of the table)")
-    data.add_argument("--split", type=split_name, choices=SPLITS, help="rows of the table to take (default: all)")
-    data.add_argument("--fit", choices=("heads", "none"), default="heads",
-                      help="how to bring a moving image to the size of the fixed one: so that the heads match roughly, "
-                           "or not at all, which refuses other sizes (default: %(default)s)")
-    data.add_argument("--window", type=float, nargs=2, metavar=("CENTER", "WIDTH"),
-                      help="window of grey levels of the moving volume (default: 40 80 for CT in Hounsfield units)")
-    data.add_argument("--resample", action="store_true",
-                      help="resample moving volume and label onto the grid of the fixed one, by their headers")
-    data.add_argument("--prealign", choices=("rigid", "affine", "none"),
-                      help="find the pose of the moving head in space first (default: rigid if the headers cannot be "
-                           "right about it)")
-    data.add_argument("--frame", type=positive, metavar="N",
-                      help="use frame N, from 1, of a moving volume in time (default: the mean of all frames)")
-    model = parser.add_argument_group("network")
-    model.add_argument("--checkpoint", metavar="FILE", default=DEFAULT_CHECKPOINT,
-                       help="trained network (default: checkpoints/edarfusion.safetensors)")
-    model.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
-                       help="where to compute; auto takes a GPU if there is one (default: %(default)s)")
-    model.add_argument("--engine", choices=ENGINES, default=ENGINES[0],
-                       help="library that computes; openvino-bf16 can be faster on a CPU (default: %(default)s)")
-    model.add_argument("--passes", type=natural, metavar="N",
-                       help="number of registrations, each on the result of the one before; 0 only fuses pairs that "
-                            "are aligned already (default: that of the checkpoint)")
-    model.add_argument("--rigid-only", dest="passes", action="store_const", const=0,
-                       help="stop after the pose of the head: the same as --passes 0")
-    model.add_argument("--average", action=argparse.BooleanOptionalAction,
-                       help="average four estimates, both directions of the pair and of its mirror image, and shorten "
-                            "the global displacement where they disagree (default: that of the checkpoint)")
-    model.add_argument("--no-multistart", dest="multistart", action="store_false",
-                       help="do not try other poses for pairs that lie far apart")
-    colors = parser.add_argument_group("colours of PET and SPECT")
-    colors.add_argument("--colour", "--color", dest="color", choices=COLOR_MODES, default=COLOR_MODES[0],
-                        help="keep: hue and saturation stay the tracer's, and the MRI's detail takes the room left; "
-                             "luma: the usual way, colours go pale where the MRI is bright (default: %(default)s)")
-    colors.add_argument("--colormap", type=colormap_name, metavar="NAME", default="hot",
-                        help="colour scale for grey images: pet, spect, or one of matplotlib; gray keeps them grey "
-                             "(default: %(default)s)")
-    colors.add_argument("--blend", type=share, metavar="ALPHA",
-                        help="also write the plain overlay, blend/NAME.png, with this share of the moving image")
-    output = parser.add_argument_group("results")
-    output.add_argument("--output", metavar="DIR", type=Path, default=Path("results"),
-                        help="folder to write to (default: %(default)s)")
-    output.add_argument("--save-flow", action="store_true", help="write displacement fields: flow/NAME.npy")
-    output.add_argument("--save-maps", action="store_true",
-                        help="write entropy, gate, reliability and the other maps: maps/MAP/NAME.png and, as numbers, "
-                             "maps/values/NAME.npz")
-    output.add_argument("--save-figures", action="store_true",
-                        help="write all of a pair as one picture: figures/NAME.png and, as a row, "
-                             "figures/strips/NAME.png")
-    output.add_argument("--resume", action="store_true",
-                        help="continue an interrupted run: keep the pairs that are finished")
-    output.add_argument("--keep-going", action="store_true",
-                        help="skip pairs that cannot be read or are incomplete, list them, and exit with status 1")
-    output.add_argument("--workers", type=positive, metavar="N", default=max(1, available_cores() // local_world()),
-                        help="number of processes that save and score (default: one per core)")
+    add_pairs(parser.add_argument_group("pairs (default: the embedded sample)"))
+    add_marks(parser.add_argument_group("marks on the images"))
+    add_volumes(parser.add_argument_group("volumes"))
+    add_network(parser.add_argument_group("network"))
+    add_colors(parser.add_argument_group("colours of PET and SPECT"))
+    add_results(parser.add_argument_group("results"))
     options = parser.parse_args(arguments)
     try:
         return Options(**vars(options))
     except InputError as error:
         parser.error(str(error))
+
+
+def add_pairs(group: argparse._ArgumentGroup) -> None:
+    """Add the options that name the images."""
+    group.add_argument("--modality", type=modality_name, default="all", metavar="CT|PET|SPECT|all",
+                       help="modality of the moving images (default: all of the sample or table; guessed from images)")
+    group.add_argument("--fixed", metavar="DIR", help="folder or file of fixed images (MRI), or a volume: NIfTI, DICOM")
+    group.add_argument("--moving", metavar="DIR", help="folder or file of moving images, grey or colour, or a volume")
+    group.add_argument("--label", metavar="DIR", help="truly aligned moving images, if known, to score the alignment")
+    group.add_argument("--csv", metavar="FILE",
+                       help="table of pairs instead: columns fixed, moving [, name, label, flow, modality, split]")
+    group.add_argument("--root", metavar="DIR",
+                       help="folder that the paths of the table start from (default: that of the table)")
+    group.add_argument("--split", type=split_name, choices=SPLITS, help="rows of the table to take (default: all)")
+    group.add_argument("--fit", choices=("heads", "none"), default="heads",
+                       help="how to bring a moving image of another size, or a CT whose head is far larger or smaller, "
+                            "to the frame of the fixed one: so that the heads match roughly, or not at all, which "
+                            "refuses other sizes (default: %(default)s)")
+
+
+def add_marks(group: argparse._ArgumentGroup) -> None:
+    """Add the options that name what the user has marked on the images."""
+    group.add_argument("--landmarks", nargs=2, metavar=("FIXED", "MOVING"),
+                       help="CSV files, or folders of them, with the same points in both images: their distance before "
+                            "and after goes to metrics.csv")
+    group.add_argument("--segmentations", nargs=2, metavar=("FIXED", "MOVING"),
+                       help="label maps of both images: their Dice overlap before and after goes to metrics.csv")
+    group.add_argument("--mask", metavar="DIR",
+                       help="images or volume on the fixed grid, above 0 where nothing is to be matched, such as a "
+                            "lesion: the displacement continues smoothly from around it")
+
+
+def add_volumes(group: argparse._ArgumentGroup) -> None:
+    """Add the options that say how volumes are read and brought together."""
+    group.add_argument("--window", type=float, nargs=2, metavar=("CENTER", "WIDTH"),
+                       help="window of grey levels of the moving volume (default: 40 80 for CT in Hounsfield units)")
+    group.add_argument("--resample", action="store_true",
+                       help="resample moving volume and label onto the grid of the fixed one, by their headers")
+    group.add_argument("--prealign", choices=("rigid", "affine", "none"),
+                       help="find the pose of the moving head in space first (default: rigid if the headers cannot be "
+                            "right about it)")
+    group.add_argument("--frame", type=positive, metavar="N",
+                       help="use frame N, from 1, of a moving volume in time (default: the mean of all frames)")
+    group.add_argument("--rigid-only", dest="passes", action="store_const", const=0,
+                       help="stop after the pose of the head: the same as --passes 0")
+
+
+def add_network(group: argparse._ArgumentGroup) -> None:
+    """Add the options of the network and of what computes it."""
+    group.add_argument("--checkpoint", metavar="FILE", default=DEFAULT_CHECKPOINT,
+                       help="trained network (default: checkpoints/edarfusion.safetensors)")
+    group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
+                       help="where to compute; auto takes a GPU if there is one (default: %(default)s)")
+    group.add_argument("--engine", choices=ENGINES, default=ENGINES[0],
+                       help="library that computes; openvino-bf16 can be faster on a CPU (default: %(default)s)")
+    group.add_argument("--passes", type=natural, metavar="N",
+                       help="number of registrations, each on the result of the one before; 0 only fuses pairs that "
+                            "are aligned already (default: that of the checkpoint)")
+    group.add_argument("--average", action=argparse.BooleanOptionalAction,
+                       help="average four estimates, both directions of the pair and of its mirror image, and shorten "
+                            "the global displacement where they disagree (default: that of the checkpoint)")
+    group.add_argument("--no-multistart", dest="multistart", action="store_false",
+                       help="do not try other poses for pairs that lie far apart")
+
+
+def add_colors(group: argparse._ArgumentGroup) -> None:
+    """Add the options of how fused images show a tracer."""
+    group.add_argument("--colour", "--color", dest="color", choices=COLOR_MODES, default=COLOR_MODES[0],
+                       help="keep: hue and saturation stay the tracer's, and the MRI's detail takes the room left; "
+                            "luma: the usual way, colours go pale where the MRI is bright (default: %(default)s)")
+    group.add_argument("--colormap", type=colormap_name, metavar="NAME", default="hot",
+                       help="colour scale for grey images: pet, spect, or one of matplotlib; gray keeps them grey "
+                            "(default: %(default)s)")
+    group.add_argument("--blend", type=share, metavar="ALPHA",
+                       help="also write the plain overlay, blend/NAME.png, with this share of the moving image")
+
+
+def add_results(group: argparse._ArgumentGroup) -> None:
+    """Add the options of what is written, and how."""
+    group.add_argument("--output", metavar="DIR", type=Path, default=Path("results"),
+                       help="folder to write to (default: %(default)s)")
+    group.add_argument("--save-flow", action="store_true",
+                       help="write displacement fields and their inverses: flow/NAME.npy, flow_inverse/NAME.npy")
+    group.add_argument("--flow-format", choices=FLOW_FORMATS, metavar="FORMAT",
+                       help=f"of these, one of {', '.join(FLOW_FORMATS)} (default: npy, in px); the others are fields "
+                            "in mm, LPS, for ITK and ANTs")
+    group.add_argument("--save-maps", action="store_true",
+                       help="write entropy, gate, reliability and the other maps: maps/MAP/NAME.png and, as numbers, "
+                            "maps/values/NAME.npz")
+    group.add_argument("--save-figures", action="store_true",
+                       help="write all of a pair as one picture: figures/NAME.png and, as a row, "
+                            "figures/strips/NAME.png")
+    group.add_argument("--resume", action="store_true",
+                       help="continue an interrupted run: keep the pairs that are finished")
+    group.add_argument("--keep-going", action="store_true",
+                       help="skip pairs that cannot be read or are incomplete, list them, and exit with status 1")
+    group.add_argument("--workers", type=positive, metavar="N", default=max(1, available_cores() // local_world()),
+                       help="number of processes that save and score (default: one per core)")
 
 
 def main(arguments: list[str] | None = None) -> int:

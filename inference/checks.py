@@ -8,12 +8,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.pairs import PairFiles, SourceImages, is_blank, read_fitted
+from data.pairs import PairFiles, SourceImages, is_blank, read_fitted, read_true_flow
 from data.table import DataError, lacking_in_name
+from inference.marks import read_maps, read_mask, read_points
 from utils.files import FileError
 from utils.geometry.head_box import SMALL, head_length
-from utils.imaging.flows import load_flow
-from utils.imaging.images import has_16_bits, has_color
+from utils.imaging.images import has_16_bits, has_color, read_image
 from utils.messages import OTHER_RENDERING, counted, log
 from utils.processes import rank
 
@@ -38,8 +38,10 @@ def check_pairs(pairs: list[PairFiles], modality: str, keep_going: bool) -> tupl
         try:
             _check_name(pair, names)
             images, fit = read_fitted(pair, modality)
-            if pair.flow:
-                load_flow(pair.flow, images.fixed.shape)
+            size = images.fixed.shape
+            read_true_flow(pair, size, fit)
+            for read in (read_points, read_maps, read_mask):
+                read(pair, size)
         except FileError as error:
             if not keep_going:
                 raise
@@ -49,7 +51,8 @@ def check_pairs(pairs: list[PairFiles], modality: str, keep_going: bool) -> tupl
         sizes.append(images.fixed.shape)
         lengths.setdefault(sizes[-1], []).append(head_length(images.fixed, pair.aspect))
         oddities.note(pair, images)
-        oddities.fitted += fit is not None
+        if fit:
+            oddities.note_fit(same_size=read_image(pair.moving).shape == size)
     oddities.say()
     longest = {size: min(SMALL, max(x)) if len(x) >= SEVERAL else None for size, x in lengths.items()}
     return [replace(pair, longest=longest[size]) for pair, size in zip(good, sizes, strict=True)], bad
@@ -78,7 +81,7 @@ class _Oddities:
 
     def __init__(self, modality: str) -> None:
         self.modality = modality
-        self.pairs = self.blank = self.grey_labels = self.fitted = 0
+        self.pairs = self.blank = self.grey_labels = self.fitted = self.rescaled = 0
         self.brightest: dict[str, dict[Path, float]] = {"fixed": {}, "moving": {}, "label": {}}
 
     def note(self, pair: PairFiles, images: SourceImages) -> None:
@@ -91,6 +94,13 @@ class _Oddities:
         in_color = has_color(images.moving)
         self.grey_labels += images.label is not None and in_color and not has_color(images.label)
 
+    def note_fit(self, *, same_size: bool) -> None:
+        """Note a moving image that was brought to the fixed one's frame."""
+        if same_size:
+            self.rescaled += 1
+        else:
+            self.fitted += 1
+
     def say(self) -> None:
         """Say what was noted."""
         for role, levels in self.brightest.items():
@@ -99,6 +109,10 @@ class _Oddities:
             images = counted(self.fitted, "moving image")
             done = "brought to its frame by the heads' extents (--fit none refuses them)"
             log.warning(f"{self.modality}: expected the size of the fixed image, found another for {images}; {done}")
+        if self.rescaled:
+            images = counted(self.rescaled, "moving image")
+            done = "brought to its scale (--fit none leaves them)"
+            log.warning(f"{self.modality}: expected heads of about one size, found {images} with another; {done}")
         if self.blank:
             pairs = counted(self.blank, "pair")
             log.warning(f"{self.modality}: {pairs} with a blank image: not aligned, but counted in the means")

@@ -20,6 +20,8 @@ class Options:
         modality: one of `data.table.MODALITIES`; or all, which of folders and volumes means to guess.
         window: center and width, in the moving volume's own units.
         passes, average: None leaves them to the checkpoint.
+        landmarks, segmentations: of the fixed and of the moving images.
+        flow_format: one of `utils.arguments.FLOW_FORMATS`; None for npy.
 
     Raises:
         InputError: an option that does not go with the others.
@@ -33,6 +35,9 @@ class Options:
     root: str | None
     split: str | None
     fit: str
+    landmarks: list[str] | None
+    segmentations: list[str] | None
+    mask: str | None
     window: tuple[float, float] | None
     resample: bool
     prealign: str | None
@@ -48,6 +53,7 @@ class Options:
     blend: float | None
     output: Path
     save_flow: bool
+    flow_format: str | None
     save_maps: bool
     save_figures: bool
     resume: bool
@@ -59,8 +65,11 @@ class Options:
             raise InputError(f"--modality: expected one of {', '.join(MODALITIES)}, all, found {self.modality!r}")
         if bool(self.fixed) != bool(self.moving):
             raise InputError("expected --fixed and --moving, found one of them")
-        if self.label and not self.fixed:
-            raise InputError("--label: expected --fixed and --moving with it, found neither")
+        for name in ("label", "landmarks", "segmentations", "mask"):
+            if getattr(self, name) and not self.fixed:
+                raise InputError(f"--{name}: expected --fixed and --moving with it, found neither")
+        if self.flow_format and not self.save_flow:
+            raise InputError(f"--flow-format {self.flow_format}: expected --save-flow with it, found none")
         if self.fixed and self.csv:
             raise InputError("expected either --fixed and --moving or --csv, found both")
         if self.engine != "torch" and self.device not in ("auto", "cpu"):
@@ -83,6 +92,14 @@ class Options:
         if not self.fixed:
             return False
         return is_volume(self.fixed) or (is_volume(self.moving) and not holds_images(self.fixed))
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """Files or folders of what is marked on the images, by their role in `data.pairs.MARKS`."""
+        roles = "fixed_landmarks", "moving_landmarks", "fixed_segmentation", "moving_segmentation", "mask"
+        both = (None, None)
+        paths = (*(self.landmarks or both), *(self.segmentations or both), self.mask)
+        return {role: path for role, path in zip(roles, paths, strict=True) if path}
 
     @property
     def is_sample(self) -> bool:

@@ -17,12 +17,16 @@ from inference.view import View, choose_view
 from models.edarfusion import Output
 from models.room import in_color, room_of, with_color
 from utils.arguments import COLOR_MODES
+from utils.geometry.continuation import continue_into
 from utils.geometry.field_of_view import field_of_view
 from utils.geometry.foreground import as_weight, foreground, masked_means
 from utils.geometry.warp import invert, warp
 from utils.imaging.colormaps import palette
 from utils.imaging.images import has_color, luma
 from utils.maps import jacobian_determinant
+
+EXACT = 40
+"""Iterations for inverse fields that are written to files. Turns by 30 degrees need about as many."""
 
 
 class PairFuser:
@@ -70,6 +74,7 @@ class PairFuser:
         longest: float | None = None,
         flow: np.ndarray | None = None,
         disagreement: float | None = None,
+        mask: np.ndarray | None = None,
     ) -> FusedPair:
         """Align and fuse a pair.
 
@@ -84,66 +89,62 @@ class PairFuser:
             aspect, longest: of `inference.view.choose_view`.
             flow: (2, H, W), px, where the displacement is known already, as of a volume; nothing is estimated then.
             disagreement: of the estimates that it came from.
+            mask: bool (H, W), True where nothing is to be matched, as in a lesion. What both images show there has no
+                say, and the displacement is the smooth continuation of that around it. The gate is 0 there.
 
         Raises:
             ValueError: shapes that do not go together, an array that is not of floating point, or values beyond [0, 1].
         """
-        fixed, moving = _as_array(fixed), _as_array(moving)
-        if fixed.ndim != 2 or moving.shape not in (fixed.shape, (*fixed.shape, 3)):
-            expected = "fixed (H, W) and moving (H, W) or (H, W, 3)"
-            raise ValueError(f"expected {expected}, found shapes {fixed.shape} and {moving.shape}")
-        for role, image in (("fixed", fixed), ("moving", moving)):
-            if image.dtype.kind != "f" or not (image.min() >= 0 and image.max() <= 1):
-                found = f"{image.dtype} from {image.min():g} to {image.max():g}"
-                raise ValueError(f"{role}: expected floating point numbers in [0, 1], found {found}")
+        fixed, moving = _checked(fixed, moving, mask)
+        start, self._preparing = time.perf_counter(), 0.0
         blank = is_blank(fixed) or is_blank(moving)
-        fixed, moving = (np.ascontiguousarray(image, np.float32) for image in (fixed, moving))
-        start = time.perf_counter()
         view = None if blank or not self.passes else choose_view(fixed, aspect, longest)
-        color = moving.ndim == 3
-        grey = luma(moving) if color else moving
+        passes, color = 0 if blank else self.passes, moving.ndim == 3
         scale = None if color and has_color(moving) else self.palette
         fixed, moving, grey = (
-            image_to_tensor(x, keepdim=False).to(self.device).contiguous() for x in (fixed, moving, grey)
+            image_to_tensor(x, keepdim=False).to(self.device).contiguous()
+            for x in (fixed, moving, luma(moving) if color else moving)
         )
         room = None
         if not blank and self.color == "keep" and (color or scale is not None):
             room = room_of(moving if scale is None else colored(grey, scale))
-        self._preparing = 0.0
-        if flow is None:
-            output = self._estimate(fixed, grey, view, 0 if blank else self.passes, room)
-        else:
+        if flow is not None:
             output = self._fuse_along(fixed, grey, torch.from_numpy(flow)[None].to(self.device), room)
-        aligned, fused = output.aligned, torch.maximum(fixed, grey) if blank else output.fused
-        shown = aligned = warp(moving, output.flow) if color else aligned
+        elif mask is None or not mask.any():
+            output = self._estimate(fixed, grey, view, passes, room)
+        else:
+            output = self._estimate_beside(mask, fixed, grey, view, passes, room)
+        if flow is None:
+            disagreement = output.disagreement.item() if self.average and not blank else None
+        images = self._shown(output, torch.maximum(fixed, grey) if blank else output.fused, fixed, moving, scale)
+        seconds = time.perf_counter() - start - self._preparing
+        expected, mean = None if blank else output.expected_error, None
+        if expected is not None:
+            mean = masked_means(expected, as_weight(foreground(output.aligned, tuple(expected.shape[2:])))).item()
+        maps = _maps_of(output, expected, mask)
+        flow = output.flow[0].cpu().numpy()
+        return FusedPair(*images[:2], flow, maps, seconds, disagreement, mean, blend=images[2])
+
+    def _shown(
+        self, output: Output, fused: Tensor, fixed: Tensor, moving: Tensor, scale: Tensor | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Fused and aligned image as they are shown, in colour where there is any, and the plain overlay.
+
+        Args:
+            fused, fixed: (1, 1, H, W).
+            moving: (1, 1 or 3, H, W).
+            scale: colours for a grey moving image.
+        """
+        shown = aligned = warp(moving, output.flow) if moving.shape[1] == 3 else output.aligned
         if scale is not None:
             shown = colored(output.aligned, scale)
         if shown.shape[1] == 3:
             fused = in_color(fused, shown) if self.color == "keep" else with_color(fused, shown)
-        if flow is None:
-            disagreement = output.disagreement.item() if self.average and not blank else None
         flow, blend = output.flow[0].cpu().numpy(), None
         if self.blend is not None:
             blend = torch.lerp(fixed.expand_as(shown), shown, self.blend)
             blend, _ = without_drawn_out_border(*map(tensor_to_image, (blend, aligned, fixed)), flow)
-        fused, aligned = without_drawn_out_border(*map(tensor_to_image, (fused, aligned, fixed)), flow)
-        seconds = time.perf_counter() - start - self._preparing
-        maps = {
-            "entropy_fixed": output.entropy_fixed,
-            "entropy_moving": output.entropy_moving,
-            "entropy_difference": output.entropy_difference,
-            "gate": output.gate,
-            "reliability": output.reliability,
-            "consistency": output.consistency,
-            "jacobian": jacobian_determinant(output.flow),
-        }
-        maps = {name: map_[0, 0].cpu().numpy() for name, map_ in maps.items()}
-        expected = output.expected_error
-        mean = None
-        if expected is not None and not blank:
-            maps["expected_error"] = expected[0, 0].cpu().numpy()
-            mean = masked_means(expected, as_weight(foreground(output.aligned, tuple(expected.shape[2:])))).item()
-        return FusedPair(fused, aligned, flow, maps, seconds, disagreement, mean, blend=blend)
+        return *without_drawn_out_border(*map(tensor_to_image, (fused, aligned, fixed)), flow), blend
 
     def _estimate(
         self, fixed: Tensor, moving: Tensor, view: View | None, passes: int, room: Tensor | None
@@ -170,6 +171,16 @@ class PairFuser:
         room = None if room is None else warp(room, flow)
         return self._run(fixed, aligned, passes=0, room=room)._replace(**found)
 
+    def _estimate_beside(
+        self, mask: np.ndarray, fixed: Tensor, moving: Tensor, view: View | None, passes: int, room: Tensor | None
+    ) -> Output:
+        """What `_estimate` makes of a pair in which nothing within a mask has a say."""
+        filled = [continue_into(image[0].cpu().numpy(), mask) for image in (fixed, moving)]
+        found = self._estimate(*(torch.from_numpy(x)[None].to(self.device) for x in filled), view, passes, None)
+        flow = torch.from_numpy(continue_into(found.flow[0].cpu().numpy(), mask))[None].to(self.device)
+        known = {"disagreement": found.disagreement, "expected_error": found.expected_error}
+        return self._fuse_along(fixed, moving, flow, room)._replace(**known)
+
     def _fuse_along(self, fixed: Tensor, moving: Tensor, flow: Tensor, room: Tensor | None) -> Output:
         """What the model makes of grey images (1, 1, H, W) with a displacement field (1, 2, H, W) that is known."""
         aligned = warp(moving, flow)
@@ -193,6 +204,40 @@ class PairFuser:
             self._preparing += time.perf_counter() - start
             self._met.add(kind)
         return self.model(fixed, moving, passes, self.average, **extra)
+
+
+def _checked(
+    fixed: np.ndarray | Tensor, moving: np.ndarray | Tensor, mask: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fixed and moving image as float32 arrays, once they are found to be what `PairFuser` takes."""
+    fixed, moving = _as_array(fixed), _as_array(moving)
+    if fixed.ndim != 2 or moving.shape not in (fixed.shape, (*fixed.shape, 3)):
+        expected = "fixed (H, W) and moving (H, W) or (H, W, 3)"
+        raise ValueError(f"expected {expected}, found shapes {fixed.shape} and {moving.shape}")
+    for role, image in (("fixed", fixed), ("moving", moving)):
+        if image.dtype.kind != "f" or not (image.min() >= 0 and image.max() <= 1):
+            found = f"{image.dtype} from {image.min():g} to {image.max():g}"
+            raise ValueError(f"{role}: expected floating point numbers in [0, 1], found {found}")
+    if mask is not None and (mask.shape != fixed.shape or mask.dtype != bool):
+        raise ValueError(f"mask: expected bool {fixed.shape}, found {mask.dtype} {mask.shape}")
+    return tuple(np.ascontiguousarray(image, np.float32) for image in (fixed, moving))
+
+
+def _maps_of(output: Output, expected: Tensor | None, mask: np.ndarray | None) -> dict[str, np.ndarray]:
+    """The maps (H, W) that explain an alignment, by their name in `evaluation.figures.MAPS`."""
+    names = "entropy_fixed", "entropy_moving", "entropy_difference", "gate", "reliability", "consistency"
+    maps = {name: getattr(output, name) for name in names} | {"jacobian": jacobian_determinant(output.flow)}
+    if expected is not None:
+        maps["expected_error"] = expected
+    maps = {name: map_[0, 0].cpu().numpy() for name, map_ in maps.items()}
+    if mask is not None:
+        maps["gate"] = np.where(mask, np.float32(0), maps["gate"])
+    return maps
+
+
+def inverse_of(flow: np.ndarray) -> np.ndarray:
+    """Invert a displacement field (2, H, W), px, where it is smooth to 0.001 px."""
+    return invert(torch.from_numpy(flow)[None], EXACT)[0].numpy()
 
 
 def _as_array(image: np.ndarray | Tensor) -> np.ndarray:

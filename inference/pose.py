@@ -15,7 +15,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
-from utils.files import FileError, write_bytes
+from utils.files import write_bytes
+from utils.imaging.flows import write_itk_image
 from utils.imaging.resampling import itk_image
 from utils.imaging.volumes import Volume
 from utils.processes import available_cores
@@ -137,18 +138,12 @@ def write_transform(path: str | os.PathLike, transform: sitk.Transform) -> None:
 
 
 def write_field(path: str | os.PathLike, field: sitk.DisplacementFieldTransform) -> None:
-    """Write a displacement field as NIfTI, in LPS mm: what SimpleITK, ANTs and 3D Slicer take for a transform.
+    """Write a displacement field in LPS mm: what SimpleITK, ANTs and 3D Slicer take for a transform.
 
     Raises:
-        FileError: the file cannot be written.
+        FileError: the file cannot be written, or NIfTI cannot hold the axes of a tilted gantry.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "field.nii.gz")
-        try:
-            sitk.WriteImage(field.GetDisplacementField(), str(file), useCompression=True)
-        except RuntimeError as error:
-            raise FileError.at(path, "a fixed volume whose axes are at right angles", "a tilted gantry") from error
-        write_bytes(path, file.read_bytes())
+    write_itk_image(path, field.GetDisplacementField())
 
 
 class _Search:

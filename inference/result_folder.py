@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -20,9 +21,10 @@ from evaluation.figures import MAPS, MapStyle, figure_pair, figure_strip, map_pi
 from evaluation.report.page import write_report
 from evaluation.report.pictures import PairImages, Scale
 from evaluation.scoring import with_mean
+from utils.arguments import FLOW_FORMATS
 from utils.files import FileError, remove, remove_unfinished, write_bytes
 from utils.geometry.fit import Fit
-from utils.imaging.flows import save_flow
+from utils.imaging.flows import FLOW_SUFFIXES, save_flow
 from utils.imaging.images import has_color, read_image, write_image
 from utils.messages import counted
 
@@ -30,6 +32,8 @@ FUSION_METRICS = ("qabf", "qcv", "qvif", "qs", "qssim", "qcb", "qy", "mi", "en",
 REGISTRATION_METRICS = ("rmse", "ssim", "ncc", "rmse_before", "ssim_before", "ncc_before")
 COLUMNS = ("name", "seconds", *FUSION_METRICS, "reference", *REGISTRATION_METRICS, "folding")
 """Columns of metrics.csv."""
+LABEL_DICE = re.compile(r"dice_\d+")
+"""Columns of the Dice coefficients of single labels."""
 INDEX = "report.html"
 """Name of the page above the folders of the modalities, with the means of all of them."""
 DIGITS = "%.10g"  # of numbers in metrics.csv
@@ -39,12 +43,16 @@ FIDELITY_METRICS = {
     **dict.fromkeys(COLOR_MODALITIES, COLOR_FIDELITY),
 }
 """Columns of `evaluation.metrics.fidelity_metrics` that say something of a modality."""
-FURTHER_COLUMNS = ("disagreement", "expected_error", "epe", "epe_before", "bone_holes", *COLOR_FIDELITY)
+MARK_METRICS = ("tre", "tre_before", "tre_mm", "tre_mm_before", "dice", "dice_before")
+"""Columns of `inference.marks`; a column dice_LABEL for each label follows them."""
+FURTHER_COLUMNS = ("disagreement", "expected_error", "epe", "epe_before", *MARK_METRICS, "bone_holes", *COLOR_FIDELITY)
 """Columns of tables that have something to say there: how far averaged estimates disagree, px of heads in 256 px; the
 mean endpoint error that is to be expected in the head, px; where true flows are known, endpoint error of the flow and
 of zero flow, px; what becomes of bone, colours and contrast."""
-NOT_ALWAYS = {"maps/expected_error"}
-"""Files that not every network makes of every pair."""
+NOT_ALWAYS = {"maps/expected_error", "flow_inverse"}
+"""Files that not every system makes of every pair."""
+FIELDS = ("displacement", "displacement_inverse")
+"""Names of the displacement field of a volume, and of its inverse."""
 
 
 class FusedPair(NamedTuple):
@@ -53,6 +61,7 @@ class FusedPair(NamedTuple):
     Attributes:
         fused, aligned: (H, W), or (H, W, 3) in colour; float32 in [0, 1].
         flow: float32 (2, H, W), px; aligned(p) = moving(p + flow(p)), channel 0 is x.
+        inverse_flow: the way back, where it is wanted: moving(q) shows what fixed(q + inverse_flow(q)) shows.
         maps: (H, W) arrays by their name in `evaluation.figures.MAPS`.
         seconds: time to align and fuse, without reading and writing.
         disagreement: of the averaged estimates, as in `models.edarfusion.Output`; None for a single one.
@@ -70,6 +79,7 @@ class FusedPair(NamedTuple):
     expected_error: float | None = None
     fit: Fit | None = None
     blend: np.ndarray | None = None
+    inverse_flow: np.ndarray | None = None
 
 
 class ResultFolder:
@@ -80,6 +90,8 @@ class ResultFolder:
         modality: what the pairs in it are.
         settings: what the results depend on beside the pairs, as JSON: the checkpoint and how it is used.
         flow, maps, figures, blend: what is saved beside the fused and aligned images.
+        flow_format: of `utils.arguments.FLOW_FORMATS`. Of slices of volumes npy alone is written, as they lie nowhere.
+        volumes: whether the pairs are slices of volumes.
         colormap: colour scale of grey tracers, for the figures' colour bars; None where there is none.
     """
 
@@ -90,6 +102,8 @@ class ResultFolder:
         settings: Mapping | None = None,
         *,
         flow: bool = False,
+        flow_format: str = FLOW_FORMATS[0],
+        volumes: bool = False,
         maps: bool = False,
         figures: bool = False,
         blend: bool = False,
@@ -102,16 +116,21 @@ class ResultFolder:
         kinds = ["aligned", "fused", *["fused_rgb"] * self.has_colors]
         self.volume_paths = [self.path / f"{kind}.nii.gz" for kind in kinds]
         self.pose_path = self.path / "pose.tfm"
-        self.field_paths = [self.path / f"{kind}.nii.gz" for kind in ("displacement", "displacement_inverse")]
-        self.space_paths = [*self.volume_paths, self.pose_path, *self.field_paths]
+        self.flow_suffix = FLOW_SUFFIXES[flow_format]
+        # Volumes in npy are those of their slices alone: other programs need the field in space.
+        suffix = ".mha" if self.flow_suffix == ".mha" else ".nii.gz"
+        self.field_paths = [self.path / f"{kind}{suffix}" for kind in FIELDS]
+        fields = [self.path / f"{kind}{suffix}" for kind in FIELDS for suffix in (".nii.gz", ".mha")]
+        self.space_paths = [*self.volume_paths, self.pose_path, *fields]
         self.outdated: list[Path] = []
         """Of an earlier run, maybe of other pairs; removed before the first new row is written."""
         self._settings_written = False
-        self.flow, self.maps, self.figures, self.blend, self.colormap = flow, maps, figures, blend, colormap
+        self.field, self.flow = flow, flow and (self.flow_suffix == ".npy" or not volumes)
+        self.maps, self.figures, self.blend, self.colormap = maps, figures, blend, colormap
 
     def files(self, name: str, *, all_kinds: bool = False) -> dict[str, Path]:
-        """The files of a pair: fused, aligned and, if wanted, blend, flow, maps/MAP, maps/values, figures,
-        figures/strips.
+        """The files of a pair: fused, aligned and, if wanted, blend, flow, flow_inverse, maps/MAP, maps/values,
+        figures, figures/strips.
 
         Args:
             all_kinds: also those that are not wanted.
@@ -122,7 +141,9 @@ class ResultFolder:
         kinds += ["figures", "figures/strips"] * figures
         files = {kind: self.path / kind / f"{name}.png" for kind in kinds}
         files |= {"maps/values": self.path / "maps" / "values" / f"{name}.npz"} if maps else {}
-        return files | ({"flow": self.path / "flow" / f"{name}.npy"} if flow else {})
+        if flow:
+            files |= {kind: self.path / kind / f"{name}{self.flow_suffix}" for kind in ("flow", "flow_inverse")}
+        return files
 
     def fitted_path(self, name: str) -> Path:
         """Where the moving image of a pair goes, in the fixed one's frame, if it had another size."""
@@ -169,7 +190,14 @@ class ResultFolder:
             if pair.name not in kept:
                 wanted, known = (self.files(pair.name, all_kinds=kinds) for kinds in (False, True))
                 older += [path for kind, path in known.items() if kind not in wanted and path.exists()]
+                older += [path for path in self._other_flows(pair.name) if path.exists()]
         return [*sorted(names), *(path.relative_to(self.path).as_posix() for path in older)]
+
+    def _other_flows(self, name: str) -> Iterator[Path]:
+        """Files of displacement fields of a pair in other formats."""
+        for suffix in dict.fromkeys(FLOW_SUFFIXES.values()):
+            if suffix != self.flow_suffix:
+                yield from (self.path / kind / f"{name}{suffix}" for kind in ("flow", "flow_inverse"))
 
     def save(self, pair: PairFiles, result: FusedPair) -> dict[str, Path]:
         """Write the files of a pair and return them.
@@ -186,8 +214,7 @@ class ResultFolder:
         if self.blend:
             write_image(files["blend"], result.blend)
         if self.flow:
-            # Applies to the moving image as it is in its file.
-            save_flow(files["flow"], result.fit.to_original(result.flow) if result.fit else result.flow)
+            self._save_flows(pair, result, files)
         if self.maps:
             for kind in MAPS:
                 if kind in result.maps:
@@ -208,6 +235,17 @@ class ResultFolder:
             strip = figure_strip(images.fixed, images.moving, result.aligned, result.fused)
             save_figure(files["figures/strips"], strip)
         return files
+
+    def _save_flows(self, pair: PairFiles, result: FusedPair, files: Mapping[str, Path]) -> None:
+        """Write the displacement field and its inverse, which apply to the images as they are in their files."""
+        flow, inverse, fit = result.flow, result.inverse_flow, result.fit
+        save_flow(files["flow"], fit.to_original(flow) if fit else flow)
+        if inverse is None:
+            remove(files["flow_inverse"])  # of an earlier system, which gave one
+        elif fit:
+            save_flow(files["flow_inverse"], fit.inverse_to_original(inverse, read_image(pair.moving).shape))
+        else:
+            save_flow(files["flow_inverse"], inverse)
 
     def read_rows(self) -> dict[str, dict]:
         """The rows of metrics.csv by name of the pair, without the mean; none where there is no table.
@@ -271,8 +309,8 @@ class ResultFolder:
         """Write metrics.csv with a final row `mean`, whole or not at all, and inputs.json.
 
         Args:
-            rows: a mapping a pair, keys among `COLUMNS` and `FURTHER_COLUMNS`, what is missing stays empty; and
-                `inputs`, the `inference.result_folder.fingerprint` of its files.
+            rows: a mapping a pair, keys among `COLUMNS`, `FURTHER_COLUMNS` and dice_LABEL, what is missing stays empty;
+                and `inputs`, the `inference.result_folder.fingerprint` of its files.
             part: number of the process, where several share the pairs: each writes files of its own, hidden ones that
                 `read_rows` finds, until one of them writes the whole and removes the parts.
 
@@ -281,7 +319,8 @@ class ResultFolder:
         """
         # As the table will show them, so that the mean is the same where some of them were read from it.
         rows = [{key: float(DIGITS % x) if isinstance(x, float) else x for key, x in row.items()} for row in rows]
-        further = (column for column in FURTHER_COLUMNS if any(column in row for row in rows))
+        further = [column for column in FURTHER_COLUMNS if any(column in row for row in rows)]
+        further += sorted({column for row in rows for column in row if LABEL_DICE.fullmatch(column)}, key=_label_of)
         table = with_mean(pd.DataFrame(rows, columns=[*COLUMNS, *further]))
         path = self.table_path if part is None else self.path / f".metrics-{part}.csv"
         inputs_path = self.inputs_path if part is None else self.path / f".inputs-{part}.json"
@@ -308,7 +347,7 @@ class ResultFolder:
             FileError: it cannot be read.
         """
         try:
-            return pd.read_csv(self.table_path, dtype=_TEXTS, keep_default_na=False, na_values=_NUMBERS)
+            return _read_csv(self.table_path)
         except (OSError, ValueError) as error:
             # pandas' own errors are ValueErrors.
             raise FileError.at(self.table_path, "a table of metrics", str(error)) from error
@@ -367,8 +406,17 @@ def _scale(style: MapStyle) -> Scale:
 
 
 _TEXTS = {"name": str, "reference": str}
-_NUMBERS = {column: [""] for column in (*COLUMNS, *FURTHER_COLUMNS) if column not in _TEXTS}
-"""Only an empty cell of these is no number: a pair may well be called NA."""
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Read a table in which only an empty cell of other columns than texts is no number: a pair may be called NA."""
+    columns = pd.read_csv(path, nrows=0).columns
+    numbers = {column: [""] for column in columns if column not in _TEXTS}
+    return pd.read_csv(path, dtype=_TEXTS, keep_default_na=False, na_values=numbers)
+
+
+def _label_of(column: str) -> int:
+    return int(column.rpartition("_")[2])
 
 
 def reference_of(pair: PairFiles) -> str:
@@ -378,7 +426,7 @@ def reference_of(pair: PairFiles) -> str:
 
 def _read_rows(path: Path) -> dict[str, dict]:
     try:
-        table = pd.read_csv(path, dtype=_TEXTS, keep_default_na=False, na_values=_NUMBERS)
+        table = _read_csv(path)
     except (OSError, ValueError) as error:
         # pandas' own errors are ValueErrors.
         raise FileError.at(path, "a table of metrics to resume from", str(error)) from error

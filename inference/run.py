@@ -1,6 +1,7 @@
 """The work of the test command: find the pairs, check them, align, fuse and score them, and say what came out."""
 
 import hashlib
+import os
 import re
 import shlex
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from dataclasses import field as field_
 from datetime import datetime
 from pathlib import Path
 
@@ -18,15 +20,16 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from data.pairs import PairFiles, folder_pairs, read_fitted, sample_pairs, table_pairs
+from data.pairs import PairFiles, folder_pairs, read_fitted, read_true_flow, sample_pairs, table_pairs
 from data.table import MODALITIES
 from evaluation.report.index import write_index
 from inference.checks import check_pairs
+from inference.marks import read_mask, score_marks
 from inference.mirror_check import LOOKED_AT, MirrorCheck
 from inference.modality import guess_of_images, guess_of_volume
 from inference.network import Network, load_network
 from inference.options import Options
-from inference.pair_fuser import PairFuser, endpoint_scores
+from inference.pair_fuser import PairFuser, endpoint_scores, inverse_of
 from inference.result_folder import INDEX, ResultFolder
 from inference.scoring_pool import Job, scored, scoring_pool
 from inference.summary import print_summary
@@ -34,10 +37,9 @@ from inference.volume_checks import open_volumes
 from inference.volume_field import VolumeField
 from inference.volume_pair import VolumePair
 from inference.volume_registration import register_volume
-from utils.arguments import VERSION
+from utils.arguments import FLOW_FORMATS, VERSION
 from utils.files import FileError, InputError, check_inputs_stay
-from utils.imaging.flows import load_flow
-from utils.imaging.images import read_image
+from utils.imaging.images import luma
 from utils.imaging.volumes import check_no_volumes, read_volume
 from utils.messages import counted, listed, log, printable
 from utils.processes import join, part, rank, wait_for_others, world
@@ -55,6 +57,7 @@ class Batch:
         rows: of the table, by name, as far as they are made.
         mirror: looks at some of the pairs.
         field: where the pairs are slices of a volume, its displacement field.
+        scores: columns of the table that are the same for all pairs, such as those of a whole volume.
     """
 
     modality: str
@@ -63,6 +66,7 @@ class Batch:
     rows: dict[str, dict]
     mirror: MirrorCheck
     field: VolumeField | None = None
+    scores: dict[str, float] = field_(default_factory=dict)
 
 
 def run(options: Options) -> int:
@@ -95,8 +99,9 @@ def find_pairs(options: Options, left_out: list[str]) -> dict[str, list[PairFile
         return sample_pairs(options.modality)
     if options.fixed:
         folders = options.fixed, options.moving, options.label
-        check_no_volumes(filter(None, folders))
-        chosen = folder_pairs(options.modality, *folders, skipped)
+        marks = options.marks
+        check_no_volumes(filter(None, (*folders, *(marks[role] for role in marks if "landmarks" not in role))))
+        chosen = folder_pairs(options.modality, *folders, skipped, **marks)
     else:
         root = options.root or Path(options.csv).parent
         chosen = table_pairs(options.csv, root, options.modality, options.split, skipped)
@@ -143,6 +148,7 @@ def fuse_and_score(
         for batch in batches:
             if volumes:
                 batch.field = register_volume(volumes, batch.pairs, without_starts, stop)
+                batch.scores = {} if stop.is_set() else volumes.mark_scores(batch.field)
             if not process(batch, fusers[batch.folder.has_colors], pool, 2 * workers, stop):
                 if world() == 1:
                     finished = [pair for pair in batch.pairs if pair.name in batch.rows]
@@ -172,11 +178,13 @@ def make_batches(
         FileError: a result would be written over what it is made from, or results of other settings be mixed.
     """
     extras = {"flow": options.save_flow, "maps": options.save_maps, "figures": options.save_figures}
+    extras |= {"flow_format": options.flow_format or FLOW_FORMATS[0], "volumes": volumes is not None}
     extras |= {"blend": options.blend is not None, "colormap": options.colormap}
     settings = what_results_depend_on(options, network, volumes)
     folders = {modality: ResultFolder(options.output / modality, modality, settings, **extras) for modality in chosen}
     inputs = [path for pairs in chosen.values() for pair in pairs for path in pair.paths.values()]
     inputs += filter(None, (options.checkpoint, options.csv, options.fixed, options.moving, options.label))
+    inputs += options.marks.values()
     outputs = [path for name, folder in folders.items() for path in folder.all_files(chosen[name])]
     check_inputs_stay(inputs, [*outputs, options.output / INDEX])
     fuse_as_it_lies = PairFuser(network.model, network.device, **network.settings | {"multistart": False})
@@ -191,7 +199,7 @@ def what_results_depend_on(options: Options, network: Network, volumes: VolumePa
     """What results depend on beside the pairs: --resume takes over none that were made otherwise."""
     return {
         "checkpoint": Path(options.checkpoint).name,
-        "sha256": hashlib.sha256(Path(options.checkpoint).read_bytes()).hexdigest(),
+        "sha256": file_digest(options.checkpoint),
         **network.settings,
         "engine": options.engine,
         "color": options.color,
@@ -202,7 +210,19 @@ def what_results_depend_on(options: Options, network: Network, volumes: VolumePa
         "prealign": options.prealign,
         "frame": options.frame,
         "fit": options.fit,
+        # Those of images are told by the pairs' own fingerprints.
+        "marks": {role: file_digest(path) for role, path in options.marks.items()} if volumes else {},
     }
+
+
+def file_digest(path: str | os.PathLike) -> str:
+    """Compute the SHA-256 of a file, or of the files of a DICOM series in a folder."""
+    path = Path(path)
+    files = sorted(x for x in path.iterdir() if x.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def report_notes(options: Options, network: Network, volumes: VolumePair | None) -> dict:
@@ -283,16 +303,18 @@ def align_and_fuse(batch: Batch, pairs: list[PairFiles], fuse: PairFuser, stop: 
             return
         images, fit = read_fitted(pair, batch.modality)
         view = {"aspect": pair.aspect, "longest": pair.longest}
+        mask = read_mask(pair, images.fixed.shape)
         known = batch.field.of(batch.pairs.index(pair)) if batch.field else {}
         with enough_memory(pair, images.fixed.shape):
-            result = fuse(images.fixed, images.moving, **view, **known)
+            result = fuse(images.fixed, images.moving, **view, **known, mask=mask)
             if rank() == 0 and place in looked_at and result.disagreement:
                 batch.mirror.look(images.fixed, images.moving, result.disagreement, **view)
-        scores = {}
-        if pair.flow:
-            true_flow = load_flow(pair.flow, images.fixed.shape)
-            scores = endpoint_scores(result.flow, true_flow, read_image(pair.label))
-        result = result._replace(fit=fit)
+        scores = batch.scores | score_marks(pair, result.flow, fit)
+        true_flow = read_true_flow(pair, images.fixed.shape, fit)
+        if true_flow is not None:
+            label = luma(images.label) if images.label.ndim == 3 else images.label
+            scores |= endpoint_scores(result.flow, true_flow, label)
+        result = result._replace(fit=fit, inverse_flow=inverse_of(result.flow) if folder.flow else None)
         # Seven maps of a pair are more than all else that waits with it.
         yield Job(folder, pair, result if folder.maps or folder.figures else result._replace(maps={}), scores)
 

@@ -9,8 +9,8 @@ from evaluation.report.columns import METRICS
 from inference.result_folder import ResultFolder
 from utils.messages import counted, listed
 
-SUMMARY = ("rmse", "ssim", "ncc", "epe", "disagreement", "expected_error", "qabf", "qvif", "qcv", "bone_holes",
-           "saturation_kept", "near_white", "folding", "seconds")  # fmt: skip
+SUMMARY = ("rmse", "ssim", "ncc", "epe", "tre", "tre_mm", "dice", "disagreement", "expected_error",
+           "qabf", "qvif", "qcv", "bone_holes", "saturation_kept", "near_white", "folding", "seconds")  # fmt: skip
 """Columns of metrics.csv whose means are printed."""
 
 

@@ -16,9 +16,11 @@ from typing import NamedTuple
 import numpy as np
 import SimpleITK as sitk
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
+from utils.geometry.continuation import continue_into
 from utils.geometry.warp import invert, resize_flow
 from utils.imaging.resampling import itk_image
 from utils.imaging.volumes import Volume
@@ -113,8 +115,19 @@ def coarse(flow: NDArray[np.float32]) -> NDArray[np.float32]:
     return resize_flow(torch.from_numpy(flow)[None], size)[0].numpy()
 
 
+def coarse_mask(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Mark the points of the grid of `coarse` whose pixels touch a mask: (S, H, W) -> (S, h, w)."""
+    size = tuple(-(-side // STRIDE) for side in mask.shape[1:])
+    return F.adaptive_max_pool2d(torch.from_numpy(mask)[:, None].float(), size)[:, 0].numpy() > 0
+
+
 def join_slices(
-    flows: NDArray[np.float32], shares: NDArray, disagreements: Sequence[float | None], spacing: float
+    flows: NDArray[np.float32],
+    shares: NDArray,
+    disagreements: Sequence[float | None],
+    spacing: float,
+    mask: NDArray[np.bool_] | None = None,
+    pixel: tuple[float, float] = (1.0, 1.0),
 ) -> NDArray[np.float32]:
     """Join the estimates of the slices to one field of the volume.
 
@@ -123,6 +136,8 @@ def join_slices(
         shares: (S,), of `shown_shares`.
         disagreements: (S,), px; None where an estimate means nothing or nothing is known of it.
         spacing: from slice to slice, mm.
+        mask: (S, h, w), True where estimates have no say and the field continues smoothly, in three dimensions.
+        pixel: height and width of a pixel of the grid, mm, which a mask needs.
 
     Returns:
         float32 (S, 2, h, w), px of the same grid: smooth along the slices, with a positive Jacobian determinant.
@@ -134,11 +149,15 @@ def join_slices(
     if not trust.any():
         return np.zeros_like(flows)
     trust = (trust / trust.max()).astype(np.float32)[:, None, None, None]
+    if mask is not None:
+        trust = trust * ~mask[:, None]
     weights = np.broadcast_to(trust, (len(flows), 1, *flows.shape[2:]))
     for _ in range(_ROUNDS):
         mean = _mean_along(flows, weights, REACH / spacing)
         distance = np.linalg.norm(flows - mean, axis=1, keepdims=True) * STRIDE
         weights = trust / (1 + (distance / TOLERANCE) ** 2)
+    if mask is not None:
+        mean = np.moveaxis(continue_into(np.moveaxis(mean, 1, 0), mask, (spacing, *pixel)), 0, 1)
     return _unfolded(mean)
 
 

@@ -1,19 +1,22 @@
 """Volumes dealt with slice by slice: each axial slice is a pair, and the results are put together again."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import SimpleITK as sitk
 
 from data.pairs import PairFiles
 from inference.pose import Pose, PoseError, estimate_pose, heads_apart, write_field, write_transform
 from inference.result_folder import ResultFolder
 from inference.volume_field import VolumeField
+from inference.volume_marks import VolumeMarks, read_marks, slice_by_slice
 from utils.files import FileError
 from utils.imaging.dicom import DICOM_SUFFIX
 from utils.imaging.images import luma, read_image, write_image
-from utils.imaging.resampling import coverage, distance_between, resample_volume
+from utils.imaging.resampling import coverage, distance_between, resample_labels, resample_volume
 from utils.imaging.volumes import (
     VOLUME_SUFFIXES,
     Volume,
@@ -50,6 +53,8 @@ class VolumePair(NamedTuple):
         sources: fixed and moving as they were read. Where the moving volume was taken slice by slice, it lies where the
             fixed one lies.
         pose: how the moving head lies, where that was looked for.
+        marks: landmarks, label maps and the mask.
+        mask: bool (S, H, W), on the grid of the levels, True where nothing is to be matched; None without one.
         window: center and width, in the moving volume's units, of moving and label.
         covered: of moving and label that have been resampled, which share of the fixed volume they reach, 0 to 1.
     """
@@ -61,6 +66,8 @@ class VolumePair(NamedTuple):
     covered: dict[str, float]
     sources: dict[str, Volume]
     pose: Pose | None = None
+    marks: VolumeMarks = VolumeMarks()
+    mask: np.ndarray | None = None
 
     def window_text(self) -> str:
         """The window in words."""
@@ -103,13 +110,27 @@ class VolumePair(NamedTuple):
             FileError: the images cannot be written.
         """
         pairs, aspect = [], self.volumes["fixed"].aspect
+        levels = self.levels if self.mask is None else self.levels | {"mask": self.mask.astype(np.float32)}
         for number in range(len(self.levels["fixed"])):
             name = f"{self.name}_{number:03}"
-            paths = {role: Path(folder, role, f"{name}.png") for role in self.levels}
+            paths = {role: Path(folder, role, f"{name}.png") for role in levels}
             for role, path in paths.items():
-                write_image(path, self.levels[role][number])
+                write_image(path, levels[role][number])
             pairs.append(PairFiles(name, **paths, aspect=aspect))
         return pairs
+
+    def mark_scores(self, field: VolumeField | None) -> dict[str, float]:
+        """Score the registration of the whole volume by landmarks and label maps: columns of metrics.csv.
+
+        Args:
+            field: of the volume; None where nothing was moved after the pose.
+        """
+        grid, steps = self.volumes["fixed"], [sitk.Transform(3, sitk.sitkIdentity)]
+        if "moving" not in self.covered:
+            steps = [slice_by_slice(grid, self.volumes["moving"])]
+        before = steps[0]
+        steps += [step for step in (self.pose and self.pose.transform, field and field.transform(grid)) if step]
+        return self.marks.score(self.sources["fixed"], before, sitk.CompositeTransform(steps))
 
     def write_results(self, folder: ResultFolder, pairs: list[PairFiles], field: VolumeField | None) -> None:
         """Write aligned.nii.gz, in the moving volume's units, and fused.nii.gz, in [0, 1], on the fixed file's grid.
@@ -142,7 +163,7 @@ class VolumePair(NamedTuple):
             write_volume(path, slices, target)
         if self.pose:
             write_transform(folder.pose_path, self.pose.transform)
-        if field and folder.flow:
+        if field and folder.field:
             for path, one_way in zip(folder.field_paths, (field, field.inverse()), strict=True):
                 write_field(path, one_way.transform(grid))
 
@@ -157,6 +178,7 @@ def read_volumes(
     resample: bool = False,
     prealign: str | None = None,
     frame: int | None = None,
+    marks: Mapping[str, str | os.PathLike] | None = None,
 ) -> VolumePair:
     """Read volumes that lie on one grid, or are brought there, and scale them to [0, 1].
 
@@ -171,6 +193,7 @@ def read_volumes(
         prealign: "rigid" or "affine" to find the pose of the moving head first, "none" to go by the headers. None
             finds a rigid pose where the headers cannot be right: `headers_disagree`.
         frame: of moving and label, as of `read_volume`.
+        marks: files of landmarks, label maps and the mask, by `data.pairs.MARKS`.
 
     Raises:
         FileError: a file cannot be used, no pose is found, or volumes that are to be resampled do not overlap or do not
@@ -182,13 +205,46 @@ def read_volumes(
         moved = volumes["moving"]
         in_hu = moved.units == "HU" or (modality == "CT" and not moved.units and looks_like_hu(moved.slices))
         center_width = BRAIN_WINDOW if in_hu else robust_window(moved.slices)
+    read = read_marks(marks or {}, volumes["fixed"], volumes["moving"])
     kind = prealign or ("rigid" if not resample and headers_disagree(volumes["fixed"], volumes["moving"]) else "none")
     pose = None if kind == "none" else _find_pose(volumes, paths, kind)
     sources = {role: volumes[role] for role in ("fixed", "moving")}
+    covered = _onto_one_grid(volumes, paths, pose, resample)
+    if "moving" not in covered:
+        # Slice by slice: what a point of the fixed space shows is in the same voxel.
+        sources["moving"] = volumes["moving"]._replace(affine=volumes["fixed"].affine, forms=volumes["fixed"].forms)
+    # One window for moving and label: their grey levels are compared.
+    windows = {"fixed": robust_window(volumes["fixed"].slices), "moving": center_width, "label": center_width}
+    levels = {role: window(volume.slices, *windows[role]) for role, volume in volumes.items()}
+    mask = None if read.mask is None else resample_labels(read.mask, volumes["fixed"]).slices > 0
+    return VolumePair(_plain_name(fixed), volumes, levels, center_width, covered, sources, pose, read, mask)
+
+
+def _plain_name(path: str | os.PathLike) -> str:
+    """Name of a file or folder without its suffix."""
+    name = Path(path).name
+    for suffix in (*VOLUME_SUFFIXES, DICOM_SUFFIX):
+        name = name[: -len(suffix)] if name.lower().endswith(suffix) else name
+    return name
+
+
+def _onto_one_grid(
+    volumes: dict[str, Volume], paths: dict[str, str | os.PathLike], pose: Pose | None, resample: bool
+) -> dict[str, float]:
+    """Cut the fixed volume into axial slices and bring the others onto its grid where they are not to stay.
+
+    Args:
+        volumes, paths: by role; the volumes are replaced.
+
+    Returns:
+        Of those that were resampled, the share of the fixed volume that they reach, 0 to 1.
+
+    Raises:
+        FileError: one does not say how it lies, or lies beside the fixed volume.
+    """
     volumes["fixed"] = in_axial_slices(volumes["fixed"])
-    covered = {}
-    shape = volumes["fixed"].slices.shape
-    for role in ("moving", "label")[: len(paths) - 1]:
+    covered, shape = {}, volumes["fixed"].slices.shape
+    for role in [role for role in volumes if role != "fixed"]:
         transform = pose.transform if pose and role == "moving" else None
         if not (resample or transform is not None or volumes[role].slices.shape != shape):
             continue
@@ -201,18 +257,9 @@ def read_volumes(
         try:
             volumes[role] = resample_volume(volumes[role], volumes["fixed"], transform)
         except ValueError as error:
-            expected = f"a volume that overlaps {os.fspath(fixed)} in space (--prealign rigid looks for it)"
+            expected = f"a volume that overlaps {os.fspath(paths['fixed'])} in space (--prealign rigid looks for it)"
             raise FileError.at(paths[role], expected, "one beside it") from error
-    if "moving" not in covered:
-        # Slice by slice: what a point of the fixed space shows is in the same voxel.
-        sources["moving"] = volumes["moving"]._replace(affine=volumes["fixed"].affine, forms=volumes["fixed"].forms)
-    # One window for moving and label: their grey levels are compared.
-    windows = {"fixed": robust_window(volumes["fixed"].slices), "moving": center_width, "label": center_width}
-    levels = {role: window(volume.slices, *windows[role]) for role, volume in volumes.items()}
-    name = Path(fixed).name
-    for suffix in (*VOLUME_SUFFIXES, DICOM_SUFFIX):
-        name = name[: -len(suffix)] if name.lower().endswith(suffix) else name
-    return VolumePair(name, volumes, levels, center_width, covered, sources, pose)
+    return covered
 
 
 def headers_disagree(fixed: Volume, moving: Volume) -> bool:

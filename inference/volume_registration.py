@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from data.pairs import PairFiles
 from inference.pair_fuser import PairFuser
-from inference.volume_field import STRIDE, VolumeField, coarse, join_slices, shown_shares
+from inference.volume_field import STRIDE, VolumeField, coarse, coarse_mask, join_slices, shown_shares
 from inference.volume_pair import VolumePair
 from utils.messages import log
 from utils.processes import rank
@@ -35,6 +35,7 @@ def register_volume(
         return None
     fixed, moving = (volumes.levels[role] for role in ("fixed", "moving"))
     shares, spacing = shown_shares(fixed, moving), float(np.linalg.norm(volumes.volumes["fixed"].slices_affine[:3, 2]))
+    mask = volumes.mask
     every = max(1, round(EVERY / spacing))
     count, *size = fixed.shape
     flows = np.zeros((count, 2, *(-(-side // STRIDE) for side in size)), np.float32)
@@ -46,9 +47,13 @@ def register_volume(
         if stop.is_set():
             return None
         pair = pairs[number]
-        found = fuse(fixed[number], moving[number], aspect=pair.aspect, longest=pair.longest)
+        beside = None if mask is None else mask[number]
+        found = fuse(fixed[number], moving[number], aspect=pair.aspect, longest=pair.longest, mask=beside)
         flows[number], disagreements[number] = coarse(found.flow), found.disagreement
-    field = VolumeField(join_slices(flows, shares, disagreements, spacing), disagreements, tuple(size))
+    beside = None if mask is None else coarse_mask(mask)
+    pixel = tuple(STRIDE * np.linalg.norm(volumes.volumes["fixed"].slices_affine[:3, axis]) for axis in (1, 0))
+    joined = join_slices(flows, shares, disagreements, spacing, beside, pixel)
+    field = VolumeField(joined, disagreements, tuple(size))
     if rank() == 0 and field.lies_right(shares):
         log.warning(f"{volumes.name}: these lie right already; --passes 0 fuses them as they are")
     return field

@@ -1,9 +1,13 @@
-"""Carry further images along with displacement fields that were found before.
+"""Carry images, label maps and landmarks along with displacement fields that were found before.
 
     python -m tools.apply_flow --images DIR --flow out/PET/flow --output DIR
+    python -m tools.apply_flow --images DIR --labels --flow out/CT/flow --output DIR
+    python -m tools.apply_flow --points DIR --flow out/CT/flow --output DIR [--inverse]
 
-For another rendering of the moving images, such as the uptake in grey beside the colour picture that was aligned. What
-is written has 8 bits, also where the image has 16; `utils.geometry.warp.apply_flow` keeps all digits.
+Images are another rendering of the moving images, such as the uptake in grey beside the colour picture that was
+aligned. What is written has 8 bits, also where the image has 16; `utils.geometry.warp.apply_flow` keeps all digits. Of
+label maps the nearest label is taken, and none is mixed. Landmarks are CSV files with the columns x and y, in px. They
+go from the fixed to the moving image, or back with --inverse. Volumes are carried by `python -m tools.carry`.
 
 A flow says nothing of other images. Flows of one modality are not applied to images of another, as far as that can be
 known: the flows' modality by settings.json, the images' by the folders that they lie in, such as CT or CT-MRI.
@@ -13,21 +17,31 @@ import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from data.table import MODALITIES, modality_name
 from utils.arguments import OneLineParser, print_anywhere
-from utils.files import FileError, check_inputs_stay, entries, lacking
+from utils.files import FileError, check_inputs_stay, lacking
 from utils.geometry.warp import apply_flow
-from utils.imaging.flows import load_flow
+from utils.imaging.flows import flow_files, load_flow
 from utils.imaging.images import read_image, write_image
-from utils.imaging.pairing import list_images, plain_stem
+from utils.imaging.label_maps import carry_labels, read_label_map, write_label_map
+from utils.imaging.pairing import list_files, list_images, plain_stem
+from utils.landmarks import carry_points, carry_points_back, read_landmarks, write_landmarks
 from utils.messages import counted, listed
 
 OFF_CENTRE = 0.2
 """Distance, as a share of an image's sides, between its middle and that of the places to which its flow points."""
+
+FEW_LEVELS = 32
+"""Number of grey levels up to which a picture is taken for a label map if interpolation would add further ones."""
+
+Carry = Callable[[Path, Path, Path], None]
+"""A function that carries a file along a flow: the file, the flow's file, the file to write."""
 
 
 def apply_flows(
@@ -35,41 +49,112 @@ def apply_flows(
     flows: str | os.PathLike,
     output: str | os.PathLike,
     modality: str | None = None,
+    *,
+    labels: bool = False,
 ) -> tuple[int, list[str]]:
-    """Warp every image of a folder that has a flow `NAME.npy`.
+    """Warp every image of a folder that has a flow of its name; or one image by one flow.
 
     Args:
-        images, flows: folders that are read.
+        images, flows: folders that are read, or one file each.
         output: folder that is written to.
         modality: of the images; None goes by the names of the folders that they lie in.
+        labels: the images are label maps.
 
     Returns:
         How many there were, and the names of the images without a flow.
 
     Raises:
         FileError: a file cannot be used, a flow's size is not its image's, no image has a flow, the flows are of
-            another modality than the images, or a result would be written over an image.
+            another modality than the images, interpolation would add labels, or a result would be written over an
+            image.
     """
-    of_flows, of_images = modality_of_flows(flows), modality or _modality_in(images)
-    if of_flows and of_images and of_flows != of_images:
-        expected = f"{of_flows} images, whose flows are in {os.fspath(flows)}"
-        hint = "" if modality else f" by the name of the folder (--modality {of_flows} if that misleads)"
-        raise FileError.at(images, expected, f"{of_images} images{hint}")
-    found = {plain_stem(path): path for path in entries(flows) if path.suffix == ".npy"}
-    files = {path: found.get(plain_stem(path)) for path in list_images(images)}
-    todo = [(path, file) for path, file in files.items() if file]
+    _check_modality(images, flows, modality)
+    files = [Path(images)] if os.path.isfile(images) else list_images(images)
+    return _carry_all(files, flows, output, ".png", _carry_labels if labels else _carry_image)
+
+
+def apply_flows_to_points(
+    points: str | os.PathLike, flows: str | os.PathLike, output: str | os.PathLike, *, inverse: bool = False
+) -> tuple[int, list[str]]:
+    """Carry the landmarks of every table of a folder that has a flow of its name; or one table by one flow.
+
+    Args:
+        points: CSV files with columns x, y in px of the fixed image.
+        flows, output: as of `apply_flows`.
+        inverse: the points are of the moving image and go to the fixed one.
+
+    Returns:
+        As `apply_flows`.
+
+    Raises:
+        FileError: a file cannot be used, or a result would be written over one.
+    """
+    files = [Path(points)] if os.path.isfile(points) else list_files(points, (".csv",), "table")
+    return _carry_all(files, flows, output, ".csv", _carry_points_back if inverse else _carry_points)
+
+
+def _carry_all(
+    files: list[Path], flows: str | os.PathLike, output: str | os.PathLike, suffix: str, carry: Carry
+) -> tuple[int, list[str]]:
+    """Check all files, then carry each that has a flow."""
+    if os.path.isfile(flows):
+        found = {plain_stem(files[0]): Path(flows)} if len(files) == 1 else {}
+    else:
+        found = flow_files(flows)
+    todo = [(path, found[plain_stem(path)]) for path in files if plain_stem(path) in found]
     if not todo:
-        raise FileError.at(flows, f"flows named like the images in {os.fspath(images)}", "none")
-    targets = [Path(output, f"{path.stem}.png") for path, _ in todo]
+        nouns = "images" if suffix == ".png" else "tables"
+        raise FileError.at(flows, f"flows named like the {nouns} in {files[0].parent}", "none")
+    targets = [Path(output, f"{path.stem}{suffix}") for path, _ in todo]
     check_inputs_stay((path for path, _ in todo), targets)
     for path in (path for pair in todo for path in pair):
         if reason := lacking(path):
             raise FileError.at(path, "a file with its content", reason)
     for (path, file), target in zip(todo, targets, strict=True):
-        image = read_image(path, color=None)
-        flow = _flow_for(image, file)
-        write_image(target, apply_flow(image, flow, background=0.0))
-    return len(todo), [path.stem for path, file in files.items() if not file]
+        carry(path, file, target)
+    return len(todo), [path.stem for path in files if plain_stem(path) not in found]
+
+
+def _carry_image(path: Path, file: Path, target: Path) -> None:
+    image = read_image(path, color=None)
+    warped = apply_flow(image, _flow_for(image, file), background=0.0)
+    levels = np.unique(image)
+    if len(levels) <= FEW_LEVELS and len(np.setdiff1d(np.rint(warped * 255), np.rint(levels * 255))):
+        expected = f"an image of more than {FEW_LEVELS} grey levels, or --labels with a label map"
+        raise FileError.at(path, expected, f"{counted(len(levels), 'level')}, which interpolation would mix")
+    write_image(target, warped)
+
+
+def _carry_labels(path: Path, file: Path, target: Path) -> None:
+    labels = read_label_map(path)
+    write_label_map(target, carry_labels(labels, _flow_for(labels, file)))
+
+
+def _carry_points(path: Path, file: Path, target: Path) -> None:
+    flow = load_flow(file)
+    _write_moved(path, target, carry_points(read_landmarks(path, size=flow.shape[1:]), flow))
+
+
+def _carry_points_back(path: Path, file: Path, target: Path) -> None:
+    _write_moved(path, target, carry_points_back(read_landmarks(path), load_flow(file)))
+
+
+def _write_moved(path: Path, target: Path, points: np.ndarray) -> None:
+    """Write a table with other coordinates; a point without a partner gets empty cells."""
+    table = pd.read_csv(path, skipinitialspace=True)
+    for column in table.columns:
+        if (axis := str(column).strip().lower()) in ("x", "y"):
+            table[column] = points[:, "xy".index(axis)]
+    write_landmarks(target, table)
+
+
+def _check_modality(images: str | os.PathLike, flows: str | os.PathLike, modality: str | None) -> None:
+    of_flows = modality_of_flows(Path(flows).parent if os.path.isfile(flows) else flows)
+    of_images = modality or _modality_in(images)
+    if of_flows and of_images and of_flows != of_images:
+        expected = f"{of_flows} images, whose flows are in {os.fspath(flows)}"
+        hint = "" if modality else f" by the name of the folder (--modality {of_flows} if that misleads)"
+        raise FileError.at(images, expected, f"{of_images} images{hint}")
 
 
 def _flow_for(image: np.ndarray, file: Path) -> np.ndarray:
@@ -113,21 +198,36 @@ def _modality_in(folder: str | os.PathLike) -> str | None:
 def main(arguments: list[str] | None = None) -> int:
     """Run ``python -m tools.apply_flow``; return the exit status."""
     print_anywhere()
-    parser = OneLineParser("python -m tools.apply_flow", description="Warp images with saved displacement fields.")
-    parser.add_argument("--images", metavar="DIR", required=True, help="images to warp")
-    parser.add_argument("--flow", metavar="DIR", required=True, help="flow/NAME.npy of the test command")
-    parser.add_argument("--output", metavar="DIR", required=True, help="where NAME.png goes")
+    parser = OneLineParser("python -m tools.apply_flow", description=__doc__)
+    carried = parser.add_mutually_exclusive_group(required=True)
+    carried.add_argument("--images", metavar="DIR", help="images to warp, or one file")
+    carried.add_argument("--points", metavar="DIR", help="CSV files of landmarks (columns x and y in px), or one file")
+    parser.add_argument("--flow", metavar="DIR", required=True, help="flow/ of the test command, or one file")
+    parser.add_argument("--output", metavar="DIR", required=True, help="where NAME.png or NAME.csv goes")
+    parser.add_argument("--labels", action="store_true", help="the images are label maps: take the nearest, mix none")
+    parser.add_argument("--inverse", action="store_true", help="carry points from the moving to the fixed image")
     parser.add_argument("--modality", type=modality_name, choices=MODALITIES, help="of the images, where the names of "
                         "their folders do not tell or mislead; flows of another one are refused")  # fmt: skip
     options = parser.parse_args(arguments)
+    if options.points and options.labels:
+        parser.error("--labels: expected --images with it, found --points")
+    if options.images and options.inverse:
+        parser.error("--inverse: expected --points with it, found --images (--flow flow_inverse warps fixed images)")
     try:
-        done, left_out = apply_flows(options.images, options.flow, options.output, options.modality)
+        if options.points:
+            noun = "table"
+            done, left_out = apply_flows_to_points(
+                options.points, options.flow, options.output, inverse=options.inverse
+            )
+        else:
+            noun, how = "label map" if options.labels else "image", {"labels": options.labels}
+            done, left_out = apply_flows(options.images, options.flow, options.output, options.modality, **how)
     except FileError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
-    print(f"Wrote {counted(done, 'image')} to {options.output}")
+    print(f"Wrote {counted(done, noun)} to {options.output}")
     if left_out:
-        what = counted(len(left_out), "image")
+        what = counted(len(left_out), noun)
         print(f"{parser.prog}: left out {what} without a flow: {listed(left_out)}", file=sys.stderr)
     return 0
 

@@ -22,6 +22,10 @@ from utils.arguments import OneLineParser, print_anywhere
 from utils.files import FileError, InputError, check_inputs_stay, write_bytes
 from utils.imaging.resampling import resample_labels, resample_volume
 from utils.imaging.volumes import read_volume, write_volume
+from utils.landmarks import read_landmarks
+
+AXES = ("x", "y", "z")
+"""Columns of points in RAS mm."""
 
 _FLIP = np.array([-1.0, -1.0, 1.0])  # RAS <-> LPS
 
@@ -37,12 +41,14 @@ def read_steps(results: str | os.PathLike, inverse: bool = False) -> list[sitk.T
         FileError: there is neither, or one cannot be read.
     """
     pose, name = Path(results, "pose.tfm"), "displacement_inverse.nii.gz" if inverse else "displacement.nii.gz"
-    field, steps = Path(results, name), []
+    steps = []
+    # MetaImage is what --flow-format itk writes.
+    field = next((path for path in (Path(results, name), Path(results, name[:-7] + ".mha")) if path.exists()), None)
     try:
         if pose.exists():
             transform = sitk.ReadTransform(str(pose))
             steps.append(transform.GetInverse() if inverse else transform)
-        if field.exists():
+        if field:
             steps.append(sitk.DisplacementFieldTransform(sitk.ReadImage(str(field), sitk.sitkVectorFloat64)))
     except RuntimeError as error:
         raise FileError.at(results, "a pose and a displacement field", str(error).splitlines()[-1]) from error
@@ -55,19 +61,6 @@ def carry_points(points: NDArray[np.float64], steps: list[sitk.Transform]) -> ND
     """Carry points (N, 3), RAS mm, through transforms of which the last comes first."""
     transform = sitk.CompositeTransform(steps)
     return np.array([transform.TransformPoint((point * _FLIP).tolist()) for point in points]) * _FLIP
-
-
-def read_points(path: str | os.PathLike) -> NDArray[np.float64]:
-    """Read the columns x, y, z of a table: (N, 3), RAS mm.
-
-    Raises:
-        FileError: they are not there, or are no numbers.
-    """
-    try:
-        table = pd.read_csv(path)
-        return table[["x", "y", "z"]].to_numpy(np.float64)
-    except (OSError, ValueError, KeyError) as error:
-        raise FileError.at(path, "a table with numbers in the columns x, y, z (RAS mm)", str(error)) from error
 
 
 def carry_volume(options: argparse.Namespace) -> None:
@@ -99,11 +92,11 @@ def carry_table(options: argparse.Namespace) -> None:
     Raises:
         FileError: a file cannot be used, or the truth has another number of points.
     """
-    points = read_points(options.points)
+    points = read_landmarks(options.points, AXES)
     found = carry_points(points, read_steps(options.results, options.inverse))
     table = pd.DataFrame(found, columns=["x", "y", "z"])
     if options.truth:
-        truth = read_points(options.truth)
+        truth = read_landmarks(options.truth, AXES)
         if len(truth) != len(found):
             raise FileError.at(options.truth, f"the {len(found)} points of {options.points}", f"{len(truth)}")
         table["error_mm"] = np.linalg.norm(found - truth, axis=1)

@@ -24,6 +24,9 @@ ENGINES = ("torch", "openvino-bf16")
 COLOR_MODES = ("keep", "luma")
 """How a fused image shows the tracer's colours: see `inference.pair_fuser.PairFuser`."""
 
+FLOW_FORMATS = ("npy", "itk", "ants", "nifti")
+"""How displacement fields are written: see `utils.imaging.flows`."""
+
 VERSION = "0.1.0"
 """Version of the project, as `--version` of every command prints it."""
 

@@ -69,6 +69,9 @@ METRICS: dict[str, Metric] = {
         description="of the flow in the head, pixels, as the network predicts it",
         group=REGISTRATION,
     ),
+    "tre": Metric("TRE", better=-1, digits=2, description="distance of landmarks, pixels", group=REGISTRATION),
+    "tre_mm": Metric("TRE", "mm", better=-1, digits=2, description="distance of landmarks, mm", group=REGISTRATION),
+    "dice": Metric("Dice", better=1, description="overlap of label maps, mean over labels", group=REGISTRATION),
     "folding": Metric(
         "Folding", better=-1, digits=4, description="share of pixels whose Jacobian is not positive", group=REGISTRATION
     ),

@@ -44,7 +44,7 @@ def test_embedded_sample(sample_run, modality):
     assert table["rmse"].iloc[-1] == pytest.approx(table["rmse"].iloc[:-1].mean())
     assert table["epe_before"].between(2, 6).all()
     assert sorted(p.name for p in folder.iterdir()) == [
-        "aligned", "flow", "fused", "inputs.json", "metrics.csv", "report.html", "settings.json",
+        "aligned", "flow", "flow_inverse", "fused", "inputs.json", "metrics.csv", "report.html", "settings.json",
     ]  # fmt: skip
     for kind in ("fused", "aligned"):
         assert [p.stem for p in sorted((folder / kind).iterdir())] == list(names)

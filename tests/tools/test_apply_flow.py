@@ -4,13 +4,16 @@ import os
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 
 from inference.result_folder import ResultFolder
 from tools.apply_flow import main, modality_of_flows
 from utils.geometry.fit import Fit
 from utils.geometry.warp import apply_flow
+from utils.imaging.flows import save_flow
 from utils.imaging.images import read_image, write_image
+from utils.imaging.label_maps import read_label_map, write_label_map
 
 RNG = np.random.default_rng(0)
 
@@ -134,3 +137,62 @@ def test_a_link_to_nothing_is_named_before_anything_is_written(tmp_path, image, 
     assert main(line) == 2
     assert f"{stump}: expected a file with its content, found a link to nothing (gone)" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def shifted(tmp_path, suffix=".npy"):
+    """Write a flow of 3 px to the right for the name a, and return its folder."""
+    flow = np.zeros((2, 64, 80), np.float32)
+    flow[0] = 3
+    save_flow(tmp_path / "shift" / f"a{suffix}", flow)
+    return str(tmp_path / "shift")
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".mha", ".nii.gz"])
+def test_fields_of_all_formats_are_applied(tmp_path, image, line, suffix):
+    assert main([*line[:2], "--flow", shifted(tmp_path, suffix), "--output", f"{tmp_path}/out"]) == 0
+    np.testing.assert_allclose(read_image(tmp_path / "out/a.png")[:, :-3], image[:, 3:], atol=1e-5)
+
+
+def test_labels_are_carried_unmixed_and_not_as_images(tmp_path, capsys):
+    labels = np.zeros((64, 80), np.int32)
+    labels[20:40, 20:40], labels[20:40, 40:60] = 300, 7
+    write_label_map(tmp_path / "labels/a.png", labels)
+    flow = np.zeros((2, 64, 80), np.float32)
+    flow[0], flow[1] = 2.6, 0.4
+    save_flow(tmp_path / "flow/a.npy", flow)
+    line = ["--images", f"{tmp_path}/labels", "--flow", f"{tmp_path}/flow", "--output", f"{tmp_path}/out"]
+    assert main(line) == 2
+    (message,) = capsys.readouterr().err.splitlines()
+    assert "labels/a.png: expected" in message and "--labels" in message and "3 levels" in message
+    assert not (tmp_path / "out").exists()
+    assert main([*line, "--labels"]) == 0
+    np.testing.assert_array_equal(read_label_map(tmp_path / "out/a.png")[:, :-3], labels[:, 3:])
+
+
+def test_landmarks_go_forth_and_back(tmp_path):
+    (tmp_path / "points").mkdir()
+    (tmp_path / "points/a.csv").write_text("name,x,y\nnose,10,20\near,30.5,40\n")
+    flow = ["--flow", shifted(tmp_path)]
+    assert main(["--points", f"{tmp_path}/points", *flow, "--output", f"{tmp_path}/forth"]) == 0
+    forth = pd.read_csv(tmp_path / "forth/a.csv")
+    assert list(forth["name"]) == ["nose", "ear"]
+    np.testing.assert_allclose(forth[["x", "y"]], [[13, 20], [33.5, 40]])
+    back = ["--points", f"{tmp_path}/forth/a.csv", "--inverse", "--output", f"{tmp_path}/back"]
+    assert main([*back, *flow]) == 0
+    np.testing.assert_allclose(pd.read_csv(tmp_path / "back/a.csv")[["x", "y"]], [[10, 20], [30.5, 40]], atol=1e-3)
+
+
+@pytest.mark.parametrize("case", ["beside the image", "no column", "written over", "labels with points"])
+def test_bad_landmarks(tmp_path, capsys, case):
+    (tmp_path / "points").mkdir()
+    table = {"beside the image": "x,y\n10,20\n100,20\n", "no column": "x,z\n1,2\n"}.get(case, "x,y\n10,20\n")
+    (tmp_path / "points/a.csv").write_text(table)
+    output = tmp_path / ("points" if case == "written over" else "out")
+    line = ["--points", f"{tmp_path}/points", "--flow", shifted(tmp_path), "--output", str(output)]
+    try:
+        code = main([*line, *["--labels"] * (case == "labels with points")])
+    except SystemExit as exit_:
+        code = exit_.code
+    (message,) = capsys.readouterr().err.splitlines()
+    assert code == 2 and "expected" in message and "found" in message
+    assert (tmp_path / "points/a.csv").read_text() == table and not (tmp_path / "out").exists()

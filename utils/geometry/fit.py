@@ -29,10 +29,7 @@ class Fit(NamedTuple):
         Returns:
             (*size) or (*size, 3); finer pixels are averaged, beyond the image its border goes on.
         """
-        matrix = np.array([[self.scale, 0, self.x], [0, self.scale, self.y]])
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        image = before_sampling(image, self.scale)
-        return cv2.warpAffine(image, matrix, size[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        return self._sample(before_sampling(image, self.scale), size)
 
     def to_original(self, flow: NDArray[np.float32]) -> NDArray[np.float32]:
         """Convert a displacement field for the fitted image to one for the original image.
@@ -43,10 +40,58 @@ class Fit(NamedTuple):
         Returns:
             (2, H, W): aligned(p) = original(p + flow(p)), in the original image's pixels.
         """
-        rows, columns = np.indices(flow.shape[1:], dtype=np.float32)
-        points = np.stack((columns, rows))
-        shift = np.array([self.x, self.y], np.float32).reshape(2, 1, 1)
-        return (np.float32(self.scale) * (points + flow) + shift - points).astype(np.float32)
+        points = _points(flow.shape[1:])
+        return (np.float32(self.scale) * (points + flow) + self._shift() - points).astype(np.float32)
+
+    def to_frame(self, flow: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Convert a displacement field for the original image to one for the fitted image, the way back."""
+        points = _points(flow.shape[1:])
+        return ((points + flow - self._shift()) / np.float32(self.scale) - points).astype(np.float32)
+
+    def inverse_to_original(self, inverse: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+        """Convert an inverse displacement field, in the frame, to one on the original image's grid.
+
+        Args:
+            inverse: (2, H, W), px of the frame: the fitted image at p shows what the fixed one shows at p + inverse(p).
+            size: height and width of the original image.
+
+        Returns:
+            (2, *size): the original image at q shows what the fixed image shows at q + result(q), in its pixels.
+        """
+        back = Fit(1 / self.scale, -self.x / self.scale, -self.y / self.scale)
+        sampled = np.moveaxis(back._sample(np.moveaxis(inverse, 0, -1), size), -1, 0)
+        points = _points(size)
+        return ((points - self._shift()) / np.float32(self.scale) + sampled - points).astype(np.float32)
+
+    def apply_to_flow(self, flow: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+        """Show a displacement field on the original image's grid, in its pixels, in the frame.
+
+        Args:
+            flow: (2, H, W).
+            size: height and width of the frame.
+
+        Returns:
+            (2, *size), px of the frame.
+        """
+        return np.moveaxis(self._sample(np.moveaxis(flow, 0, -1), size), -1, 0) / np.float32(self.scale)
+
+    def points_to_frame(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Convert points (N, 2), as (x, y) in px of the original image, to those of the frame."""
+        return (points - [self.x, self.y]) / self.scale
+
+    def _shift(self) -> NDArray[np.float32]:
+        return np.array([self.x, self.y], np.float32).reshape(2, 1, 1)
+
+    def _sample(self, image: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+        matrix = np.array([[self.scale, 0, self.x], [0, self.scale, self.y]])
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        image = np.ascontiguousarray(image, np.float32)
+        return cv2.warpAffine(image, matrix, size[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _points(size: tuple[int, int]) -> NDArray[np.float32]:
+    """Coordinates x, y of the pixels of a grid: (2, *size)."""
+    return np.indices(size, dtype=np.float32)[::-1]
 
 
 def before_sampling(image: NDArray[np.float32], scale: float) -> NDArray[np.float32]:

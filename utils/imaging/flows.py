@@ -1,36 +1,102 @@
-"""Displacement fields as files: NumPy arrays (2, H, W), float32, in pixels."""
+"""Displacement fields of images as files.
+
+- ``npy``: NumPy array (2, H, W), float32, channel 0 is x (columns), channel 1 is y (rows), in px.
+- ``itk`` (MetaImage, .mha), ``ants`` and ``nifti`` (both NIfTI, .nii.gz): vectors as ITK takes them, in LPS mm. A pixel
+  of an image is 1 mm wide and the first one lies at (0, 0), which is what ITK and ANTs take for PNG files. So the
+  numbers are those of ``npy``, and both programs apply the files to images as they are.
+"""
 
 import io
 import os
+import tempfile
+import unicodedata
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.files import FileError, lacking, write_bytes
+from utils.files import FileError, entries, lacking, write_bytes
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
 
 GRID_STRIDE = 4  # the fields are smooth over at least 10 px, so a grid point every 4 px loses nothing
 
+FLOW_SUFFIXES = {"npy": ".npy", "itk": ".mha", "ants": ".nii.gz", "nifti": ".nii.gz"}
+"""How the names of files of each format end."""
+
+
+def flow_files(folder: str | os.PathLike) -> dict[str, Path]:
+    """List the displacement fields directly in a folder, by name in one form of Unicode.
+
+    Raises:
+        FileError: the folder cannot be read, or holds a name in two formats.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(entries(folder)):
+        suffix = _suffix(path)
+        if suffix is None:
+            continue
+        name = unicodedata.normalize("NFC", path.name[: -len(suffix)])
+        if (other := found.setdefault(name, path)) != path:
+            raise FileError.at(folder, "one displacement field a name", f"{other.name} and {path.name}")
+    return found
+
+
+def _suffix(path: str | os.PathLike) -> str | None:
+    name = os.fspath(path).lower()
+    return next((suffix for suffix in dict.fromkeys(FLOW_SUFFIXES.values()) if name.endswith(suffix)), None)
+
 
 def save_flow(path: str | os.PathLike, flow: NDArray[np.float32]) -> None:
-    """Write a displacement field (2, H, W), whole or not at all.
+    """Write a displacement field (2, H, W), px, whole or not at all; the end of the name says in which format.
 
     Raises:
         FileError: the file cannot be written.
     """
-    buffer = io.BytesIO()
-    np.save(buffer, flow)
-    write_bytes(path, buffer.getvalue())
+    if _suffix(path) == ".npy":
+        buffer = io.BytesIO()
+        np.save(buffer, flow)
+        write_bytes(path, buffer.getvalue())
+    else:
+        # Takes a while to import, which arrays are not to cost.
+        import SimpleITK as sitk
+
+        vectors = np.ascontiguousarray(np.moveaxis(flow, 0, -1), np.float64)
+        write_itk_image(path, sitk.GetImageFromArray(vectors, isVector=True))
 
 
-def load_flow(path: str | os.PathLike, size: tuple[int, int] | None) -> NDArray[np.float32]:
+def write_itk_image(path: str | os.PathLike, image: "sitk.Image") -> None:
+    """Write a SimpleITK image, whole or not at all.
+
+    Raises:
+        FileError: the file cannot be written, or its format cannot hold the image's axes.
+    """
+    import SimpleITK as sitk
+
+    suffix = _suffix(path)
+    with tempfile.TemporaryDirectory() as folder:
+        # SimpleITK takes names of files only, and would leave half a file where the disk is full.
+        file = Path(folder, f"image{suffix}")
+        try:
+            sitk.WriteImage(image, str(file), useCompression=True)
+        except RuntimeError as error:
+            expected = "a fixed volume whose axes are at right angles (--flow-format itk takes others as well)"
+            raise FileError.at(path, expected, "a tilted gantry") from error
+        write_bytes(path, file.read_bytes())
+
+
+def load_flow(path: str | os.PathLike, *sizes: tuple[int, int] | None) -> NDArray[np.float32]:
     """Read a displacement field at the resolution of its images.
 
     A file may hold it on a grid of (H // 4, W // 4), in pixels of that grid, as `data.deformation.random_flow` draws it
     and those of the embedded sample have it.
 
     Args:
-        path: ``flow/NAME.npy``.
-        size: height and width of the images, px. None takes the field as it is.
+        path: ``flow/NAME.npy``, or a file of the other formats.
+        sizes: height and width of the images, px, or several that are right as well. None, or no size, takes the
+            field as it is.
 
     Returns:
         float32 (2, H, W), px: ``aligned(p) = moving(p + flow(p))``, channel 0 is x.
@@ -38,26 +104,56 @@ def load_flow(path: str | os.PathLike, size: tuple[int, int] | None) -> NDArray[
     Raises:
         FileError: the file cannot be read, is no flow, or is one for images of another size.
     """
+    flow = _read_array(path) if _suffix(path) in (".npy", None) else _read_by_itk(path)
+    if flow.ndim != 3 or flow.shape[0] != 2 or flow.size == 0:
+        raise FileError.at(path, "a flow of shape (2, H, W)", f"{flow.shape}")
+    if flow.dtype.kind not in "fiu":
+        raise FileError.at(path, "a flow of real numbers", str(flow.dtype))
+    if not np.isfinite(flow).all():
+        raise FileError.at(path, "a flow of finite numbers", "NaN or infinity")
+    flow = flow.astype(np.float32)
+    if not sizes or None in sizes:
+        return flow
+    # Processes that only save need no torch.
+    import torch
+
+    from utils.geometry.warp import resize_flow
+
+    for size in sizes:
+        if flow.shape in ((2, *size), (2, *(side // GRID_STRIDE for side in size))):
+            return resize_flow(torch.from_numpy(flow)[None], size)[0].numpy()
+    fitting = [(2, *(side // step for side in size)) for size in sizes for step in (1, GRID_STRIDE)]
+    expected = " or ".join(map(str, fitting))
+    raise FileError.at(path, f"a flow of shape {expected}, as the images are", f"{flow.shape}")
+
+
+def _read_array(path: str | os.PathLike) -> NDArray:
     if found := lacking(path):
         raise FileError.at(path, "a flow (NumPy array)", found)
     try:
         flow = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise FileError.at(path, "a flow (NumPy array)", str(error)) from error
-    if not isinstance(flow, np.ndarray) or flow.ndim != 3 or flow.shape[0] != 2 or flow.size == 0:
-        raise FileError.at(path, "a flow of shape (2, H, W)", f"{getattr(flow, 'shape', type(flow).__name__)}")
-    if flow.dtype.kind not in "fiu":
-        raise FileError.at(path, "a flow of real numbers", str(flow.dtype))
-    if not np.isfinite(flow).all():
-        raise FileError.at(path, "a flow of finite numbers", "NaN or infinity")
-    if size is None:
-        return flow.astype(np.float32)
-    # Processes that only save need no torch.
-    import torch
+    if not isinstance(flow, np.ndarray):
+        raise FileError.at(path, "a flow of shape (2, H, W)", type(flow).__name__)
+    return flow
 
-    from utils.geometry.warp import resize_flow
 
-    fitting = [(2, *size), (2, *(side // GRID_STRIDE for side in size))]
-    if flow.shape not in fitting:
-        raise FileError.at(path, f"a flow of shape {fitting[0]} or {fitting[1]}, as the images are", f"{flow.shape}")
-    return resize_flow(torch.from_numpy(flow.astype(np.float32))[None], size)[0].numpy()
+def _read_by_itk(path: str | os.PathLike) -> NDArray[np.float64]:
+    """Read vectors in mm of a flat image, as px: (2, H, W)."""
+    import SimpleITK as sitk
+
+    if found := lacking(path):
+        raise FileError.at(path, "a displacement field (.mha, .nii.gz)", found)
+    try:
+        image = sitk.ReadImage(os.fspath(path))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise FileError.at(path, "a displacement field (.mha, .nii.gz)", f"a damaged file ({reason})") from error
+    if image.GetDimension() != 2 or image.GetNumberOfComponentsPerPixel() != 2:
+        found = f"{image.GetDimension()} axes, {image.GetNumberOfComponentsPerPixel()} numbers a pixel"
+        hint = "; fields of volumes are carried by python -m tools.carry" if image.GetDimension() == 3 else ""
+        raise FileError.at(path, "the field of an image: two axes, two numbers a pixel", found + hint)
+    if not np.allclose(image.GetDirection(), (1, 0, 0, 1)):
+        raise FileError.at(path, "axes along columns and rows", f"a direction of {image.GetDirection()}")
+    return np.moveaxis(sitk.GetArrayFromImage(image) / image.GetSpacing(), -1, 0)

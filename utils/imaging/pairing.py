@@ -8,6 +8,9 @@ from pathlib import Path
 from utils.files import entries, lacking
 from utils.imaging.images import IMAGE_SUFFIXES, ImageError
 
+OTHER_FILES = {"fixed_landmarks": (".csv",), "moving_landmarks": (".csv",)}
+"""Roles whose files are no images -> how their names end."""
+
 
 def list_images(folder: str | os.PathLike) -> list[Path]:
     """List the images directly in a folder in natural order (``2.png`` before ``10.png``), without hidden files.
@@ -17,20 +20,33 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
     Raises:
         FileError: no such folder, it cannot be read, it holds no image, or two of its images share a stem.
     """
+    return list_files(folder, IMAGE_SUFFIXES, "image")
+
+
+def list_files(folder: str | os.PathLike, suffixes: tuple[str, ...], kind: str) -> list[Path]:
+    """List the files of a kind, by how their names end, as `list_images` does.
+
+    Args:
+        kind: noun for messages, such as image.
+
+    Raises:
+        FileError: as of `list_images`.
+    """
     folder = Path(folder)
     if not os.path.isdir(folder):
-        raise ImageError.at(folder, "a folder of images", "a file" if os.path.isfile(folder) else f"{lacking(folder)}")
+        found = "a file" if os.path.isfile(folder) else f"{lacking(folder)}"
+        raise ImageError.at(folder, f"a folder of {kind}s", found)
     files = [path for path in entries(folder) if not path.is_dir()]
-    images = sorted((path for path in files if path.suffix.lower() in IMAGE_SUFFIXES), key=_natural_key)
-    if not images:
+    chosen = sorted((path for path in files if path.name.lower().endswith(suffixes)), key=_natural_key)
+    if not chosen:
         found = next((f"{path.name}, {reason}" for path in sorted(files) if (reason := lacking(path))), "none")
-        raise ImageError.at(folder, f"images ({' '.join(IMAGE_SUFFIXES)})", found)
+        raise ImageError.at(folder, f"{kind}s ({' '.join(suffixes)})", found)
     by_stem: dict[str, Path] = {}
-    for image in images:
-        other = by_stem.setdefault(image.stem, image)
-        if other is not image:
-            raise ImageError.at(folder, "one image a name", f"{other.name} and {image.name}")
-    return images
+    for path in chosen:
+        other = by_stem.setdefault(path.stem, path)
+        if other is not path:
+            raise ImageError.at(folder, f"one {kind} a name", f"{other.name} and {path.name}")
+    return chosen
 
 
 def plain_stem(path: str | os.PathLike) -> str:
@@ -60,12 +76,13 @@ def pair_files(*, left_out: list[str] | None = None, **folders: str | os.PathLik
     absent = dict.fromkeys(folders.keys() - given.keys())
     for role, path in given.items():
         if not os.path.exists(path):
-            raise ImageError.at(path, f"the folder of {role} images", f"{lacking(path)}")
+            raise ImageError.at(path, f"the folder of {_named(role)}s", f"{lacking(path)}")
     if all(path.is_file() for path in given.values()):
         return [{"name": plain_stem(next(iter(given.values()))), **given, **absent}]
     images: dict[str, dict[str, Path]] = {role: {} for role in given}
     for role, folder in given.items():
-        for path in list_images(folder):
+        suffixes = OTHER_FILES.get(role, IMAGE_SUFFIXES)
+        for path in list_files(folder, suffixes, "image" if suffixes == IMAGE_SUFFIXES else "file"):
             if images[role].setdefault(plain_stem(path), path) is not path:
                 raise ImageError.at(folder, "one image a name", f"{path.name} twice, in two forms of Unicode")
     first, *others = images
@@ -74,13 +91,19 @@ def pair_files(*, left_out: list[str] | None = None, **folders: str | os.PathLik
             missing = [stem for stem in images[here] if stem not in images[there]]
             if missing:
                 listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-                error = ImageError.at(given[there], f"a {there} image for each {here} image in {given[here]}",
-                                      f"none for {listed}")
+                expected = f"a {_named(there)} for each {_named(here)} in {given[here]}"
+                error = ImageError.at(given[there], expected, f"none for {listed}")
                 if left_out is None:
                     raise error
                 left_out.append(str(error))
     common = [stem for stem in images[first] if all(stem in images[role] for role in given)]
     return [{"name": stem, **{role: images[role][stem] for role in given}, **absent} for stem in common]
+
+
+def _named(role: str) -> str:
+    """Name the files of a role: fixed image, file of fixed landmarks."""
+    words = role.replace("_", " ")
+    return f"file of {words}" if role in OTHER_FILES else f"{words} image"
 
 
 def _natural_key(path: Path) -> list[tuple[int, int, str]]:

@@ -31,6 +31,15 @@ def itk_image(values: NDArray, affine: NDArray[np.float64]) -> sitk.Image:
     return image
 
 
+def affine_transform(matrix: NDArray[np.float64]) -> sitk.AffineTransform:
+    """Make SimpleITK's transform of a matrix (4, 4), RAS mm."""
+    lps = _RAS_TO_LPS @ matrix @ _RAS_TO_LPS
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix(lps[:3, :3].ravel().tolist())
+    transform.SetTranslation(lps[:3, 3].tolist())
+    return transform
+
+
 def linear_part(transform: sitk.Transform, at: NDArray[np.float64]) -> NDArray[np.float64]:
     """Linearise a transform near a point: matrix (4, 4), RAS mm.
 
