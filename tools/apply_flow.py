@@ -119,7 +119,7 @@ def _carry_image(path: Path, file: Path, target: Path) -> None:
     image = read_image(path, color=None)
     warped = apply_flow(image, _flow_for(image, file), background=0.0)
     levels = np.unique(image)
-    if len(levels) <= FEW_LEVELS and len(np.setdiff1d(np.rint(warped * 255), np.rint(levels * 255))):
+    if len(levels) <= FEW_LEVELS and len(np.setdiff1d(np.rint(warped * 65535), np.rint(levels * 65535))):
         expected = f"an image of more than {FEW_LEVELS} grey levels, or --labels with a label map"
         raise FileError.at(path, expected, f"{counted(len(levels), 'level')}, which interpolation would mix")
     write_image(target, warped)

@@ -173,20 +173,22 @@ class TestVolumes:
             assert np.abs(flows[0] - flows[1]).max() > 0
 
 
+@pytest.fixture(scope="module")
+def fuse() -> PairFuser:
+    checkpoint = load_checkpoint(DEFAULT_CHECKPOINT)
+    return PairFuser(checkpoint.model, torch.device("cpu"), passes=1, average=True, multistart=False)
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A pair of the sample and a mask of 40 px in its brain."""
+    name = sorted((SAMPLE / "CT/fixed").iterdir())[0].name
+    rows, columns = np.indices((256, 256))
+    mask = (rows - 110) ** 2 + (columns - 150) ** 2 < 20**2
+    return read_image(SAMPLE / "CT/fixed" / name), read_image(SAMPLE / "CT/moving" / name), mask
+
+
 class TestMask:
-    @pytest.fixture(scope="class")
-    def fuse(self) -> PairFuser:
-        checkpoint = load_checkpoint(DEFAULT_CHECKPOINT)
-        return PairFuser(checkpoint.model, torch.device("cpu"), passes=1, average=True, multistart=False)
-
-    @pytest.fixture(scope="class")
-    def pair(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A pair of the sample and a mask of 40 px in its brain."""
-        name = sorted((SAMPLE / "CT/fixed").iterdir())[0].name
-        rows, columns = np.indices((256, 256))
-        mask = (rows - 110) ** 2 + (columns - 150) ** 2 < 20**2
-        return read_image(SAMPLE / "CT/fixed" / name), read_image(SAMPLE / "CT/moving" / name), mask
-
     def test_what_lies_within_has_no_say(self, fuse, pair) -> None:
         fixed, moving, mask = pair
         noise = np.random.default_rng(0).random(moving.shape, dtype=np.float32)
