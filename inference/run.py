@@ -211,7 +211,7 @@ def what_results_depend_on(options: Options, network: Network, volumes: VolumePa
         "frame": options.frame,
         "fit": options.fit,
         # Those of images are told by the pairs' own fingerprints.
-        "marks": {role: file_digest(path) for role, path in options.marks.items()} if volumes else {},
+        "marks": {role: file_digest(path) for role, path in options.marks.items()} or None if volumes else None,
     }
 
 
@@ -244,6 +244,8 @@ def report_notes(options: Options, network: Network, volumes: VolumePair | None)
     if volumes:
         notes["window"] = volumes.window_text()
         notes["pose"] = volumes.pose_text()
+    if options.mask:
+        notes["mask"] = "nothing is matched within it"
     if options.is_sample:
         notes["pairs"] = "the embedded sample: simulated, says nothing about patients' images"
     return notes

@@ -1,5 +1,6 @@
 """Volumes for the test command, and what should be known of them before they are taken."""
 
+import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -7,8 +8,9 @@ import numpy as np
 from data.table import DataError, lacking_in_name
 from inference.options import Options
 from inference.volume_pair import BRAIN_WINDOW, VolumePair, read_volumes
+from utils.imaging.flows import MOST_SHEAR, shear
 from utils.imaging.images import MIN_SIDE
-from utils.imaging.volumes import check_no_volumes, is_volume
+from utils.imaging.volumes import Volume, check_no_volumes, is_volume
 from utils.messages import log
 
 COVERED = 0.8  # of the fixed volume: less is worth a word
@@ -32,6 +34,8 @@ def open_volumes(options: Options) -> VolumePair:
         raise DataError.at(options.fixed, f"slices of at least {MIN_SIDE} x {MIN_SIDE} pixels", found)
     if expected := lacking_in_name(volumes.name):
         raise DataError.at(options.fixed, expected, repr(volumes.name))
+    if options.save_flow and options.passes != 0 and options.flow_format != "itk":
+        check_axes(volumes.volumes["fixed"], options.fixed)
     if options.window:
         check_window(volumes, *options.window)
     for oddity in _oddities(volumes, options):
@@ -73,6 +77,18 @@ def _oddities(volumes: VolumePair, options: Options) -> Iterator[str]:
     for role, kind in volumes.of_other_kind(options.modality).items():
         found = f"a DICOM series of modality {kind}; are --fixed (MRI) and --moving the right way round?"
         yield f"{paths[role]}: expected the {role} volume, found {found}"
+
+
+def check_axes(volume: Volume, path: str | os.PathLike) -> None:
+    """Check that NIfTI can hold a displacement field on the grid of a volume.
+
+    Raises:
+        DataError: its axes are not at right angles.
+    """
+    axes = volume.slices_affine[:3, :3] / np.linalg.norm(volume.slices_affine[:3, :3], axis=0)
+    if (angle := shear(axes)) > MOST_SHEAR:
+        expected = "axes at right angles to save its displacement field as NIfTI (--flow-format itk takes others)"
+        raise DataError.at(path, expected, f"a tilted gantry, {angle:.1f} degrees")
 
 
 def check_window(volumes: VolumePair, center: float, width: float) -> None:

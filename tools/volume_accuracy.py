@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from data.pairs import PairFiles
 from data.tissue import Tissue
+from evaluation.figures import new_figure, save_figure
 from inference.pair_fuser import PairFuser
 from inference.pose import PoseError, estimate_pose
 from inference.volume_field import VolumeField
@@ -176,8 +177,12 @@ def register(pair: SimulatedPair, pose: sitk.Transform, fuse: PairFuser) -> Volu
     return register_volume(whole, pairs, fuse, threading.Event())
 
 
-def score(pair: SimulatedPair, fuse: PairFuser | None) -> dict[str, float | str]:
-    """Find the pose of a pair, and its displacement where something estimates it; return a row of the table."""
+def score(pair: SimulatedPair, fuse: PairFuser | None, picture: Path | None = None) -> dict[str, float | str]:
+    """Find the pose of a pair, and its displacement where something estimates it; return a row of the table.
+
+    Args:
+        picture: PNG file to draw coronal views to; None draws none.
+    """
     by_headers = sitk.Transform(3, sitk.sitkIdentity)
     row: dict[str, float | str] = {"modality": pair.modality, "before": error(pair, by_headers)}
     start = time.perf_counter()
@@ -193,7 +198,30 @@ def score(pair: SimulatedPair, fuse: PairFuser | None) -> dict[str, float | str]
         row |= {"all": error(pair, after), "all_seconds": time.perf_counter() - start}
         # A step is STEP mm: at 1 mm it is that share of it.
         row["jump"] = jump(field.flows) / STEP
+        if picture:
+            draw(pair, {"by the headers": None, "after the pose": pose, "after all": after}, picture)
     return row
+
+
+def draw(pair: SimulatedPair, transforms: dict[str, sitk.Transform | None], path: Path) -> None:
+    """Draw a coronal view of the fixed volume, and of the moving one through each transform with the fixed one's edges.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    row = pair.fixed.slices.shape[1] // 2
+    views = {"MRI": window(pair.fixed.slices, *robust_window(pair.fixed.slices))[::-1, row]}
+    shown = BRAIN_WINDOW if pair.modality == "CT" else robust_window(pair.moving.slices)
+    for name, transform in transforms.items():
+        moved = resample_volume(pair.moving, pair.fixed, transform).slices[::-1, row]
+        views[f"{pair.modality}, {name}"] = window(moved, *shown)
+    figure = new_figure(3 * len(views), 3.2)
+    figure.set_layout_engine("constrained")
+    for panel, (title, view) in zip(figure.subplots(1, len(views)), views.items(), strict=True):
+        panel.imshow(view, cmap="gray", vmin=0, vmax=1, aspect=STEP)
+        panel.contour(gaussian_filter(views["MRI"], 1), [0.25], colors="tab:orange", linewidths=0.7)
+        panel.set(title=title, xticks=[], yticks=[])
+    save_figure(path, figure)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -207,7 +235,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--deform", action="store_true", help="deform the moving heads and run the whole registration")
     parser.add_argument("--checkpoint", metavar="FILE", default=DEFAULT_CHECKPOINT, help="default: %(default)s")
     parser.add_argument("--output", type=Path, metavar="FILE", help="CSV file to write, a row a pair")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="PNG file with coronal views of the last pair")
     options = parser.parse_args(arguments)
+    if options.picture and not options.deform:
+        parser.error("--picture: expected --deform with it, found none")
     try:
         head, fuse = read_head(options.mri, options.labels), None
         if options.deform:
@@ -217,7 +248,7 @@ def main(arguments: list[str] | None = None) -> int:
         numbers = range(options.first, options.first + options.poses)
         for number in tqdm(numbers, desc="poses", unit="pair", disable=None):
             pair = simulate(head, number, ("CT", "PET")[number % 2], options.deform)
-            rows.append({"number": number, **score(pair, fuse)})
+            rows.append({"number": number, **score(pair, fuse, options.picture)})
         table = pd.DataFrame(rows)
         if options.output:
             write_bytes(options.output, table.to_csv(index=False, float_format="%.3f").encode())

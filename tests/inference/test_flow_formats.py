@@ -135,3 +135,18 @@ def test_other_files_are_no_flows(tmp_path, flow, case) -> None:
 def test_fits_convert_flows_both_ways(flow) -> None:
     fit = Fit(1.7, 12.0, -5.0)
     np.testing.assert_allclose(fit.to_frame(fit.to_original(flow)), flow, atol=1e-4)
+
+
+def test_axes_of_a_tilted_gantry_are_kept_by_itk_and_refused_for_nifti(checkpoint, tmp_path, capsys) -> None:
+    affine = np.array([[-1.5, 0, 0, 20], [0, -1.5, 1, 30], [0, 0, 4, -10], [0, 0, 0, 1]])
+    for name in ("mri", "ct"):
+        values = np.stack([picture(seed) for seed in range(3)]).transpose(2, 1, 0)
+        nib.save(nib.Nifti1Image(values.astype(np.float32), affine), tmp_path / f"{name}.nii")
+    options = ["--modality", "CT", "--fixed", str(tmp_path / "mri.nii"), "--moving", str(tmp_path / "ct.nii")]
+    assert run_command(checkpoint, tmp_path / "out", *options, "--save-flow") == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "tilted" in line)
+    assert "mri.nii: expected axes at right angles" in line and "14.0 degrees" in line
+    assert not (tmp_path / "out").exists()
+    assert run_command(checkpoint, tmp_path / "out", *options, "--save-flow", "--flow-format", "itk") == 0
+    direction = np.reshape(sitk.ReadImage(str(tmp_path / "out/CT/displacement.mha")).GetDirection(), (3, 3))
+    np.testing.assert_allclose(direction[:, 2], np.array([0, -1, 4]) / np.sqrt(17), atol=1e-6)

@@ -27,6 +27,10 @@ FLOW_SUFFIXES = {"npy": ".npy", "itk": ".mha", "ants": ".nii.gz", "nifti": ".nii
 """How the names of files of each format end."""
 
 
+MOST_SHEAR = 0.01
+"""Largest deviation of axes from right angles, degrees, that is taken for rounding: 0.02 mm at the rim of a head."""
+
+
 def flow_files(folder: str | os.PathLike) -> dict[str, Path]:
     """List the displacement fields directly in a folder, by name in one form of Unicode.
 
@@ -75,16 +79,21 @@ def write_itk_image(path: str | os.PathLike, image: "sitk.Image") -> None:
     """
     import SimpleITK as sitk
 
-    suffix = _suffix(path)
+    suffix, sides = _suffix(path), [image.GetDimension()] * 2
+    # ITK turns such axes to right angles with no more than a warning, and so displaces the field.
+    if suffix == ".nii.gz" and (angle := shear(np.reshape(image.GetDirection(), sides))) > MOST_SHEAR:
+        expected = "axes at right angles for NIfTI (--flow-format itk takes others as well)"
+        raise FileError.at(path, expected, f"a tilted gantry, {angle:.1f} degrees")
     with tempfile.TemporaryDirectory() as folder:
         # SimpleITK takes names of files only, and would leave half a file where the disk is full.
         file = Path(folder, f"image{suffix}")
-        try:
-            sitk.WriteImage(image, str(file), useCompression=True)
-        except RuntimeError as error:
-            expected = "a fixed volume whose axes are at right angles (--flow-format itk takes others as well)"
-            raise FileError.at(path, expected, "a tilted gantry") from error
+        sitk.WriteImage(image, str(file), useCompression=True)
         write_bytes(path, file.read_bytes())
+
+
+def shear(axes: NDArray[np.float64]) -> float:
+    """Measure the largest deviation of axes, columns of length 1, from right angles: degrees."""
+    return float(np.degrees(np.arcsin(np.abs(axes.T @ axes - np.eye(len(axes))).max().clip(0, 1))))
 
 
 def load_flow(path: str | os.PathLike, *sizes: tuple[int, int] | None) -> NDArray[np.float32]:
