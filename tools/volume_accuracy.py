@@ -249,9 +249,9 @@ def main(arguments: list[str] | None = None) -> int:
         for number in tqdm(numbers, desc="poses", unit="pair", disable=None):
             pair = simulate(head, number, ("CT", "PET")[number % 2], options.deform)
             rows.append({"number": number, **score(pair, fuse, options.picture)})
-        table = pd.DataFrame(rows)
-        if options.output:
-            write_bytes(options.output, table.to_csv(index=False, float_format="%.3f").encode())
+            table = pd.DataFrame(rows)
+            if options.output:  # each time, as a run takes long
+                write_bytes(options.output, table.to_csv(index=False, float_format="%.3f").encode())
     except InputError as problem:
         print(f"{parser.prog}: {problem}", file=sys.stderr)
         return 2
