@@ -148,8 +148,9 @@ def add_results(group: argparse._ArgumentGroup) -> None:
                        help="continue an interrupted run: keep the pairs that are finished")
     group.add_argument("--keep-going", action="store_true",
                        help="skip pairs that cannot be read or are incomplete, list them, and exit with status 1")
-    group.add_argument("--workers", type=positive, metavar="N", default=max(1, available_cores() // local_world()),
-                       help="number of processes that save and score (default: one per core)")
+    group.add_argument("--workers", type=positive, metavar="N",
+                       default=max(1, min(16, available_cores() // local_world())),
+                       help="number of processes that save and score (default: one per core, at most 16)")
 
 
 def main(arguments: list[str] | None = None) -> int:

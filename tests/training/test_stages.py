@@ -1,0 +1,33 @@
+"""training/stages.py: a step of each stage trains the largest network too."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch.utils.data import default_collate
+
+from data.dataset import Pair, PairDataset
+from models.edarfusion import EDARFusion
+from tests.examples import SAMPLE, aligned_sample
+from training.options import STAGES, Options
+from training.stages import begin_stage
+
+
+@pytest.fixture(scope="module")
+def batch() -> Pair:
+    pairs = PairDataset(aligned_sample(), SAMPLE, augment=True, size=64)
+    return default_collate([pairs[0], pairs[3]])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_largest_network_makes_a_step(batch, stage):
+    torch.manual_seed(0)
+    model = EDARFusion("base").train()
+    module, optimizer = begin_stage(stage, model, Options())
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    loss = module(batch, nullcontext()).total
+    loss.backward()
+    assert loss.isfinite() and all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())
+    optimizer.step()
+    moved = [not torch.equal(old, new) for old, new in zip(before, module.parameters(), strict=True)]
+    assert sum(moved) > len(moved) / 2
