@@ -21,7 +21,7 @@ from utils.geometry.warp import compose, invert, resize_flow, warp
 from utils.imaging.images import MIN_SIDE
 from utils.maps import entropy_difference, gate
 
-TRAINED_SIDE = 256  # px; heads of that scale are what the registration has learned
+TRAINED_SIDE = 256  # px; the registration is trained on heads of that scale
 
 SECOND_PASS = (2.0, 6.0)
 """Mean displacement found so far, px, from which a further pass counts, and at which it counts in full.
@@ -96,9 +96,17 @@ class Registration(NamedTuple):
     entropy_moving: Tensor
 
 
+MAPS = ("reliability", "gate", "entropy_fixed", "entropy_moving")
+"""Maps of a `Registration`."""
+
+
 class _Matched(NamedTuple):
-    """What precedes the refinement: both images at half the resolution, (B, 2, H / 2, W / 2), and the fixed one's edges
-    there; the rest as in `Registration`.
+    """Result of the matching, before the refinement.
+
+    Attributes:
+        half: (B, 2, H / 2, W / 2), both images at half the resolution.
+        fixed_edges: (B, 1, H / 2, W / 2), gradient magnitude of the fixed image there.
+        steps, spread, reliability, gate, entropy_fixed, entropy_moving: as in `Registration`.
     """
 
     half: Tensor
@@ -109,6 +117,22 @@ class _Matched(NamedTuple):
     gate: Tensor
     entropy_fixed: Tensor
     entropy_moving: Tensor
+
+
+class Alignment(NamedTuple):
+    """Result of all passes over a pair, at the scale of the registration.
+
+    Attributes:
+        first: the registration of the first pass; its maps are those of the pair as it lies.
+        flow, inverse_flow: (B, 2, H, W), px.
+        disagreement, expected_error: as in `Output`; the expected error is (B, 1, h, w), on the grid of cells.
+    """
+
+    first: Registration
+    flow: Tensor
+    inverse_flow: Tensor
+    disagreement: Tensor
+    expected_error: Tensor | None = None
 
 
 class Output(NamedTuple):
@@ -213,28 +237,28 @@ class EDARFusion(nn.Module):
         return self._finish(self._refine(fixed, moving, matched, matched.steps[-1].flow[: len(fixed)]), matched)
 
     def register_averaged(self, fixed: Tensor, moving: Tensor) -> Registration:
-        """As `register`, for the mean of four matches: both directions, of the pair and of its mirror image."""
+        """Register with the mean of four matches: both directions, of the pair and of its mirror image."""
         count = len(fixed)
         fixed, moving = torch.cat((fixed, fixed.flip(3))), torch.cat((moving, moving.flip(3)))
         matched = self._match(fixed, moving, both=True)
-        there, back = (matched.steps[-1].flow / CELL).chunk(2)
-        directions = CELL * torch.stack((there, invert(back)))
+        forward, backward = (matched.steps[-1].flow / CELL).chunk(2)
+        directions = CELL * torch.stack((forward, invert(backward)))
         estimates = torch.cat((directions[:, :count], _mirrored(directions[:, count:])))
         mean = estimates.mean(dim=0)
         refined, mirrored = self._refine(fixed, moving, matched, torch.cat((mean, _mirrored(mean)))).chunk(2)
-        half, edges, steps, *maps = matched
-        maps = ((map_[:count] + map_[count:].flip(3)) / 2 for map_ in maps)
-        matched = _Matched(half, edges, steps, *maps)._replace(spread=spread_of(estimates))
-        return self._finish((refined + _mirrored(mirrored)) / 2, matched)
+        maps = {name: getattr(matched, name) for name in MAPS}
+        maps = {name: (map_[:count] + map_[count:].flip(3)) / 2 for name, map_ in maps.items()}
+        return self._finish((refined + _mirrored(mirrored)) / 2, matched._replace(spread=spread_of(estimates), **maps))
 
     def _match(self, fixed: Tensor, moving: Tensor, both: bool) -> _Matched:
-        """FRG-PreReg and EDA-FlowReg."""
+        """Adapt the features with FRG-PreReg and match them with EDA-FlowReg."""
         images = torch.cat((fixed, moving), dim=1)
         half = halved(images)
         edges = gradient_magnitude(half)
         with torch.no_grad():
             entropy = self.entropy_at_quarter(half)
-            w = gate(*entropy.split(1, dim=1))
+            entropy_fixed, entropy_moving = entropy.split(1, dim=1)
+            w = gate(entropy_fixed, entropy_moving)
             w = w if self.arguments["use_gate"] else torch.ones_like(w)
         features = self.encoders(images, edges, entropy)
         if self.frg_prereg:
@@ -247,21 +271,73 @@ class EDARFusion(nn.Module):
             steps = self.eda_flowreg(torch.cat((f, m)), torch.cat((m, f)), r_both, torch.cat((w, w)))
         else:
             steps = self.eda_flowreg(f, m, r, w)
-        agreed = torch.zeros_like(steps[-1].flow[: len(fixed), :1])
-        return _Matched(half, edges[:, :1], steps, agreed, r, w, *entropy.split(1, dim=1))
+        return _Matched(
+            half=half,
+            fixed_edges=edges[:, :1],
+            steps=steps,
+            spread=torch.zeros_like(steps[-1].flow[: len(fixed), :1]),
+            reliability=r,
+            gate=w,
+            entropy_fixed=entropy_fixed,
+            entropy_moving=entropy_moving,
+        )
 
     def _refine(self, fixed: Tensor, moving: Tensor, matched: _Matched, flow: Tensor) -> Tensor:
-        """A flow on the grid of cells, px, with the last increment."""
+        """Add the last increment to a flow on the grid of cells, px."""
         if self.refinement is None:
             return flow
-        seen = (fixed, moving) if self.refinement.stride == 1 else matched.half.split(1, dim=1)
-        # The matching has losses of its own; what follows it learns from where it stands.
-        return self.refinement(*seen, matched.fixed_edges, matched.reliability.detach(), matched.gate, flow.detach())
+        images = (fixed, moving) if self.refinement.stride == 1 else matched.half.split(1, dim=1)
+        # The matching has losses of its own. Its results reach the refinement without gradient.
+        return self.refinement(*images, matched.fixed_edges, matched.reliability.detach(), matched.gate, flow.detach())
 
-    def _finish(self, flow: Tensor, matched: _Matched) -> Registration:
-        """A flow on the grid of cells, px, at full size, with its inverse and all that led to it."""
-        _, _, steps, *maps = matched
-        return Registration(*_both_ways(flow), steps, flow, *maps)
+    def _finish(self, refined: Tensor, matched: _Matched) -> Registration:
+        """Enlarge a flow on the grid of cells, px, to full size, and add its inverse and the maps of the matching."""
+        flow, inverse_flow = _both_ways(refined)
+        return Registration(
+            flow=flow,
+            inverse_flow=inverse_flow,
+            steps=matched.steps,
+            refined=refined,
+            spread=matched.spread,
+            **{name: getattr(matched, name) for name in MAPS},
+        )
+
+    def align(self, fixed: Tensor, moving: Tensor, passes: int, average: bool) -> Alignment:
+        """Register a pair `passes` times, each time on the result so far.
+
+        Args:
+            fixed, moving: (B, 1, H, W) in [0, 1], as `prepare` makes them for the registration.
+            passes, average: as in `forward`.
+        """
+        average = average and passes > 0
+        register = self.register_averaged if average else self.register
+        first = register(fixed, moving)
+        flow, inverse_flow = first.flow, first.inverse_flow
+        if passes == 0:
+            flow, inverse_flow = torch.zeros_like(flow), torch.zeros_like(inverse_flow)
+        for _ in range(passes - 1):
+            aligned = warp(moving, flow)
+            increment = further_share(flow, aligned) * register(fixed, aligned).refined
+            flow, inverse_flow = _followed_by(increment, flow, inverse_flow)
+        alignment = Alignment(first, flow, inverse_flow, disagreement=first.spread.new_zeros(len(fixed)))
+        return self._hold_back(fixed, moving, alignment) if average else alignment
+
+    def _hold_back(self, fixed: Tensor, moving: Tensor, alignment: Alignment) -> Alignment:
+        """Shorten the displacement as far as the averaged estimates disagree, and predict its error."""
+        first, flow, inverse_flow, *_ = alignment
+        cells = F.avg_pool2d(flow, CELL)
+        head = foreground(warp(moving, flow), tuple(cells.shape[2:]))
+        excess = held_back(cells, first.spread, head)
+        flow, inverse_flow = _followed_by(-excess, flow, inverse_flow)
+        disagreement = mean_spread(first.spread, head).sqrt().flatten()
+        expected = None
+        if self.expected_error:
+            aligned = warp(moving, flow)
+            head = foreground(aligned, tuple(cells.shape[2:]))
+            maps = tuple(getattr(first, name) for name in MAPS)
+            signs = signs_of_error(fixed, aligned, cells - excess, excess, first.spread, maps, head)
+            expected = self.expected_error(signs)
+        return Alignment(first, flow, inverse_flow, disagreement, expected)
 
     def fuse(
         self, fixed: Tensor, aligned: Tensor, registration: Registration, room: Tensor | None = None
@@ -274,7 +350,11 @@ class EDARFusion(nn.Module):
         return self.fusion(fixed, aligned, registration.reliability, registration.gate, room)
 
     def prepare(self, fixed: Tensor, moving: Tensor) -> tuple[Padder, list[Tensor], list[Tensor]]:
-        """The padder for a pair of images, the padded images, and what the registration sees of them."""
+        """Pad a pair of images and bring copies to the scale of the registration.
+
+        Returns:
+            The padder, both padded images, and both as the registration sees them.
+        """
         power = round(math.log2(sum(fixed.shape[2:]) / (2 * TRAINED_SIDE)))
         padder = Padder(fixed.shape[2:], self.stride * 2 ** max(0, power))
         padded = [padder.pad(image) for image in (fixed, moving)]
@@ -286,12 +366,12 @@ class EDARFusion(nn.Module):
         """Align and fuse.
 
         The registration sees the images at the power of two of their size whose sides are nearest to the 256 px of
-        its training; the fusion sees them as they are.
+        its training. The fusion sees them as they are.
 
         Args:
             fixed, moving: (B, 1, H, W) in [0, 1], any size from 64 up.
-            passes: how often the registration is made, each time on the image aligned so far; of what further passes
-                find, `further_share` counts. 0 takes the images as aligned and only fuses them.
+            passes: number of registrations, each on the image aligned so far; of the increment of further passes
+                `further_share` counts. 0 takes the images as aligned and only fuses them.
             average: average the estimates of both directions, of the pair and of its mirror image, and hold the
                 displacement back as far as they disagree (`models.consensus`).
             room: (B, 3, H, W), `models.room.room_of` the moving image in colour, where the fused image is to be shown
@@ -300,58 +380,34 @@ class EDARFusion(nn.Module):
         Raises:
             ValueError: the images are not of one such size, or have more than one channel.
         """
-        if fixed.shape != moving.shape or fixed.ndim != 4 or fixed.shape[1] != 1 or min(fixed.shape[2:]) < MIN_SIDE:
-            raise ValueError(
-                f"expected fixed and moving images of one size (B, 1, H, W) with sides of at least {MIN_SIDE}, "
-                f"found {tuple(fixed.shape)} and {tuple(moving.shape)}"
-            )
+        _check_images(fixed, moving)
         padder, (fixed, moving), (fixed_seen, moving_seen) = self.prepare(fixed, moving)
-        full = fixed.shape[2:]
-        average = average and passes > 0
-        register = self.register_averaged if average else self.register
-        first = register(fixed_seen, moving_seen)
-        found = first.flow, first.inverse_flow
-        flow, inverse_flow = found if passes else map(torch.zeros_like, found)
-        for _ in range(passes - 1):
-            aligned = warp(moving_seen, flow)
-            further = further_share(flow, aligned) * register(fixed_seen, aligned).refined
-            flow, inverse_flow = _followed_by(further, flow, inverse_flow)
-        expected = None
-        if average:
-            cells = F.avg_pool2d(flow, CELL)
-            head = foreground(warp(moving_seen, flow), tuple(cells.shape[2:]))
-            doubt = mean_spread(first.spread, head)
-            back = held_back(cells, first.spread, head)
-            flow, inverse_flow = _followed_by(-back, flow, inverse_flow)
-            if self.expected_error:
-                expected = self._expect_error(fixed_seen, warp(moving_seen, flow), cells - back, back, first)
-                expected = padder.unpad(resize(expected * (full[1] / fixed_seen.shape[3]), full))
-        else:
-            doubt = first.spread.new_zeros(len(fixed), 1, 1, 1)
-        flow, inverse_flow = resize_flow(flow, full), resize_flow(inverse_flow, full)
+        size = fixed.shape[2:]
+
+        # FRG-PreReg and EDA-FlowReg, at the scale of the training.
+        alignment = self.align(fixed_seen, moving_seen, passes, average)
+        first, expected = alignment.first, alignment.expected_error
+        flow, inverse_flow = (resize_flow(field, size) for field in (alignment.flow, alignment.inverse_flow))
+
+        # Flow-guided fusion, at full size.
         aligned = warp(moving, flow)
         room = None if room is None else warp(padder.pad(room), flow)
         fused, consistency = self.fuse(fixed, aligned, first, room)
-        entropy_fixed, entropy_moving = resize(first.entropy_fixed, full), resize(first.entropy_moving, full)
-        fields = (
-            fused,
-            aligned,
-            flow,
-            inverse_flow,
-            entropy_fixed,
-            entropy_moving,
-            entropy_difference(entropy_fixed, entropy_moving),
-            resize(first.gate, full),
-            resize(first.reliability, full),
-            consistency,
-        )
-        return Output(*map(padder.unpad, fields), doubt.sqrt().flatten(), expected)
 
-    def _expect_error(self, fixed: Tensor, aligned: Tensor, flow: Tensor, back: Tensor, first: Registration) -> Tensor:
-        """The error to be expected of a flow on the grid of cells, of which `back` was held back: (B, 1, h, w), px."""
-        maps = first.reliability, first.gate, first.entropy_fixed, first.entropy_moving
-        head = foreground(aligned, tuple(flow.shape[2:]))
-        return self.expected_error(signs_of_error(fixed, aligned, flow, back, first.spread, maps, head))
+        maps = {name: resize(getattr(first, name), size) for name in MAPS}
+        if expected is not None:
+            expected = padder.unpad(resize(expected * (size[1] / fixed_seen.shape[3]), size))
+        return Output(
+            fused=padder.unpad(fused),
+            aligned=padder.unpad(aligned),
+            flow=padder.unpad(flow),
+            inverse_flow=padder.unpad(inverse_flow),
+            entropy_difference=padder.unpad(entropy_difference(maps["entropy_fixed"], maps["entropy_moving"])),
+            consistency=padder.unpad(consistency),
+            disagreement=alignment.disagreement,
+            expected_error=expected,
+            **{name: padder.unpad(map_) for name, map_ in maps.items()},
+        )
 
 
 class AtSettings(nn.Module):
@@ -368,19 +424,30 @@ class AtSettings(nn.Module):
         self.model, self.passes, self.average, self.names = model, passes, average, names
 
     def forward(self, fixed: Tensor, moving: Tensor, room: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Images (B, 1, H, W) in [0, 1] and the room that colours leave -> the wanted fields of `Output`, as far as
-        there are values.
-        """
+        """Return the wanted fields of `Output` that have values, for images (B, 1, H, W) in [0, 1] and their room."""
         output = self.model(fixed, moving, self.passes, self.average, room)
         fields = (getattr(output, name) for name in self.names)
         return tuple(field for field in fields if field is not None)
 
 
-def further_share(flow: Tensor, aligned: Tensor) -> Tensor:
-    """How much of what a further pass finds is to be believed.
+def _check_images(fixed: Tensor, moving: Tensor) -> None:
+    """Check that two images are grey, of one size, and large enough.
 
-    The best guess from one look at a pair is a displacement of the usual size, which is too short for a large one; a
-    second look finds the rest. Where little was displaced, it finds what only looks like misalignment.
+    Raises:
+        ValueError: they are not.
+    """
+    if fixed.shape != moving.shape or fixed.ndim != 4 or fixed.shape[1] != 1 or min(fixed.shape[2:]) < MIN_SIDE:
+        raise ValueError(
+            f"expected fixed and moving images of one size (B, 1, H, W) with sides of at least {MIN_SIDE}, "
+            f"found {tuple(fixed.shape)} and {tuple(moving.shape)}"
+        )
+
+
+def further_share(flow: Tensor, aligned: Tensor) -> Tensor:
+    """Weight the increment of a further pass by the displacement found so far.
+
+    The best guess from one look at a pair is a displacement of the usual size. This is too short for a large one, and
+    a second look finds the rest. At a small one, a second look finds differences that only resemble misalignment.
 
     Args:
         flow: (B, 2, H, W), px, found so far, at the scale of the training; H and W multiples of 4.
@@ -396,26 +463,26 @@ def further_share(flow: Tensor, aligned: Tensor) -> Tensor:
 
 
 def _both_ways(flow: Tensor) -> tuple[Tensor, Tensor]:
-    """A flow on the grid of cells (B, 2, h, w), px, and its inverse, both at full size."""
+    """Return a flow on the grid of cells (B, 2, h, w), px, and its inverse, both at full size."""
     size = tuple(CELL * side for side in flow.shape[2:])
     cells = flow / CELL
     return resize_flow(torch.cat((cells, invert(cells.detach()))), size).chunk(2)
 
 
-def _followed_by(further: Tensor, flow: Tensor, inverse_flow: Tensor) -> tuple[Tensor, Tensor]:
-    """A flow and its inverse, at full size, with a further displacement on the grid of cells, px, after it."""
-    further, inverse_further = _both_ways(further)
-    return compose(flow, further), compose(inverse_further, inverse_flow)
+def _followed_by(increment: Tensor, flow: Tensor, inverse_flow: Tensor) -> tuple[Tensor, Tensor]:
+    """Compose a flow and its inverse, at full size, with an increment on the grid of cells, px."""
+    increment, inverse_increment = _both_ways(increment)
+    return compose(flow, increment), compose(inverse_increment, inverse_flow)
 
 
 def _mirrored(flow: Tensor) -> Tensor:
-    """The flow (..., 2, H, W) of the mirrored pair: x runs the other way there."""
+    """Mirror a flow (..., 2, H, W): x runs the other way in the mirrored pair."""
     x, y = flow.flip(-1).unbind(-3)
     return torch.stack((-x, y), dim=-3)
 
 
 def rescale(image: Tensor, power: int) -> Tensor:
-    """(B, C, H, W) -> (B, C, H / 2^power, W / 2^power): means over blocks, or bilinear for a negative power."""
+    """Scale (B, C, H, W) to (B, C, H / 2^power, W / 2^power): means over blocks, or bilinear for a negative power."""
     if power > 0:
         return F.avg_pool2d(image, 2**power)
     return F.interpolate(image, scale_factor=2**-power, mode="bilinear") if power else image
