@@ -20,20 +20,21 @@ from data.table import SPLITS, modality_name, split_name
 from inference.options import Options
 from utils.arguments import (
     COLOR_MODES,
-    DEFAULT_CHECKPOINT,
     ENGINES,
     FLOW_FORMATS,
     OneLineParser,
+    add_checkpoint,
+    add_device,
     colormap_name,
     natural,
     positive,
     print_anywhere,
     share,
 )
+from utils.command import run_command
 from utils.files import InputError
-from utils.messages import log, show_messages
+from utils.messages import show_messages
 from utils.processes import available_cores, local_world
-from utils.signals import INTERRUPTED, READER_GONE, stop_printing
 
 PROGRAM = "EDARFusion_test_val"
 
@@ -101,10 +102,8 @@ def add_volumes(group: argparse._ArgumentGroup) -> None:
 
 def add_network(group: argparse._ArgumentGroup) -> None:
     """Add the options of the network and of what computes it."""
-    group.add_argument("--checkpoint", metavar="FILE", default=DEFAULT_CHECKPOINT,
-                       help="trained network (default: checkpoints/edarfusion.safetensors)")
-    group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
-                       help="where to compute; auto takes a GPU if there is one (default: %(default)s)")
+    add_checkpoint(group)
+    add_device(group)
     group.add_argument("--engine", choices=ENGINES, default=ENGINES[0],
                        help="library that computes; openvino-bf16 can be faster on a CPU (default: %(default)s)")
     group.add_argument("--passes", type=natural, metavar="N",
@@ -157,23 +156,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Run ``python EDARFusion_test_val.py``; return the exit status."""
     print_anywhere()
     show_messages(PROGRAM)
-    try:
-        options = parse_arguments(arguments)
+    options = parse_arguments(arguments)
+
+    def work() -> int:
         # Brings torch, which the processes that score do without: they import this file again.
         from inference.run import run
 
         return run(options)
-    except InputError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in READER_GONE:
-            raise
-        stop_printing()
-        return 1
-    except KeyboardInterrupt:
-        log.warning("interrupted; the same command with --resume goes on")
-        return INTERRUPTED
+
+    return run_command(PROGRAM, work, hint="; the same command with --resume goes on")
 
 
 if __name__ == "__main__":

@@ -139,7 +139,8 @@ class PairDataset(Dataset[Pair]):
     Index with the number of the draw: draw n shows row `n % len`, in the table's order. `EndlessSampler` shuffles.
 
     Args:
-        table: rows of `data.splits.find_table`: columns fixed, moving and modality.
+        table: rows of `data.splits.find_table`: columns fixed, moving and modality. Without augmentation a column
+            number gives the draw of each row; where it is missing, rows are counted.
         root: folder that the paths start from.
         seed: of everything that is drawn.
         augment: training pairs vary in pose, shape, contrast, shading, noise and size of deformation, some show
@@ -174,6 +175,7 @@ class PairDataset(Dataset[Pair]):
         self.fixed = [Path(root, path) for path in table["fixed"]]
         self.moving = [Path(root, path) for path in table["moving"]]
         self.modalities = [MODALITIES.index(name) for name in table["modality"]]
+        self.numbers = list(table["number"]) if "number" in table else list(range(len(table)))
         self.seed, self.augment, self.size, self.wide = seed, augment, size, wide
         self.simulated, self.heads = simulated, heads
         self._cache: dict[tuple[Path, Path], Tensor] = {}
@@ -234,7 +236,7 @@ class PairDataset(Dataset[Pair]):
         """The pair of a draw, made anew."""
         row = draw % len(self)
         if not self.augment:
-            draw = row
+            draw = self.numbers[row]
         generator = seeded(self.seed, draw)
         simulated = self.augment and self.simulated > 0 and Draw(generator).chance(self.simulated)
         pair = self.simulate(row, generator) if simulated else self.images(row)

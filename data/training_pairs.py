@@ -1,8 +1,10 @@
 """The pairs of a training run: where they lie, which of them it trains on and which it validates on."""
 
 import hashlib
+import itertools
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +14,7 @@ from data.dataset import VAL_SEED, PairDataset, balance
 from data.simulated_heads import LabelledHeads
 from data.splits import GROUP_PATTERN, find_table, shared_patients
 from data.table import MODALITIES, SPLITS, DataError
+from utils.files import FileError
 from utils.messages import counted
 
 
@@ -43,8 +46,8 @@ def load_table(
         group_pattern: which names are one patient's, see `data.splits.make_table`.
 
     Returns:
-        The table, paths included, and its number of pairs with a digest. The digest does not depend on where the
-        folders lie nor on the operating system.
+        The table, paths included, with a column number (`number_pairs`), and its number of pairs with a digest. The
+        digest does not depend on where the folders lie nor on the operating system.
 
     Raises:
         DataError: several roots with one table, or as `find_table`.
@@ -52,18 +55,65 @@ def load_table(
     """
     if csv and len(roots) > 1:
         raise DataError.at(csv, "one --root with it", " ".join(roots))
-    tables, digest = [], hashlib.sha256()
+    tables, of_all, digest = [], [], hashlib.sha256()
     for root in roots:
         table = find_table(root, modality, csv=csv, group_pattern=group_pattern)
         # The same under every system: a run may go on under another.
         text = table[["fixed", "moving", "modality", "split"]].to_csv(index=False, lineterminator="\n")
         digest.update(text.replace(os.sep, "/").encode())
-        # One number in two folders is not one patient.
-        for column in ("fixed", "moving", *({"group"} & set(table))):
-            table[column] = [str(Path(root, value)) for value in table[column]]
-        tables.append(table)
-    table = pd.concat(tables, ignore_index=True)
+        everything = table.copy()
+        if modality != "all":
+            with suppress(FileError):  # a folder of one modality, or pairs of others that cannot be used
+                everything = find_table(root, "all", csv=csv, group_pattern=group_pattern)
+        tables.append(_below(root, table))
+        of_all.append(_below(root, everything))
+    table = number_pairs(pd.concat(tables, ignore_index=True), pd.concat(of_all, ignore_index=True))
     return table, f"{len(table)} pairs ({digest.hexdigest()[:8]})"
+
+
+def _below(root: str, table: pd.DataFrame) -> pd.DataFrame:
+    """Put the folder before the paths of a table, and before the patients: two folders may use one name for two."""
+    for column in ("fixed", "moving", *({"group"} & set(table))):
+        table[column] = [str(Path(root, value)) for value in table[column]]
+    return table
+
+
+def number_pairs(table: pd.DataFrame, everything: pd.DataFrame) -> pd.DataFrame:
+    """Number the pairs of each split, so that a pair has one number whichever modalities are chosen.
+
+    The number decides what is drawn for a pair that is validated on.
+
+    Args:
+        table: of `load_table`, of the chosen modalities.
+        everything: the same of all modalities.
+
+    Returns:
+        The table with a column number: the place among all pairs of the same split, from 0. Pairs that `everything`
+        has not, or in another split, come after.
+    """
+    keys = ["split", "modality", "fixed", "moving"]
+    places = everything.groupby("split").cumcount()
+    known = dict(zip(everything[keys].itertuples(index=False, name=None), places, strict=True))
+    free = {split: itertools.count(count) for split, count in everything["split"].value_counts().items()}
+    numbers = [known[key] if key in known else next(free.setdefault(key[0], itertools.count()))
+               for key in table[keys].itertuples(index=False, name=None)]  # fmt: skip
+    return table.assign(number=numbers)
+
+
+def validation_table(
+    root: str, modality: str, *, csv: str | None = None, group_pattern: str = GROUP_PATTERN
+) -> pd.DataFrame:
+    """List the validation pairs as `load_table` numbers them.
+
+    Raises:
+        DataError: there are none, or as `load_table`.
+        FileError: as `load_table`.
+    """
+    table, _ = load_table([root], modality, csv=csv, group_pattern=group_pattern)
+    table = table[table["split"] == "val"].reset_index(drop=True)
+    if table.empty:
+        raise DataError.at(csv or root, "pairs of the split val", "none")
+    return table
 
 
 def build_datasets(
@@ -98,7 +148,7 @@ def build_datasets(
             raise DataError.at(place, f"{overfit} pairs to overfit", f"{len(table)}")
         # In turn from each modality.
         few = table.iloc[table.groupby("modality").cumcount().argsort(kind="stable")[:overfit]]
-        pairs = PairDataset(few, ".", seed=VAL_SEED)
+        pairs = PairDataset(few.drop(columns="number", errors="ignore"), ".", seed=VAL_SEED)
         return TrainingPairs(pairs, pairs)
     train, val = (table[table["split"] == split] for split in ("train", "val"))
     if train.empty or val.empty:

@@ -12,6 +12,9 @@ from evaluation.metrics import LOWER_IS_BETTER
 from evaluation.report.columns import METRICS, metric_of
 from utils.messages import markdown_table
 
+BEFORE_ALIGNMENT = "before alignment"
+"""Name under which the moving images as they came are listed among the systems."""
+
 
 def lower_is_better(metric: str) -> bool:
     """Whether a metric improves as it falls."""
@@ -115,7 +118,7 @@ def _against(ours: pd.Series, theirs: pd.Series, lower: bool) -> dict[str, float
     }
 
 
-def to_markdown(summary: pd.DataFrame, ours: str, title: str) -> str:
+def comparison_report(summary: pd.DataFrame, ours: str, title: str) -> str:
     """The tables of a report in Markdown.
 
     Args:
@@ -152,7 +155,7 @@ def to_markdown(summary: pd.DataFrame, ours: str, title: str) -> str:
     return "\n\n".join([*parts, _legend(summary["metric"].unique())]) + "\n"
 
 
-def written(row: pd.Series) -> str:
+def mean_with_interval(row: pd.Series) -> str:
     """A mean with its interval, as in ``2.29 [2.01, 2.60]``."""
     digits = 1 if abs(row["mean"]) >= 100 else 2 if abs(row["mean"]) >= 10 else 3
     text = f"{row['mean']:.{digits}f}"
@@ -163,7 +166,7 @@ def _mean_cell(rows: pd.DataFrame, system: str) -> str:
     if system not in rows.index:
         return "–"
     best = rows["mean"].min() if rows["better"].iloc[0] == "lower" else rows["mean"].max()
-    text = written(rows.loc[system])
+    text = mean_with_interval(rows.loc[system])
     return f"**{text}**" if rows.loc[system, "mean"] == best else text
 
 

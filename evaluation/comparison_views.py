@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from rich.markup import escape
 from rich.table import Table
 
-from evaluation.comparison import written
+from evaluation.comparison import mean_with_interval
 from evaluation.figures import new_figure
 from evaluation.report.columns import metric_of
 
@@ -43,7 +43,7 @@ def to_table(summary: pd.DataFrame, ours: str, title: str) -> Table:
 
 
 def _cell(row: pd.Series, best: float) -> str:
-    mean = escape(written(row))
+    mean = escape(mean_with_interval(row))
     mean = f"[bold]{mean}[/bold]" if row["mean"] == best else mean
     if np.isnan(row["p"]):
         return mean

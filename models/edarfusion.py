@@ -96,7 +96,7 @@ class Registration(NamedTuple):
     entropy_moving: Tensor
 
 
-MAPS = ("reliability", "gate", "entropy_fixed", "entropy_moving")
+MAP_FIELDS = ("reliability", "gate", "entropy_fixed", "entropy_moving")
 """Maps of a `Registration`."""
 
 
@@ -246,7 +246,7 @@ class EDARFusion(nn.Module):
         estimates = torch.cat((directions[:, :count], _mirrored(directions[:, count:])))
         mean = estimates.mean(dim=0)
         refined, mirrored = self._refine(fixed, moving, matched, torch.cat((mean, _mirrored(mean)))).chunk(2)
-        maps = {name: getattr(matched, name) for name in MAPS}
+        maps = {name: getattr(matched, name) for name in MAP_FIELDS}
         maps = {name: (map_[:count] + map_[count:].flip(3)) / 2 for name, map_ in maps.items()}
         return self._finish((refined + _mirrored(mirrored)) / 2, matched._replace(spread=spread_of(estimates), **maps))
 
@@ -299,7 +299,7 @@ class EDARFusion(nn.Module):
             steps=matched.steps,
             refined=refined,
             spread=matched.spread,
-            **{name: getattr(matched, name) for name in MAPS},
+            **{name: getattr(matched, name) for name in MAP_FIELDS},
         )
 
     def align(self, fixed: Tensor, moving: Tensor, passes: int, average: bool) -> Alignment:
@@ -334,7 +334,7 @@ class EDARFusion(nn.Module):
         if self.expected_error:
             aligned = warp(moving, flow)
             head = foreground(aligned, tuple(cells.shape[2:]))
-            maps = tuple(getattr(first, name) for name in MAPS)
+            maps = tuple(getattr(first, name) for name in MAP_FIELDS)
             signs = signs_of_error(fixed, aligned, cells - excess, excess, first.spread, maps, head)
             expected = self.expected_error(signs)
         return Alignment(first, flow, inverse_flow, disagreement, expected)
@@ -394,7 +394,7 @@ class EDARFusion(nn.Module):
         room = None if room is None else warp(padder.pad(room), flow)
         fused, consistency = self.fuse(fixed, aligned, first, room)
 
-        maps = {name: resize(getattr(first, name), size) for name in MAPS}
+        maps = {name: resize(getattr(first, name), size) for name in MAP_FIELDS}
         if expected is not None:
             expected = padder.unpad(resize(expected * (size[1] / fixed_seen.shape[3]), size))
         return Output(

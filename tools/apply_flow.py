@@ -13,6 +13,7 @@ A flow says nothing of other images. Flows of one modality are not applied to im
 known: the flows' modality by settings.json, the images' by the folders that they lie in, such as CT or CT-MRI.
 """
 
+import argparse
 import json
 import os
 import re
@@ -25,6 +26,7 @@ import pandas as pd
 
 from data.table import MODALITIES, modality_name
 from utils.arguments import OneLineParser, print_anywhere
+from utils.command import run_command
 from utils.files import FileError, check_inputs_stay, lacking
 from utils.geometry.warp import apply_flow
 from utils.imaging.flows import flow_files, load_flow
@@ -195,41 +197,48 @@ def _modality_in(folder: str | os.PathLike) -> str | None:
     return None
 
 
+def run(options: argparse.Namespace) -> None:
+    """Carry the images or points of the options and say how many there were.
+
+    Raises:
+        FileError: as `apply_flows` and `apply_flows_to_points`.
+    """
+    if options.points:
+        noun = "table"
+        count, left_out = apply_flows_to_points(options.points, options.flow, options.output, inverse=options.inverse)
+    else:
+        noun, flows = "label map" if options.labels else "image", options.flow
+        count, left_out = apply_flows(options.images, flows, options.output, options.modality, labels=options.labels)
+    print(f"Wrote {counted(count, noun)} to {options.output}")
+    if left_out:
+        missing = f"left out {counted(len(left_out), noun)} without a flow: {listed(left_out)}"
+        print(f"python -m tools.apply_flow: {missing}", file=sys.stderr)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run ``python -m tools.apply_flow``; return the exit status."""
     print_anywhere()
     parser = OneLineParser("python -m tools.apply_flow", description=__doc__)
     carried = parser.add_mutually_exclusive_group(required=True)
-    carried.add_argument("--images", metavar="DIR", help="images to warp, or one file")
-    carried.add_argument("--points", metavar="DIR", help="CSV files of landmarks (columns x and y in px), or one file")
-    parser.add_argument("--flow", metavar="DIR", required=True, help="flow/ of the test command, or one file")
-    parser.add_argument("--output", metavar="DIR", required=True, help="where NAME.png or NAME.csv goes")
-    parser.add_argument("--labels", action="store_true", help="the images are label maps: take the nearest, mix none")
+    carried.add_argument("--images", metavar="DIR", help="folder of the images to warp, or one file")
+    carried.add_argument("--points", metavar="DIR",
+                         help="folder of CSV files of landmarks (columns x and y in px), or one file")
+    parser.add_argument("--flow", metavar="DIR", required=True,
+                        help="folder flow/ that the test command wrote with --save-flow, or one file")
+    parser.add_argument("--output", metavar="DIR", required=True,
+                        help="folder to write the warped images NAME.png or the points NAME.csv to")
+    parser.add_argument("--labels", action="store_true",
+                        help="the images are label maps: each pixel takes the nearest label, and none are mixed")
     parser.add_argument("--inverse", action="store_true", help="carry points from the moving to the fixed image")
-    parser.add_argument("--modality", type=modality_name, choices=MODALITIES, help="of the images, where the names of "
-                        "their folders do not tell or mislead; flows of another one are refused")  # fmt: skip
+    parser.add_argument("--modality", type=modality_name, choices=MODALITIES,
+                        help="modality of the images, where the names of their folders do not tell it or mislead "
+                             "(flows of another modality are refused)")
     options = parser.parse_args(arguments)
     if options.points and options.labels:
         parser.error("--labels: expected --images with it, found --points")
     if options.images and options.inverse:
         parser.error("--inverse: expected --points with it, found --images (--flow flow_inverse warps fixed images)")
-    try:
-        if options.points:
-            noun = "table"
-            done, left_out = apply_flows_to_points(
-                options.points, options.flow, options.output, inverse=options.inverse
-            )
-        else:
-            noun, how = "label map" if options.labels else "image", {"labels": options.labels}
-            done, left_out = apply_flows(options.images, options.flow, options.output, options.modality, **how)
-    except FileError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    print(f"Wrote {counted(done, noun)} to {options.output}")
-    if left_out:
-        what = counted(len(left_out), noun)
-        print(f"{parser.prog}: left out {what} without a flow: {listed(left_out)}", file=sys.stderr)
-    return 0
+    return run_command(parser.prog, run, options)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Classical baselines and this project on the same pairs, each followed by the same fusion, ranked in one table.
+"""Rank classical baselines and this project on the same pairs, each followed by the same fusion.
 
     pip install -r requirements-baselines.txt
     python -m tools.misalign --root DATA --output BENCH
@@ -13,6 +13,7 @@ A registration that fails or takes longer than the time limit counts as zero flo
 interruption: pairs with results of the same inputs and settings are kept.
 """
 
+import argparse
 import hashlib
 import importlib.util
 import json
@@ -31,8 +32,9 @@ from inference.classical import CLASSICAL, RegistrationFailed, register_within
 from inference.result_folder import FusedPair, ResultFolder
 from inference.scoring_pool import Job, save_and_score
 from tools.rank import add_pairs_options, chosen_pairs, unique_results, write_ranking
-from utils.arguments import DEFAULT_CHECKPOINT, OneLineParser, positive_float, print_anywhere
-from utils.files import InputError, check_inputs_stay, write_bytes
+from utils.arguments import OneLineParser, add_checkpoint, positive_float, print_anywhere
+from utils.command import run_command
+from utils.files import check_inputs_stay, write_bytes
 from utils.imaging.images import luma
 from utils.messages import counted, show_messages
 from utils.processes import available_cores
@@ -100,7 +102,7 @@ class Systems:
         return fused._replace(aligned=aligned, flow=flow, seconds=seconds + fused.seconds)
 
     def settings_of(self, system: str) -> str:
-        """How a system is run, in words."""
+        """Describe how a system is run, in words."""
         if system == OURS:
             estimates = "four estimates averaged" if self.own_settings["average"] else "a single estimate"
             return f"the checkpoint's own settings: passes {self.own_settings['passes']}, {estimates}"
@@ -190,17 +192,31 @@ def _missing_packages(names: list[str]) -> list[str]:
     return sorted(package for package in packages if importlib.util.find_spec(package) is None)
 
 
+def run(options: argparse.Namespace, names: list[str], results: dict[str, Path]) -> None:
+    """Run the systems, rank them with further results, and print the ranking.
+
+    Raises:
+        InputError: as `run_all` and `tools.rank.write_ranking`.
+    """
+    pairs = chosen_pairs(options)
+    systems = Systems(options.checkpoint, options.time_limit, options.workers or available_cores())
+    settings = run_all(pairs, names, systems, options.output, options.checkpoint)
+    folders = {name: options.output / name for name in names} | results
+    write_ranking(pairs, folders, OURS, options.output, workers=options.workers, settings=settings)
+    print((options.output / "ranking.md").read_text(encoding="utf-8"))
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """``python -m tools.baselines``; returns the exit status."""
+    """Run ``python -m tools.baselines``; return the exit status."""
     print_anywhere()
     parser = OneLineParser("python -m tools.baselines", description=__doc__)
     add_pairs_options(parser)
     parser.add_argument("--systems", nargs="+", choices=(OURS, *CLASSICAL), default=[OURS, *CLASSICAL],
-                        metavar="NAME", help=f"which to run: {', '.join((OURS, *CLASSICAL))} (default: all)")
-    parser.add_argument("--checkpoint", metavar="FILE", type=Path, default=DEFAULT_CHECKPOINT,
-                        help="default: %(default)s")
+                        metavar="NAME",
+                        help=f"names of the systems to run: {', '.join((OURS, *CLASSICAL))} (default: all)")
+    add_checkpoint(parser)
     parser.add_argument("--time-limit", metavar="SECONDS", type=positive_float, default=300.0,
-                        help="of one classical registration (default: %(default)g)")
+                        help="longest time of one classical registration (default: %(default)g)")
     options = parser.parse_args(arguments)
     show_messages(parser.prog)
     results = unique_results(parser, options.results)
@@ -209,20 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = list(dict.fromkeys([OURS, *options.systems]))
     if missing := _missing_packages(names):
         parser.error(f"--systems: expected the packages {', '.join(missing)} (requirements-baselines.txt), found none")
-    try:
-        pairs = chosen_pairs(options)
-        systems = Systems(options.checkpoint, options.time_limit, options.workers or available_cores())
-        settings = run_all(pairs, names, systems, options.output, options.checkpoint)
-        folders = {name: options.output / name for name in names} | results
-        write_ranking(pairs, folders, OURS, options.output, workers=options.workers, settings=settings)
-    except InputError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    print((options.output / "ranking.md").read_text(encoding="utf-8"))
-    return 0
+    return run_command(parser.prog, run, options, names, results, hint="; the same command goes on")
 
 
 if __name__ == "__main__":

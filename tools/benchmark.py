@@ -37,7 +37,8 @@ from models.checkpoint import load_checkpoint
 from models.edarfusion import PRESETS, EDARFusion, Output
 from models.layers import to_device
 from training.muon import Muon
-from utils.arguments import ENGINES, OneLineParser, positive, print_anywhere
+from utils.arguments import ENGINES, OneLineParser, add_device, positive, print_anywhere
+from utils.command import run_command
 from utils.device import choose_device
 from utils.files import InputError, write_bytes
 from utils.geometry.warp import invert, resize_flow, warp
@@ -294,16 +295,12 @@ def benchmark_report(results: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run ``python -m tools.benchmark``; return the exit status."""
     print_anywhere()
-    parser = OneLineParser(
-        prog="python -m tools.benchmark",
-        description=__doc__,
-    )
+    parser = OneLineParser("python -m tools.benchmark", description=__doc__)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--checkpoint", metavar="FILE", help="trained network to time")
     source.add_argument("--preset", choices=PRESETS, default="small",
                         help="size of an untrained network to time (default: %(default)s)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
-                        help="where to compute (default: %(default)s)")
+    add_device(parser)
     parser.add_argument(
         "--sizes",
         metavar="HxW",
@@ -320,41 +317,44 @@ def main(arguments: list[str] | None = None) -> int:
                         help="largest number of measurements, whose median counts (default: %(default)s)")
     parser.add_argument("--output", metavar="DIR", type=Path, default=Path("results"),
                         help="folder to write to (default: %(default)s)")
-    options = parser.parse_args(arguments)
+    return run_command(parser.prog, run, parser.parse_args(arguments))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Time the network of the options, write both files and print the report.
+
+    Raises:
+        InputError: checkpoint or device cannot be used, or a file cannot be written.
+    """
     torch.manual_seed(0)
-    try:
-        device = choose_device(options.device)
-        model = load_checkpoint(options.checkpoint).model if options.checkpoint else EDARFusion(options.preset)
-        model = to_device(model, device).eval()
-        cases = [(size, batch) for size in options.sizes for batch in options.batches]
-        results = {
-            "model": {
-                "name": Path(options.checkpoint).name if options.checkpoint else f"preset {options.preset}, untrained",
-                "arguments": model.arguments,
-                "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            },
-            "machine": {
-                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
-                "threads": torch.get_num_threads(),
-                "torch": torch.__version__,
-            },
-            "repeats": options.repeats,
-            "ratio": measure_ratio(model, options.repeats),
-            "training": measure_training(model, options.sizes[0], options.training_batch, options.repeats),
-            "rows": [
-                measure_size(model, size, batch, options.repeats, scoring=batch == options.batches[0])
-                for size, batch in tqdm(cases, desc="sizes", leave=False)
-            ],
-        }
-        report = benchmark_report(results)
-        write_bytes(options.output / "benchmark.json", json.dumps(results, indent=2).encode())
-        write_bytes(options.output / "benchmark.md", report.encode())
-    except InputError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
+    device = choose_device(options.device)
+    model = load_checkpoint(options.checkpoint).model if options.checkpoint else EDARFusion(options.preset)
+    model = to_device(model, device).eval()
+    cases = [(size, batch) for size in options.sizes for batch in options.batches]
+    results = {
+        "model": {
+            "name": Path(options.checkpoint).name if options.checkpoint else f"preset {options.preset}, untrained",
+            "arguments": model.arguments,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        },
+        "machine": {
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        },
+        "repeats": options.repeats,
+        "ratio": measure_ratio(model, options.repeats),
+        "training": measure_training(model, options.sizes[0], options.training_batch, options.repeats),
+        "rows": [
+            measure_size(model, size, batch, options.repeats, scoring=batch == options.batches[0])
+            for size, batch in tqdm(cases, desc="sizes", leave=False)
+        ],
+    }
+    report = benchmark_report(results)
+    write_bytes(options.output / "benchmark.json", json.dumps(results, indent=2).encode())
+    write_bytes(options.output / "benchmark.md", report.encode())
     print(report)
-    print(f"written: {options.output / 'benchmark.md'}, {options.output / 'benchmark.json'}")
-    return 0
+    print(f"Wrote {options.output / 'benchmark.md'} and {options.output / 'benchmark.json'}")
 
 
 def _wait(device: torch.device) -> None:

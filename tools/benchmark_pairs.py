@@ -9,6 +9,7 @@ fold: a system is to be ranked on a fold with weights that were trained without 
 stored, not drawn anew, so that they are the same with every version of PyTorch.
 """
 
+import argparse
 import hashlib
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ from data.pairs import COLOR_MODALITIES, PairFiles, read_pair
 from data.table import MODALITIES, DataError
 from tools.misalign import files_of, write_misaligned
 from utils.arguments import OneLineParser, print_anywhere
+from utils.command import run_command
 from utils.files import FileError, check_inputs_stay, write_bytes
 from utils.imaging.pairing import pair_files
 from utils.messages import counted
@@ -41,7 +43,7 @@ STEPS = 256
 
 
 def checksum(array: NDArray) -> str:
-    """SHA-256 of an array's values and shape, whatever file they came from."""
+    """Return the SHA-256 of an array's values and shape, whatever file they came from."""
     return hashlib.sha256(str(array.shape).encode() + np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
@@ -50,7 +52,7 @@ def _bytes_of(image: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def _read(root: Path, modality: str, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Fixed and aligned moving image of a pair below the root."""
+    """Read the fixed and the aligned moving image of a pair below the root."""
     folder = root / f"{modality}-MRI"
     images = read_pair(PairFiles(name, folder / "MRI" / f"{name}.png", folder / modality / f"{name}.png"), modality)
     return images.fixed, images.moving
@@ -88,7 +90,7 @@ def draw(root: Path, output: Path = DRAW) -> pd.DataFrame:
 
 
 def _spread(items: list) -> list:
-    """The same items, so that any first few of them are spread over the list (van der Corput sequence)."""
+    """Order items so that any first few of them are spread over the list (van der Corput sequence)."""
     def place(number: int) -> float:
         return sum(int(digit) / 2 ** (i + 1) for i, digit in enumerate(reversed(f"{number:b}")))
 
@@ -137,7 +139,7 @@ def write_benchmark(root: Path, output: Path, source: Path = DRAW) -> pd.DataFra
 
 
 def unaligned_table(root: Path) -> pd.DataFrame:
-    """The public pairs of the unaligned benchmark that came with BSAFusion (Li et al., AAAI 2025), as a table.
+    """List the public pairs of the unaligned benchmark that came with BSAFusion (Li et al., AAAI 2025).
 
     Args:
         root: folder with CT-MRI, PET-MRI and SPECT-MRI, each with MRI, MODALITY, MODALITY_label and, in colour,
@@ -167,27 +169,33 @@ def unaligned_table(root: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def run(options: argparse.Namespace) -> None:
+    """Write the pairs or the table that the options name.
+
+    Raises:
+        FileError: as `write_benchmark` and `unaligned_table`.
+    """
+    if options.unaligned:
+        table = unaligned_table(options.unaligned)
+        write_bytes(options.output, table.to_csv(index=False, lineterminator="\n").encode())
+        print(f"Wrote {counted(len(table), 'pair')} to {options.output}; give --root {options.unaligned} with it")
+    else:
+        table = write_benchmark(options.root, options.output)
+        print(f"Wrote {counted(len(table), 'pair')} to {options.output / 'pairs.csv'}")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """``python -m tools.benchmark_pairs``; returns the exit status."""
+    """Run ``python -m tools.benchmark_pairs``; return the exit status."""
     print_anywhere()
     parser = OneLineParser("python -m tools.benchmark_pairs", description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--root", metavar="DIR", type=Path, help="folder of the Harvard atlas's aligned pairs")
-    source.add_argument("--unaligned", metavar="DIR", type=Path, help="folder of BSAFusion's unaligned benchmark")
-    parser.add_argument("--output", metavar="PATH", type=Path, required=True, help="folder, or table, to write")
-    options = parser.parse_args(arguments)
-    try:
-        if options.unaligned:
-            table = unaligned_table(options.unaligned)
-            write_bytes(options.output, table.to_csv(index=False, lineterminator="\n").encode())
-            print(f"Wrote {counted(len(table), 'pair')} to {options.output}; give --root {options.unaligned} with it")
-        else:
-            table = write_benchmark(options.root, options.output)
-            print(f"Wrote {counted(len(table), 'pair')} to {options.output / 'pairs.csv'}")
-    except FileError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    return 0
+    source.add_argument("--root", metavar="DIR", type=Path,
+                        help="folder of the Harvard atlas's aligned pairs: CT-MRI, PET-MRI and SPECT-MRI")
+    source.add_argument("--unaligned", metavar="DIR", type=Path,
+                        help="folder of BSAFusion's unaligned benchmark, to list instead")
+    parser.add_argument("--output", metavar="PATH", type=Path, required=True,
+                        help="folder to write the pairs to; with --unaligned the table to write")
+    return run_command(parser.prog, run, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from utils.arguments import OneLineParser, print_anywhere
-from utils.files import FileError, InputError, check_inputs_stay, write_bytes
+from utils.command import run_command
+from utils.files import FileError, check_inputs_stay, write_bytes
 from utils.imaging.resampling import resample_labels, resample_volume
 from utils.imaging.volumes import read_volume, write_volume
 from utils.landmarks import read_landmarks
@@ -80,7 +81,7 @@ def carry_volume(options: argparse.Namespace) -> None:
 
 
 def _by_kind(steps: list[sitk.Transform]) -> tuple[sitk.Transform | None, sitk.Transform | None]:
-    """Pose and displacement among the steps, None for what is not there."""
+    """Divide the steps into pose and displacement; None stands for what is missing."""
     fields = [step for step in steps if step.GetTransformEnum() == sitk.sitkDisplacementField]
     poses = [step for step in steps if step.GetTransformEnum() != sitk.sitkDisplacementField]
     return (poses or [None])[0], (fields or [None])[0]
@@ -105,33 +106,42 @@ def carry_table(options: argparse.Namespace) -> None:
     write_bytes(options.output, table.to_csv(index=False).encode())
 
 
+def run(options: argparse.Namespace) -> None:
+    """Carry the volume or the points that the options name.
+
+    Raises:
+        FileError: as `carry_volume` and `carry_table`, or a result would be written over an input.
+    """
+    inputs = filter(None, (options.volume, options.points, options.fixed, options.truth))
+    check_inputs_stay(inputs, [options.output], "--output FILE")
+    carry_volume(options) if options.volume else carry_table(options)
+    print(f"Wrote {options.output}")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run ``python -m tools.carry``; return the exit status."""
     print_anywhere()
-    parser = OneLineParser(
-        "python -m tools.carry", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--results", metavar="DIR", required=True, help="OUTPUT/MODALITY of the test script")
-    parser.add_argument("--output", metavar="FILE", required=True, help="NIfTI file or table to write")
+    parser = OneLineParser("python -m tools.carry", description=__doc__)
+    parser.add_argument("--results", metavar="DIR", required=True,
+                        help="folder OUTPUT/MODALITY that the test command wrote for the pair of volumes")
+    parser.add_argument("--output", metavar="FILE", required=True,
+                        help="file to write: NIfTI for a volume, a CSV table for points")
     carried = parser.add_mutually_exclusive_group(required=True)
-    carried.add_argument("--volume", metavar="FILE", help="volume of the moving space")
-    carried.add_argument("--points", metavar="CSV", help="points of the fixed space: columns x, y, z, RAS mm")
-    parser.add_argument("--fixed", metavar="FILE", help="fixed volume, on whose grid the volume comes")
-    parser.add_argument("--labels", action="store_true", help="the volume holds labels: take the nearest, mix none")
-    parser.add_argument("--truth", metavar="CSV", help="where the points belong")
-    parser.add_argument("--inverse", action="store_true", help="carry points from the moving to the fixed space")
+    carried.add_argument("--volume", metavar="FILE",
+                         help="volume in the space of the moving volume, to bring onto the grid of --fixed")
+    carried.add_argument("--points", metavar="CSV",
+                         help="table of points in the space of the fixed volume: columns x, y, z in RAS mm")
+    parser.add_argument("--fixed", metavar="FILE", help="fixed volume, whose grid the carried volume gets")
+    parser.add_argument("--labels", action="store_true",
+                        help="the volume holds labels: each voxel takes the nearest one, and none are mixed")
+    parser.add_argument("--truth", metavar="CSV",
+                        help="table of the places where the points belong, to print the distance to them")
+    parser.add_argument("--inverse", action="store_true",
+                        help="the points are of the moving volume; carry them to the fixed one")
     options = parser.parse_args(arguments)
     if options.volume and not options.fixed:
         parser.error("--volume: expected --fixed with it, found none")
-    try:
-        inputs = filter(None, (options.volume, options.points, options.fixed, options.truth))
-        check_inputs_stay(inputs, [options.output], "--output FILE")
-        carry_volume(options) if options.volume else carry_table(options)
-    except InputError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    print(f"Wrote {options.output}")
-    return 0
+    return run_command(parser.prog, run, options)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,14 @@
-"""Compare the output of several methods on the same pairs, metric by metric.
+"""Compare the output of several methods on the same pairs of one modality, metric by metric.
 
-``python -m tools.compare --help`` scores folders of fused and aligned images, prints a table, and writes, per modality,
-a Markdown report, the same figures as CSV, the scores of every pair, and a picture.
+    python -m tools.compare --modality CT --fixed MRI --label CT_label --moving CT --output comparison --ours mine \\
+        --system mine results/CT/fused results/CT/aligned --system other OTHER/fused -
+
+Images are matched by file name. Colour is scored on its luma (BT.601). Prints a table, and writes MODALITY.md (means
+with 95 % intervals and tests), MODALITY.csv (the same figures), MODALITY_pairs.csv (every pair) and MODALITY.png (means
+and intervals as a picture).
+
+Published RMSE of PET and SPECT refers to grey files by a formula of the benchmark's authors. Name those files with
+--grey-moving and --grey-label, and the truth in colour, for the fusion metrics, with --label.
 """
 
 import argparse
@@ -13,15 +20,13 @@ import pandas as pd
 from rich.console import Console
 
 from data.splits import add_group_pattern, patients_of
-from evaluation.comparison import summarise, to_markdown
+from evaluation.comparison import BEFORE_ALIGNMENT, comparison_report, summarise
 from evaluation.comparison_views import figure_comparison, to_table
 from evaluation.figures import save_figure
 from evaluation.scoring import score_folders
-from utils.arguments import OneLineParser, positive, print_anywhere
-from utils.files import FileError, write_bytes
-
-BEFORE = "before alignment"
-"""Name under which the moving images as they came are listed among the systems."""
+from utils.arguments import OneLineParser, add_workers, print_anywhere
+from utils.command import run_command
+from utils.files import write_bytes
 
 
 def compare_folders(
@@ -44,7 +49,7 @@ def compare_folders(
         workers: processes, as for :func:`evaluation.scoring.score_folders`.
 
     Returns:
-        Tables for :func:`summarise`; ``BEFORE`` is listed last where ``moving`` is given.
+        Tables for :func:`summarise`; ``BEFORE_ALIGNMENT`` is listed last where ``moving`` is given.
 
     Raises:
         FileError: a folder or file cannot be used, or names do not pair.
@@ -56,8 +61,8 @@ def compare_folders(
             folders |= {"aligned": aligned, "label": label}
         scores[name] = score_folders(workers=workers, description=name, **folders).set_index("name")
     if moving is not None:
-        before = score_folders(workers=workers, description=BEFORE, fixed=fixed, moving=moving, label=label)
-        scores[BEFORE] = before.set_index("name").rename(
+        before = score_folders(workers=workers, description=BEFORE_ALIGNMENT, fixed=fixed, moving=moving, label=label)
+        scores[BEFORE_ALIGNMENT] = before.set_index("name").rename(
             columns=lambda metric: metric.removesuffix("_before")
         )
     return scores
@@ -65,19 +70,26 @@ def compare_folders(
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
-    parser.add_argument("--modality", metavar="NAME", required=True, type=_file_name, help="CT, PET or SPECT")
-    parser.add_argument("--fixed", metavar="DIR", required=True, help="fixed images (MRI)")
-    parser.add_argument("--label", metavar="DIR", required=True, help="truly aligned moving images")
-    parser.add_argument("--moving", metavar="DIR", help="moving images before alignment")
-    parser.add_argument("--grey-label", metavar="DIR", help="truth for the registration metrics, if not --label")
-    parser.add_argument("--grey-moving", metavar="DIR", help="moving images in the grey of --grey-label")
+    parser.add_argument("--modality", metavar="NAME", required=True, type=_file_name,
+                        help="CT, PET or SPECT: the name of the files to write")
+    parser.add_argument("--fixed", metavar="DIR", required=True, help="folder of fixed images (MRI)")
+    parser.add_argument("--label", metavar="DIR", required=True,
+                        help="folder of truly aligned moving images, which everything is scored against")
+    parser.add_argument("--moving", metavar="DIR",
+                        help="folder of moving images before alignment, to be listed as well")
+    parser.add_argument("--grey-label", metavar="DIR",
+                        help="folder of the truth in other grey levels, for RMSE, SSIM and NCC (default: --label)")
+    parser.add_argument("--grey-moving", metavar="DIR",
+                        help="folder of moving images in the grey levels of --grey-label")
     parser.add_argument("--system", dest="systems", metavar=("NAME", "FUSED_DIR", "ALIGNED_DIR"), nargs=3,
                         action="append", required=True,
-                        help="a method and its output; - for ALIGNED_DIR if it has none; repeat for each method")
-    parser.add_argument("--ours", metavar="NAME", required=True, help="the system to test the others against")
+                        help="name of a method with its folders of fused and of aligned images; - in place of "
+                             "ALIGNED_DIR if there are none; repeat for each method")
+    parser.add_argument("--ours", metavar="NAME", required=True,
+                        help="name of the method that the others are tested against")
     parser.add_argument("--output", metavar="DIR", required=True, type=Path, help="folder to write to")
     add_group_pattern(parser)
-    parser.add_argument("--workers", metavar="N", type=positive, help="processes (default: one a core)")
+    add_workers(parser)
 
 
 def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -86,8 +98,8 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) 
     for name in names:
         if names.count(name) > 1:
             parser.error(f"--system: expected a name for each system, found {name!r} more than once")
-    if BEFORE in names:
-        parser.error(f"--system: {BEFORE!r} is the name of the moving images")
+    if BEFORE_ALIGNMENT in names:
+        parser.error(f"--system: {BEFORE_ALIGNMENT!r} is the name of the moving images")
     if options.ours not in names:
         parser.error(f"--ours: expected one of {', '.join(names)}, found {options.ours!r}")
     # Moving images and label are compared by grey level: both in the one grey or both in the other.
@@ -115,7 +127,7 @@ def write_comparison(scores: dict[str, pd.DataFrame], options: argparse.Namespac
     title = f"{options.modality}: {', '.join(name for name, _, _ in options.systems)}"
     paths = [options.output / f"{options.modality}{end}" for end in (".md", ".csv", "_pairs.csv", ".png")]
     report, means, of_pairs, figure = paths
-    write_bytes(report, to_markdown(summary, options.ours, title).encode())
+    write_bytes(report, comparison_report(summary, options.ours, title).encode())
     write_bytes(means, summary.to_csv(index=False, float_format="%.10g").encode())
     write_bytes(of_pairs, pairs.to_csv(index=False, float_format="%.10g").encode())
     save_figure(figure, figure_comparison(summary, options.ours))
@@ -123,36 +135,32 @@ def write_comparison(scores: dict[str, pd.DataFrame], options: argparse.Namespac
     return paths
 
 
+def run(options: argparse.Namespace) -> None:
+    """Compare the systems of the options, print the table and write the files.
+
+    Raises:
+        FileError: as `compare_folders` and `write_comparison`.
+    """
+    scores = compare_folders(
+        {name: (fused, None if aligned == "-" else aligned) for name, fused, aligned in options.systems},
+        fixed=options.fixed,
+        reference=options.label,
+        label=options.grey_label or options.label,
+        moving=options.grey_moving or options.moving,
+        workers=options.workers,
+    )
+    paths = write_comparison(scores, options)
+    print(f"Wrote {', '.join(map(str, paths))}")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run ``python -m tools.compare``; return the exit status."""
     print_anywhere()
-    parser = OneLineParser(
-        prog="python -m tools.compare",
-        description="Compare the output of several methods on the same pairs. Images are matched by file name; colour "
-        "is scored on BT.601 luma. Prints a table and writes MODALITY.md, MODALITY.csv, MODALITY_pairs.csv and "
-        "MODALITY.png.",
-        epilog="Published RMSE of PET and SPECT refers to grey files made by the benchmark authors' own "
-        "formula: name those with --grey-moving and --grey-label, and the colour truth, for the fusion "
-        "metrics, with --label.",
-    )
+    parser = OneLineParser("python -m tools.compare", description=__doc__)
     add_options(parser)
     options = parser.parse_args(arguments)
     check_options(parser, options)
-    try:
-        scores = compare_folders(
-            {name: (fused, None if aligned == "-" else aligned) for name, fused, aligned in options.systems},
-            fixed=options.fixed,
-            reference=options.label,
-            label=options.grey_label or options.label,
-            moving=options.grey_moving or options.moving,
-            workers=options.workers,
-        )
-        paths = write_comparison(scores, options)
-    except FileError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    print(f"Wrote {', '.join(map(str, paths))}")
-    return 0
+    return run_command(parser.prog, run, options)
 
 
 def _file_name(text: str) -> str:

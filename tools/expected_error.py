@@ -16,11 +16,13 @@ import torch
 from data.dataset import PairDataset
 from data.simulated_heads import LabelledHeads
 from data.splits import add_group_pattern, find_table
+from data.table import SPLITS, split_name
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.edarfusion import EDARFusion
 from tools.unseen import real_sets, simulated_sets
 from training.expected_error import Mistakes, calibration, collect, fit, risk_coverage
-from utils.arguments import OneLineParser, natural, positive, print_anywhere
+from utils.arguments import OneLineParser, add_device, natural, positive, print_anywhere
+from utils.command import run_command
 from utils.device import choose_device
 from utils.files import InputError, check_inputs_stay
 from utils.messages import markdown_table
@@ -92,40 +94,60 @@ def check_command(options: argparse.Namespace, checkpoint: Checkpoint, device: t
     print(markdown_table(header, lines))
 
 
+def run(options: argparse.Namespace) -> None:
+    """Run the sub-command of the options.
+
+    Raises:
+        InputError: as `fit_command` and `check_command`, or the checkpoint or device cannot be used.
+    """
+    if options.command == "fit":
+        check_inputs_stay([options.checkpoint], [options.target], "another TARGET")
+    device = choose_device(options.device)
+    options.work(options, load_checkpoint(options.checkpoint, device=device), device)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run ``python -m tools.expected_error``; return the exit status."""
     print_anywhere()
-    parser = OneLineParser(prog="python -m tools.expected_error", description=__doc__.partition("\n")[0])
+    parser = OneLineParser("python -m tools.expected_error", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, run, pairs in (("fit", fit_command, 600), ("check", check_command, 48)):
-        command = commands.add_parser(name, help=run.__doc__.partition("\n")[0])
-        command.set_defaults(run=run)
-        command.add_argument("checkpoint", metavar="CHECKPOINT", help="of a network whose registration is finished")
-        if name == "fit":
-            command.add_argument("target", metavar="TARGET", help="checkpoint to write")
-            command.add_argument("--seed", type=natural, default=0, help="default: %(default)s")
-        command.add_argument("--root", metavar="DIR", required=name == "fit", help="folder of aligned pairs")
-        command.add_argument("--csv", metavar="FILE", help="table of pairs below it (python -m tools.make_csv)")
-        command.add_argument("--split", default="val", help="which pairs of it (default: %(default)s)")
-        add_group_pattern(command)
-        command.add_argument("--heads", metavar="DIR", help="labelled heads (python -m tools.make_heads)")
-        use = "drawn" if name == "fit" else "simulated a contrast"
-        command.add_argument("--pairs", type=positive, default=pairs, help=f"{use} (default: %(default)s)")
-        command.add_argument(
-            "--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s"
-        )
+    _add_fit(commands.add_parser("fit", help="train the part and write the checkpoint with it"))
+    _add_check(commands.add_parser("check", help="print how well expected errors agree with true ones"))
     options = parser.parse_args(arguments)
     if options.command == "check" and not (options.root or options.heads):
         parser.error("expected --root or --heads, found neither")
-    try:
-        if options.command == "fit":
-            check_inputs_stay([options.checkpoint], [options.target], "another TARGET")
-        device = choose_device(options.device)
-        options.run(options, load_checkpoint(options.checkpoint, device=device), device)
-    except InputError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(parser.prog, run, options)
+
+
+def _add_fit(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(work=fit_command)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint of a network with a trained registration")
+    parser.add_argument("target", metavar="TARGET", help="checkpoint to write")
+    parser.add_argument("--seed", type=natural, default=0, metavar="N",
+                        help="seed of all random draws (default: %(default)s)")
+    parser.add_argument("--pairs", type=positive, default=600, metavar="N",
+                        help="number of pairs to draw and register (default: %(default)s)")
+    _add_images(parser, root_required=True)
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(work=check_command)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint that fit has written")
+    parser.add_argument("--pairs", type=positive, default=48, metavar="N",
+                        help="number of simulated pairs of each contrast (default: %(default)s)")
+    _add_images(parser, root_required=False)
+
+
+def _add_images(parser: argparse.ArgumentParser, root_required: bool) -> None:
+    parser.add_argument("--root", metavar="DIR", required=root_required,
+                        help="folder of aligned pairs in the layout of the training data")
+    parser.add_argument("--csv", metavar="FILE", help="table of pairs with their split (python -m tools.make_csv)")
+    parser.add_argument("--split", type=split_name, choices=SPLITS, default="val",
+                        help="split of the pairs to take (default: %(default)s)")
+    add_group_pattern(parser)
+    parser.add_argument("--heads", metavar="DIR",
+                        help="folder of labelled heads to simulate pairs on (python -m tools.make_heads)")
+    add_device(parser)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from models.checkpoint import load_checkpoint
 from models.edarfusion import AtSettings
 from utils.arguments import SAMPLE_ROOT, OneLineParser, natural, print_anywhere, side
-from utils.files import FileError, check_inputs_stay, write_bytes
+from utils.command import run_command
+from utils.files import FileError, InputError, check_inputs_stay, write_bytes
 from utils.imaging.images import read_image
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -103,14 +104,37 @@ def largest_differences(data: bytes, graph: AtSettings, fixed: Tensor, moving: T
     return {name: (a - b).abs().max().item() for name, a, b in zip(Exported._fields, found, expected, strict=True)}
 
 
+def export(options: argparse.Namespace) -> None:
+    """Write the ONNX file of the options and say how far it differs from the network.
+
+    Raises:
+        InputError: a package is missing, the checkpoint cannot be used, or the outputs differ by more than `TOLERANCE`.
+    """
+    size = tuple(options.size)
+    check_inputs_stay([options.checkpoint], [options.output], "--output FILE")
+    checkpoint = load_checkpoint(options.checkpoint)
+    settings = checkpoint.inference(options.passes, options.average)
+    graph = AtSettings(checkpoint.model, **settings, names=Exported._fields)
+    metadata = {"modality": checkpoint.modality, "arguments": json.dumps(checkpoint.model.arguments)}
+    try:
+        data = to_onnx(graph, size, metadata | {"inference": json.dumps(settings)})
+        differences = largest_differences(data, graph, *sample_pair(size))
+    except ImportError as error:
+        raise InputError(f"expected the packages {', '.join(PACKAGES)}, found: {error}") from error
+    described = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
+    if not all(differences[name] <= limit for name, limit in TOLERANCE.items()):
+        limits = ", ".join(f"{name} {limit:.0e}" for name, limit in TOLERANCE.items())
+        raise FileError.at(options.checkpoint, f"outputs of the ONNX file within {limits}", described)
+    write_bytes(options.output, data)
+    made = f"{size[0]} x {size[1]}, {settings['passes']} passes{', averaged' * settings['average']}"
+    print(f"{options.output}: {len(data) / 2**20:.1f} MiB, {made}; largest difference: {described}")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run ``python -m tools.export``; return the exit status."""
     print_anywhere()
-    parser = OneLineParser(
-        prog="python -m tools.export",
-        description=__doc__,
-    )
-    parser.add_argument("--checkpoint", metavar="FILE", required=True, help="trained network")
+    parser = OneLineParser("python -m tools.export", description=__doc__)
+    parser.add_argument("--checkpoint", metavar="FILE", required=True, help="trained network to convert")
     parser.add_argument("--output", metavar="FILE", required=True, type=Path, help="file to write, such as NAME.onnx")
     parser.add_argument("--size", metavar=("H", "W"), nargs=2, type=side, default=(256, 256),
                         help="height and width of the images, px (default: 256 256)")
@@ -119,30 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--average", action=argparse.BooleanOptionalAction,
                         help="average the estimates of both directions and of the mirrored pair (default: that of the "
                              "checkpoint)")
-    options = parser.parse_args(arguments)
-    size = tuple(options.size)
-    try:
-        check_inputs_stay([options.checkpoint], [options.output], "--output FILE")
-        checkpoint = load_checkpoint(options.checkpoint)
-        settings = checkpoint.inference(options.passes, options.average)
-        graph = AtSettings(checkpoint.model, **settings, names=Exported._fields)
-        metadata = {"modality": checkpoint.modality, "arguments": json.dumps(checkpoint.model.arguments)}
-        data = to_onnx(graph, size, metadata | {"inference": json.dumps(settings)})
-        differences = largest_differences(data, graph, *sample_pair(size))
-        described = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
-        if not all(differences[name] <= limit for name, limit in TOLERANCE.items()):
-            limits = ", ".join(f"{name} {limit:.0e}" for name, limit in TOLERANCE.items())
-            raise FileError.at(options.checkpoint, f"outputs of the ONNX file within {limits}", described)
-        write_bytes(options.output, data)
-    except FileError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    except ImportError as error:
-        print(f"{parser.prog}: expected the packages {', '.join(PACKAGES)}, found: {error}", file=sys.stderr)
-        return 2
-    made = f"{size[0]} x {size[1]}, {settings['passes']} passes{', averaged' * settings['average']}"
-    print(f"{options.output}: {len(data) / 2**20:.1f} MiB, {made}; largest difference: {described}")
-    return 0
+    return run_command(parser.prog, export, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Bone and contrast are measured against the system's own aligned image, colours a
 Writes fidelity.csv, a row a pair, and fidelity.md, which it prints.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import pandas as pd
 
 from data.table import MODALITIES
 from evaluation.scoring import score_folders
-from utils.arguments import OneLineParser, positive, print_anywhere
-from utils.files import FileError, InputError, write_bytes
+from utils.arguments import OneLineParser, add_workers, print_anywhere
+from utils.command import run_command
+from utils.files import FileError, write_bytes
 from utils.messages import markdown_table
 
 LABELS = {"CT": "CT_label", "PET": "PET_label_RGB", "SPECT": "SPECT_label_RGB"}
@@ -25,7 +27,7 @@ SHOWN = {
     "PET": ("near_white", "saturation_kept", "hue_error", "tracer_order", "contrast_fixed"),
 }
 SHOWN["SPECT"] = SHOWN["PET"]
-METRICS = ("qabf", "qvif", "qcv", "qcb", "qssim")
+USUAL_METRICS = ("qabf", "qvif", "qcv", "qcb", "qssim")
 
 
 def folders_of(root: str, modality: str) -> dict[str, Path] | None:
@@ -84,35 +86,39 @@ def report(table: pd.DataFrame) -> str:
         for system, own in rows.groupby("system", sort=False):
             values = [
                 own[name.removesuffix(", worst")].agg("max" if name.endswith("worst") else "mean")
-                for name in (*SHOWN[modality], *METRICS)
+                for name in (*SHOWN[modality], *USUAL_METRICS)
                 if name.removesuffix(", worst") in own
             ]
             lines.append([system, str(len(own)), *(f"{x:.1f}" if abs(x) >= 100 else f"{x:.3f}" for x in values)])
-        names = [name for name in (*SHOWN[modality], *METRICS) if name.removesuffix(", worst") in rows]
+        names = [name for name in (*SHOWN[modality], *USUAL_METRICS) if name.removesuffix(", worst") in rows]
         parts += [f"## {modality}", markdown_table(["system", "pairs", *names], lines)]
     return "\n\n".join(parts) + "\n"
+
+
+def run(options: argparse.Namespace) -> None:
+    """Compare the systems of the options, write both files and print the report.
+
+    Raises:
+        FileError: as `measured`, or a file cannot be written.
+    """
+    table = measured(options.data, dict(options.systems), options.workers)
+    text = report(table)
+    write_bytes(options.output / "fidelity.csv", table.to_csv(index=False, float_format="%.6g").encode())
+    write_bytes(options.output / "fidelity.md", text.encode())
+    print(text)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run ``python -m tools.fidelity``; return the exit status."""
     print_anywhere()
-    parser = OneLineParser(prog="python -m tools.fidelity", description=__doc__)
-    parser.add_argument("--data", metavar="DIR", required=True, help="the benchmark's pairs and their truth")
+    parser = OneLineParser("python -m tools.fidelity", description=__doc__)
+    parser.add_argument("--data", metavar="DIR", required=True,
+                        help="folder of the pairs and their truth, M-MRI for each modality M")
     parser.add_argument("--system", dest="systems", nargs=2, metavar=("NAME", "DIR"), action="append", required=True,
-                        help="a system and the folder of its results; repeat for each system")
+                        help="name of a method and the folder of its results; repeat for each method")
     parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--workers", metavar="N", type=positive, help="number of processes (default: one per core)")
-    options = parser.parse_args(arguments)
-    try:
-        table = measured(options.data, dict(options.systems), options.workers)
-        text = report(table)
-        write_bytes(options.output / "fidelity.csv", table.to_csv(index=False, float_format="%.6g").encode())
-        write_bytes(options.output / "fidelity.md", text.encode())
-    except InputError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    print(text)
-    return 0
+    add_workers(parser)
+    return run_command(parser.prog, run, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

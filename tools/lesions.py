@@ -7,6 +7,7 @@ without them under its true alignment. Prints which share of their contrast the 
 and size. PET and SPECT are taken in colour for lesions of the MRI, and in grey for lesions of the tracer.
 """
 
+import argparse
 import sys
 from functools import partial
 
@@ -18,14 +19,12 @@ from tqdm import tqdm
 
 from data.augmentation import soft_ellipse
 from data.dataset import VAL_SEED, PairDataset, seeded
-from data.splits import add_group_pattern, find_table
-from data.table import MODALITIES, modality_name, modality_of
+from data.table import MODALITIES
+from inference.validation_pairs import add_validation_options, load_validation_set
 from losses.steps import colored_room
-from models.checkpoint import load_checkpoint
 from models.edarfusion import EDARFusion, Registration
-from utils.arguments import DEFAULT_CHECKPOINT, OneLineParser, print_anywhere
-from utils.device import choose_device
-from utils.files import InputError
+from utils.arguments import OneLineParser, print_anywhere
+from utils.command import run_command
 from utils.messages import markdown_table
 
 DIAMETERS = (3, 7, 15)
@@ -87,7 +86,7 @@ def survival(model: EDARFusion, pairs: PairDataset, device: torch.device) -> pd.
             for sign in (1, -1):
                 for diameter in DIAMETERS:
                     kind = {"modality": MODALITIES[pair.modality], "image": image, "sign": sign, "diameter": diameter}
-                    generator = seeded(VAL_SEED + number, diameter * sign + 100)
+                    generator = seeded(VAL_SEED + pair.number, diameter * sign + 100)
                     host, other = (fixed, aligned) if image == "fixed" else (aligned, fixed)
                     lesions = lesions_in(host.cpu(), other.cpu(), diameter, sign, generator)
                     if not lesions:
@@ -126,34 +125,22 @@ def survival_report(table: pd.DataFrame) -> str:
     return markdown_table(["", "lesion in", "", *sizes, "0.7 and more", "beside", "lesions"], lines)
 
 
+def run(options: argparse.Namespace) -> None:
+    """Measure the network of the options on their pairs and print the table.
+
+    Raises:
+        InputError: pairs or network cannot be used.
+    """
+    model, pairs, device = load_validation_set(options)
+    print(survival_report(survival(model, pairs, device)))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run ``python -m tools.lesions``; return the exit status."""
     print_anywhere()
-    parser = OneLineParser(prog="python -m tools.lesions", description=__doc__)
-    parser.add_argument("--root", metavar="DIR", required=True,
-                        help="folder of aligned pairs in the layout of the training data")
-    parser.add_argument("--csv", metavar="FILE", help="table of pairs (python -m tools.make_csv)")
-    add_group_pattern(parser)
-    parser.add_argument("--modality", type=modality_name, choices=(*MODALITIES, "all"), default="all",
-                        help="which pairs (default: %(default)s)")
-    parser.add_argument("--checkpoint", metavar="FILE", default=DEFAULT_CHECKPOINT,
-                        help="trained network (default: checkpoints/edarfusion.safetensors)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
-                        help="where to compute (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    try:
-        table = find_table(
-            options.root, options.modality, csv=options.csv, split="val", group_pattern=options.group_pattern
-        )
-        device = choose_device(options.device)
-        modality = modality_of(table["modality"].unique())
-        model = load_checkpoint(options.checkpoint, modality=modality, device=device).model
-        result = survival(model, PairDataset(table, options.root, seed=VAL_SEED), device)
-    except InputError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    print(survival_report(result))
-    return 0
+    parser = OneLineParser("python -m tools.lesions", description=__doc__)
+    add_validation_options(parser)
+    return run_command(parser.prog, run, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

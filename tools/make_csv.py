@@ -4,6 +4,7 @@
     python -m tools.make_csv --root DATA --modality all --draw --ratio 0.8 --seed 0
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -14,8 +15,32 @@ if __package__ in (None, ""):
 from data.splits import add_group_pattern, make_table, shared_patients
 from data.table import MODALITIES, modality_name
 from utils.arguments import OneLineParser, natural, print_anywhere
+from utils.command import run_command
 from utils.files import FileError, write_bytes
 from utils.messages import counted
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the table of the options and print how many pairs and patients each split has.
+
+    Raises:
+        FileError: the table is there already, or as `make_table`.
+    """
+    output = options.output or Path(f"{options.modality}.csv")
+    if output.exists():
+        # A table may have been changed by hand, and runs may depend on it.
+        raise FileError.at(output, "a table that is not there yet (--output FILE)", "a file")
+    table = make_table(
+        options.root, options.modality, ratio=options.ratio, seed=options.seed,
+        group_pattern=options.group_pattern, split_csv=None if options.draw else options.split_csv or "split.csv",
+        draw_others=options.split_csv is None,
+    )  # fmt: skip
+    write_bytes(output, table.to_csv(index=False, lineterminator="\n").encode())
+    print(f"Wrote {output}")
+    for (modality, split), part in table.groupby(["modality", "split"]):
+        print(f"  {modality:5} {split:5} {len(part):4} pairs of {part['group'].nunique()} patients")
+    if shared := shared_patients(table):
+        print(f"  {counted(shared, 'patient')} with slices in both train and val: figures on val flatter")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,26 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.draw and options.split_csv:
         parser.error("expected either --draw or --split-csv, found both")
-    output = options.output or Path(f"{options.modality}.csv")
-    try:
-        if output.exists():
-            # A table may have been changed by hand, and runs may depend on it.
-            raise FileError.at(output, "a table that is not there yet (--output FILE)", "a file")
-        table = make_table(
-            options.root, options.modality, ratio=options.ratio, seed=options.seed,
-            group_pattern=options.group_pattern, split_csv=None if options.draw else options.split_csv or "split.csv",
-            draw_others=options.split_csv is None,
-        )  # fmt: skip
-        write_bytes(output, table.to_csv(index=False, lineterminator="\n").encode())
-    except FileError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    print(f"Wrote {output}")
-    for (modality, split), part in table.groupby(["modality", "split"]):
-        print(f"  {modality:5} {split:5} {len(part):4} pairs of {part['group'].nunique()} patients")
-    if shared := shared_patients(table):
-        print(f"  {counted(shared, 'patient')} with slices in both train and val: figures on val flatter")
-    return 0
+    return run_command(parser.prog, run, options)
 
 
 if __name__ == "__main__":

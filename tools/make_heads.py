@@ -1,6 +1,6 @@
 """Make a folder of labelled heads to simulate training images on.
 
-    python -m tools.make_heads --output HEADS --root HARVARD --template 120 \
+    python -m tools.make_heads --output HEADS --root HARVARD --template 120 \\
         --volume T1.nii.gz --volume other_T1.mgz other_aparc+aseg.mgz --test flair.nii.gz
 
 The slices come from the MRI of aligned pairs, from the ICBM152 template and from volumes of the head. Tissue labels
@@ -9,6 +9,7 @@ come from intensities (`data.tissue`) or, where a second file is given, from Fre
 `python -m tools.unseen --heads HEADS` scores on those of the split test.
 """
 
+import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,16 +29,18 @@ from data.splits import find_table
 from data.tissue import Tissue, tissue_of_freesurfer, tissue_of_slice
 from tools.make_sample import simulated_tissue
 from utils.arguments import OneLineParser, natural, print_anywhere
-from utils.files import FileError, write_bytes
+from utils.command import run_command
+from utils.files import FileError, InputError, write_bytes
 from utils.imaging.images import read_image, write_image
+from utils.messages import counted
 
-STEP = 2
+SPACING = 2
 """mm between the axial slices that are taken of a volume."""
 
-LEAST = 0.06
+LEAST_HEAD = 0.06
 """Share of the frame that a slice's head must fill to be taken."""
 
-BRAIN = 0.03
+LEAST_BRAIN = 0.03
 """Share of the frame that its brain must fill."""
 
 
@@ -77,7 +80,7 @@ def slices_of_volume(path: str, labels: str | None) -> Iterator[LabelledSlice]:
     volume = _at_one_mm(path, order=1)
     brain = None if labels is None else tissue_of_freesurfer(np.rint(_at_one_mm(labels, order=0)).astype(np.int32))
     name = Path(path).name.partition(".")[0]
-    for height in range(0, volume.shape[2], STEP):
+    for height in range(0, volume.shape[2], SPACING):
         mri = _framed(volume[:, :, height])
         tissue = tissue_of_slice(mri)
         if brain is not None:
@@ -112,7 +115,7 @@ def _framed(plane: NDArray) -> NDArray:
 
 
 def _shows_enough(tissue: NDArray[np.uint8]) -> bool:
-    return (tissue > Tissue.AIR).mean() > LEAST and (tissue >= Tissue.FLUID).mean() > BRAIN
+    return (tissue > Tissue.AIR).mean() > LEAST_HEAD and (tissue >= Tissue.FLUID).mean() > LEAST_BRAIN
 
 
 def write_heads(output: Path, train: Iterator[LabelledSlice], test: Iterator[LabelledSlice]) -> int:
@@ -134,43 +137,52 @@ def write_heads(output: Path, train: Iterator[LabelledSlice], test: Iterator[Lab
     return len(rows)
 
 
+def slices_of_volumes(volumes: list[list[str]]) -> Iterator[LabelledSlice]:
+    """Cut slices of volumes, each named by its file and, if there are any, that of its labels."""
+    for path, *labels in volumes:
+        yield from slices_of_volume(path, *(labels or [None]))
+
+
+def training_slices(options: argparse.Namespace) -> Iterator[LabelledSlice]:
+    """Make the slices of the split train that the options name."""
+    if options.root:
+        yield from slices_of_pairs(options.root)
+    yield from slices_of_template(options.template)
+    yield from slices_of_volumes(options.volume)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the heads that the options name.
+
+    Raises:
+        InputError: a file cannot be used, or nilearn is missing for --template.
+    """
+    try:
+        count = write_heads(options.output, training_slices(options), slices_of_volumes(options.test))
+    except ImportError as error:
+        raise InputError(str(error)) from error
+    print(f"Wrote {counted(count, 'slice')} to {options.output}")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run ``python -m tools.make_heads``; return the exit status."""
     print_anywhere()
-    parser = OneLineParser(prog="python -m tools.make_heads", description=__doc__.partition("\n")[0])
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--root", help="folder of aligned pairs, whose training MRI is taken")
-    parser.add_argument("--template", type=natural, default=0, metavar="N", help="slices of the ICBM152 template")
-    for name, use in (("volume", "train"), ("test", "test")):
-        parser.add_argument(
-            f"--{name}",
-            nargs="+",
-            action="append",
-            default=[],
-            metavar="FILE",
-            help=f"MRI volume for the split {use}, and FreeSurfer's labels if there are any",
-        )
+    parser = OneLineParser("python -m tools.make_heads", description=__doc__)
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR",
+                        help="folder to write mri/, tissue/ and heads.csv to")
+    parser.add_argument("--root", metavar="DIR",
+                        help="folder of aligned pairs in the layout of the training data, whose training MRI is taken")
+    parser.add_argument("--template", type=natural, default=0, metavar="N",
+                        help="number of slices of individual heads made from the ICBM152 template (default: none; "
+                             "needs nilearn)")
+    for name, split in (("volume", "train"), ("test", "test")):
+        parser.add_argument(f"--{name}", nargs="+", action="append", default=[], metavar="FILE",
+                            help=f"MRI volume whose slices go to the split {split}, and FreeSurfer's labels of it if "
+                                 "there are any; repeat for each volume")
     options = parser.parse_args(arguments)
     if any(len(files) > 2 for files in (*options.volume, *options.test)):
         parser.error("--volume, --test: expected one or two files each time")
-
-    def from_volumes(volumes: list[list[str]]) -> Iterator[LabelledSlice]:
-        for path, *labels in volumes:
-            yield from slices_of_volume(path, *(labels or [None]))
-
-    def train() -> Iterator[LabelledSlice]:
-        if options.root:
-            yield from slices_of_pairs(options.root)
-        yield from slices_of_template(options.template)
-        yield from from_volumes(options.volume)
-
-    try:
-        count = write_heads(options.output, train(), from_volumes(options.test))
-    except (FileError, ImportError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    print(f"Wrote {count} slices to {options.output}")
-    return 0
+    return run_command(parser.prog, run, options)
 
 
 if __name__ == "__main__":

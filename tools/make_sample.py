@@ -10,6 +10,7 @@ classes. It serves to show that the programs run and to test them; it is no subs
 Making the sample needs nilearn (requirements-dev.txt); reading it does not.
 """
 
+import argparse
 import functools
 import sys
 from pathlib import Path
@@ -26,8 +27,9 @@ from data.deformation import BENCHMARK, DeformationRange, random_flow
 from data.simulated_heads import COLORS, SIZE
 from data.tissue import Tissue as Label
 from tools.misalign import write_misaligned
-from utils.arguments import OneLineParser, natural, print_anywhere
-from utils.files import FileError, write_bytes
+from utils.arguments import OneLineParser, natural, positive, print_anywhere
+from utils.command import run_command
+from utils.files import FileError, InputError, write_bytes
 from utils.geometry.warp import resize_flow
 from utils.imaging.images import write_image
 
@@ -306,27 +308,33 @@ def make_training(output: Path, count: int, seed: int) -> None:
         write_bytes(output / f"{modality}-MRI" / "split.csv", f"split,name\n{rows}".encode())
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run ``python -m tools.make_sample``; return the exit status."""
-    print_anywhere()
-    parser = OneLineParser("python -m tools.make_sample", description="Make the embedded sample again.")
-    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--training", type=int, metavar="N", help="make N aligned pairs a modality to train on instead")
-    parser.add_argument("--seed", type=natural, default=0, help="default: %(default)s, the seed of the embedded sample")
-    options = parser.parse_args(arguments)
-    if options.training is not None and options.training < 1:
-        parser.error(f"--training: expected a number from 1 up, found {options.training}")
+def run(options: argparse.Namespace) -> None:
+    """Write the sample, or the pairs to train on.
+
+    Raises:
+        InputError: a file cannot be written, or nilearn is missing.
+    """
     try:
         if options.training is not None:
             make_training(options.output, options.training, options.seed)
         else:
             make_sample(options.output, options.seed)
-    except (FileError, ImportError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
+    except ImportError as error:
+        raise InputError(str(error)) from error
     count = (options.training or 0) * len(SLICES) or sum(map(len, SLICES.values()))
     print(f"Wrote {count} simulated pairs to {options.output}")
-    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run ``python -m tools.make_sample``; return the exit status."""
+    print_anywhere()
+    parser = OneLineParser("python -m tools.make_sample", description=__doc__)
+    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--training", type=positive, metavar="N",
+                        help="make N aligned pairs of each modality to train on, instead of the sample")
+    parser.add_argument("--seed", type=natural, default=0, metavar="N",
+                        help="seed of all random draws (default: %(default)s, that of the embedded sample)")
+    return run_command(parser.prog, run, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

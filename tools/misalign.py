@@ -1,4 +1,4 @@
-"""A benchmark out of aligned pairs: each moving image misaligned by a deformation that is known.
+"""Make a benchmark of aligned pairs: misalign each moving image by a known deformation.
 
     python -m tools.misalign --root DATA --output BENCH [--modality CT] [--split val] [--rotation 10] [--size 200 256]
     python EDARFusion_test_val.py --csv BENCH/pairs.csv
@@ -9,6 +9,7 @@ the same folder and the same seed give the same pairs on every machine. The draw
 run, which numbers its pairs over all modalities.
 """
 
+import argparse
 import math
 import os
 import sys
@@ -29,11 +30,13 @@ from data.pairs import PairFiles, read_pair
 from data.splits import add_group_pattern, find_table
 from data.table import FILES, MODALITIES, SPLITS, DataError, modality_name, split_name, with_names
 from utils.arguments import OneLineParser, natural, print_anywhere, side
-from utils.files import FileError, check_inputs_stay, write_bytes
+from utils.command import run_command
+from utils.files import check_inputs_stay, write_bytes
 from utils.geometry.warp import apply_flow, compose, invert, resize_flow
 from utils.imaging.flows import save_flow
 from utils.imaging.images import read_image, write_image
 from utils.maps import jacobian_determinant
+from utils.messages import counted
 
 TRUE_WITHIN = 0.25
 """How far a deformation and its inverse in a row may leave any place from where it was, px of images of 256 px."""
@@ -156,51 +159,56 @@ def _resized(image: NDArray[np.float32], size: tuple[int, int] | None) -> NDArra
     return tensor_to_image(F.interpolate(image_to_tensor(image, keepdim=False), size, mode="bilinear", antialias=True))
 
 
+def run(options: argparse.Namespace) -> None:
+    """Misalign the pairs that the options name.
+
+    Raises:
+        FileError: as `data.splits.find_table` and `misalign`.
+    """
+    ranges = replace(BENCHMARK, amplitude=(options.amplitude,) * 2, sigma=(options.sigma,) * 2,
+                     translation=options.translation, rotation=(options.rotation,) * 2)
+    table = find_table(
+        options.root, options.modality, csv=options.csv, split=options.split, group_pattern=options.group_pattern
+    )
+    check_inputs_stay(filter(None, [options.csv]), [options.output / "pairs.csv"])
+    written = misalign(table, options.root, options.output, ranges=ranges,
+                       size=options.size and tuple(options.size), seed=options.seed)
+    print(f"Wrote {counted(len(written), 'pair')} to {options.output / 'pairs.csv'}")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run ``python -m tools.misalign``; return the exit status."""
     print_anywhere()
-    parser = OneLineParser(
-        prog="python -m tools.misalign", description="Misalign aligned pairs by known deformations."
-    )
-    parser.add_argument("--root", metavar="DIR", required=True, help="folder of aligned pairs, as for training")
+    parser = OneLineParser("python -m tools.misalign", description=__doc__)
+    parser.add_argument("--root", metavar="DIR", required=True,
+                        help="folder of aligned pairs in the layout of the training data")
     parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder to write to")
     parser.add_argument("--modality", type=modality_name, choices=(*MODALITIES, "all"), default="all",
-                        help="default: %(default)s")
-    parser.add_argument("--csv", metavar="FILE", help="table of pairs (python -m tools.make_csv)")
+                        help="modality of the pairs (default: %(default)s)")
+    parser.add_argument("--csv", metavar="FILE", help="table of pairs with their split (python -m tools.make_csv)")
     add_group_pattern(parser)
     parser.add_argument("--split", type=split_name, choices=SPLITS, default="val",
-                        help="which of its rows (default: %(default)s)")
-    parser.add_argument("--seed", type=natural, default=VAL_SEED, help="default: %(default)s")
-    kind = parser.add_argument_group("deformation, px of images of 256 px (default: the field's benchmark)")
-    kind.add_argument("--amplitude", type=float, metavar="PX", default=BENCHMARK.amplitude[0],
-                      help="standard deviation of a component of the smooth field (default: %(default)s)")
-    kind.add_argument("--sigma", type=float, metavar="PX", default=BENCHMARK.sigma[0],
-                      help="its smoothness, the blur of the noise it is made of (default: %(default)s)")
-    kind.add_argument("--translation", type=float, metavar="PX", default=BENCHMARK.translation,
-                      help="largest shift along each axis (default: %(default)s)")
-    kind.add_argument("--rotation", type=float, metavar="DEG", default=0.0,
-                      help=f"of every pair, below {MAX_ROTATION} either way (default: 0)")
-    kind.add_argument("--size", type=side, nargs=2, metavar=("H", "W"), help="bring the images to this size first")
+                        help="split of the pairs to take (default: %(default)s)")
+    parser.add_argument("--seed", type=natural, default=VAL_SEED, metavar="N",
+                        help="seed of the deformations (default: %(default)s)")
+    deformation = parser.add_argument_group("deformation, px of images of 256 px (default: the field's benchmark)")
+    deformation.add_argument("--amplitude", type=float, metavar="PX", default=BENCHMARK.amplitude[0],
+                             help="standard deviation of a component of the smooth field (default: %(default)s)")
+    deformation.add_argument("--sigma", type=float, metavar="PX", default=BENCHMARK.sigma[0],
+                             help="its smoothness, the blur of the noise it is made of (default: %(default)s)")
+    deformation.add_argument("--translation", type=float, metavar="PX", default=BENCHMARK.translation,
+                             help="largest shift along each axis (default: %(default)s)")
+    deformation.add_argument("--rotation", type=float, metavar="DEG", default=0.0,
+                             help=f"rotation of every pair, below {MAX_ROTATION} degrees either way (default: 0)")
+    deformation.add_argument("--size", type=side, nargs=2, metavar=("H", "W"),
+                             help="bring the images to this height and width first, px (default: as they are)")
     options = parser.parse_args(arguments)
     for name, low in (("amplitude", 0), ("sigma", 4), ("translation", 0)):
         if not low <= getattr(options, name) < math.inf:
             parser.error(f"--{name}: expected a number from {low}, found {getattr(options, name):g}")
     if not abs(options.rotation) < MAX_ROTATION:
         parser.error(f"--rotation: expected less than {MAX_ROTATION} degrees, found {options.rotation:g}")
-    ranges = replace(BENCHMARK, amplitude=(options.amplitude,) * 2, sigma=(options.sigma,) * 2,
-                     translation=options.translation, rotation=(options.rotation,) * 2)
-    try:
-        table = find_table(
-            options.root, options.modality, csv=options.csv, split=options.split, group_pattern=options.group_pattern
-        )
-        check_inputs_stay(filter(None, [options.csv]), [options.output / "pairs.csv"])
-        written = misalign(table, options.root, options.output, ranges=ranges,
-                           size=options.size and tuple(options.size), seed=options.seed)
-    except FileError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    print(f"Wrote {len(written)} pairs to {options.output / 'pairs.csv'}")
-    return 0
+    return run_command(parser.prog, run, options)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import torch
 
 from models.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from utils.arguments import OneLineParser, positive, print_anywhere, share
-from utils.files import FileError, check_inputs_stay
+from utils.command import run_command
+from utils.files import check_inputs_stay
 
 PATHS = ("root", "csv", "output", "resume", "init", "teacher")
 """Options of a training run that name places on the machine where it ran."""
@@ -72,33 +73,34 @@ def blend_in(checkpoint: Checkpoint, path: str | os.PathLike, share: float) -> N
             weight.lerp_(target, share)
 
 
+def run(options: argparse.Namespace) -> None:
+    """Write the weights and say how large the file is.
+
+    Raises:
+        FileError: as `publish`.
+    """
+    blend = (options.blend, 0.5 if options.share is None else options.share) if options.blend else None
+    publish(options.source, options.target, options.average, options.passes, blend)
+    print(f"{options.target}: {Path(options.target).stat().st_size / 1e6:.1f} MB")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run ``python -m tools.publish``; return the exit status."""
     print_anywhere()
-    parser = OneLineParser(prog="python -m tools.publish", description=__doc__)
+    parser = OneLineParser("python -m tools.publish", description=__doc__)
     parser.add_argument("source", metavar="CHECKPOINT", help="checkpoint of a training run")
     parser.add_argument("target", metavar="FILE", help="file to write")
-    parser.add_argument(
-        "--average",
-        action=argparse.BooleanOptionalAction,
-        help="whether the test command averages estimates (default: that of the checkpoint)",
-    )
+    parser.add_argument("--average", action=argparse.BooleanOptionalAction,
+                        help="whether the test command averages estimates (default: that of the checkpoint)")
     parser.add_argument("--passes", type=positive, metavar="N",
-                        help="number of registrations the test command makes (default: that of the checkpoint)")
+                        help="number of registrations that the test command makes (default: that of the checkpoint)")
     parser.add_argument("--blend", metavar="FILE",
                         help="second checkpoint, whose weights are averaged with those of the first one")
     parser.add_argument("--share", type=share, help="weight of the second checkpoint, 0 to 1 (default: 0.5)")
     options = parser.parse_args(arguments)
     if options.share is not None and not options.blend:
         parser.error("--share: expected --blend FILE with it, found none")
-    try:
-        blend = (options.blend, 0.5 if options.share is None else options.share) if options.blend else None
-        publish(options.source, options.target, options.average, options.passes, blend)
-    except FileError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    print(f"{options.target}: {Path(options.target).stat().st_size / 1e6:.1f} MB")
-    return 0
+    return run_command(parser.prog, run, options)
 
 
 if __name__ == "__main__":

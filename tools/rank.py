@@ -27,13 +27,14 @@ from tqdm import tqdm
 
 from data.splits import GROUP_PATTERN, add_group_pattern, patients_of
 from data.table import FILES, MODALITIES, SPLITS, DataError, modality_name, read_table, split_name
-from evaluation.comparison import summarise, to_markdown, written
+from evaluation.comparison import BEFORE_ALIGNMENT, comparison_report, mean_with_interval, summarise
 from evaluation.figures import save_figure
 from evaluation.metrics import folding_share, registration_metrics
 from evaluation.report.columns import METRICS
 from evaluation.report.systems import SystemImages, figure_error_against_time, write_systems_page
 from evaluation.scoring import read_grey, score_pair
-from utils.arguments import OneLineParser, positive, print_anywhere
+from utils.arguments import OneLineParser, add_workers, positive, print_anywhere
+from utils.command import run_command
 from utils.files import FileError, check_inputs_stay, write_bytes
 from utils.geometry.warp import apply_flow
 from utils.imaging.flows import load_flow
@@ -42,7 +43,7 @@ from utils.imaging.pairing import list_images, plain_stem
 from utils.messages import counted, markdown_table
 from utils.processes import available_cores, pool_size
 
-GREY = ("grey_moving", "grey_label")
+GREY_COLUMNS = ("grey_moving", "grey_label")
 """Columns of a table: the files of the registration metrics, where their grey levels are not those of the label."""
 
 KINDS = {"fused": ("fused_rgb", "fused"), "aligned": ("aligned",), "flow": ("flow",)}
@@ -50,9 +51,6 @@ KINDS = {"fused": ("fused_rgb", "fused"), "aligned": ("aligned",), "flow": ("flo
 
 HEADLINE = ("epe", "rmse", "ssim", "folding", "qabf", "qvif", "qcv", "qcb", "seconds")
 """Columns of the short table; all others stand in the tables of each modality."""
-
-BEFORE = "before alignment"
-"""Name under which the moving images as they came are listed among the systems."""
 
 
 def read_pairs(
@@ -82,25 +80,25 @@ def read_pairs(
     for column in ("label", "modality"):
         if column not in table:
             raise DataError.at(csv, f"a column {column}", f"columns {', '.join(table.columns)}")
-    if (GREY[0] in table) != (GREY[1] in table):
-        raise DataError.at(csv, f"both columns {' and '.join(GREY)}, or neither", "one of them")
+    if (GREY_COLUMNS[0] in table) != (GREY_COLUMNS[1] in table):
+        raise DataError.at(csv, f"both columns {' and '.join(GREY_COLUMNS)}, or neither", "one of them")
     if fold is not None:
         if "fold" not in table or str(fold) not in set(table["fold"]):
             found = f"folds {', '.join(sorted(set(table['fold'])))}" if "fold" in table else "no column fold"
             raise DataError.at(csv, f"pairs of fold {fold}", found)
         table = table[table["fold"] == str(fold)].reset_index(drop=True)
     table["group"] = patients_of(table, pattern)
-    for column in (*FILES, *GREY):
+    for column in (*FILES, *GREY_COLUMNS):
         known = column in table
         table[column] = [Path(root, path) if known and path else None for path in table.get(column, table["name"])]
-        for path in table[column].dropna() if column in GREY else ():
+        for path in table[column].dropna() if column in GREY_COLUMNS else ():
             if not path.is_file():
                 raise DataError.at(csv, f"a file in column {column}", f"nothing at {path}")
-    return table[["name", *FILES, "modality", "group", *GREY]]
+    return table[["name", *FILES, "modality", "group", *GREY_COLUMNS]]
 
 
 def outputs_of(folder: str | Path, pairs: pd.DataFrame) -> dict[str, dict[str, Path]]:
-    """The files that a system gives for the pairs of one modality.
+    """List the files that a system gives for the pairs of one modality.
 
     Args:
         folder: of all results of the system.
@@ -201,15 +199,15 @@ def score_systems(
         workers: processes; one a core if left out.
 
     Returns:
-        Modality -> system -> table for `evaluation.comparison.summarise`, `BEFORE` first. A system without a folder for
-        a modality is not in that one's tables.
+        Modality -> system -> table for `evaluation.comparison.summarise`, `BEFORE_ALIGNMENT` first. A system without a
+        folder for a modality is not in that one's tables.
 
     Raises:
         FileError: a file is missing or cannot be used.
     """
     jobs, keys = [], []
     for modality, part in pairs.groupby("modality", sort=False):
-        outputs: dict[str, dict | None] = {BEFORE: None}
+        outputs: dict[str, dict | None] = {BEFORE_ALIGNMENT: None}
         for system, folder in results.items():
             if any(Path(folder, name).is_dir() for name in (modality, f"{modality}-MRI")):
                 outputs[system] = outputs_of(folder, part)
@@ -239,7 +237,7 @@ def score_systems(
 
 
 def _seconds(folder: str | Path, modality: str) -> pd.Series | None:
-    """Seconds a pair, by name, as the table beside the results says; None where there is none."""
+    """Read the seconds of each pair, by name, from the table beside the results; None where there is none."""
     path = Path(folder, modality, "metrics.csv")
     if not path.is_file():
         return None
@@ -247,8 +245,8 @@ def _seconds(folder: str | Path, modality: str) -> pd.Series | None:
     return table.drop_duplicates("name").set_index("name")["seconds"] if "seconds" in table else None
 
 
-def checksum(folder: str | Path, pairs: pd.DataFrame) -> str:
-    """What tells results from others: SHA-256 over the files of all pairs, in the order of the table."""
+def results_checksum(folder: str | Path, pairs: pd.DataFrame) -> str:
+    """Return the SHA-256 over the files of all pairs, in the order of the table, which tells results from others."""
     digest = hashlib.sha256()
     for modality, part in pairs.groupby("modality", sort=False):
         if not any(Path(folder, name).is_dir() for name in (modality, f"{modality}-MRI")):
@@ -260,9 +258,10 @@ def checksum(folder: str | Path, pairs: pd.DataFrame) -> str:
 
 
 def rank(summaries: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """The order of the systems in each modality.
+    """Rank the systems in each modality.
 
-    By mean endpoint error where all systems give displacement fields, else by the root mean square error to the truth.
+    The order is that of the mean endpoint error where all systems give displacement fields, else that of the root mean
+    square error to the truth.
 
     Args:
         summaries: modality -> what `evaluation.comparison.summarise` returns.
@@ -277,7 +276,7 @@ def rank(summaries: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         systems = list(dict.fromkeys(summary["system"]))
         by = "epe" if "epe" in means and means["epe"].notna().all() else "rmse"
         order = means[by].rank(method="min") if by in means else pd.Series(np.nan, means.index)
-        texts = {key: written(row) for key, row in summary.set_index(["system", "metric"]).iterrows()}
+        texts = {key: mean_with_interval(row) for key, row in summary.set_index(["system", "metric"]).iterrows()}
         shown = [metric for metric in (*HEADLINE, *METRICS) if metric in means]
         for system in sorted(systems, key=lambda name: (np.isnan(order[name]), order[name])):
             place = "" if np.isnan(order[system]) else int(order[system])
@@ -287,7 +286,7 @@ def rank(summaries: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def ranking_markdown(ranking: pd.DataFrame, notes: Mapping[str, str]) -> str:
-    """The ranking as Markdown: a table a modality of the columns in `HEADLINE`, then the notes, one a system."""
+    """Format the ranking as Markdown: a table of the columns in `HEADLINE` for each modality, then the notes."""
     parts = ["# Ranking", "Mean and its 95 % interval resampled by patient."]
     for modality, part in ranking.groupby("modality", sort=False):
         columns = [metric for metric in HEADLINE if metric in part and (part[metric] != "").any()]
@@ -325,7 +324,7 @@ def write_ranking(
         FileError: a file is missing or cannot be used, or a result would be written over.
     """
     files = [output / f"ranking.{suffix}" for suffix in ("csv", "md", "html")]
-    check_inputs_stay((path for column in (*FILES, *GREY) for path in pairs[column].dropna()), files)
+    check_inputs_stay((path for column in (*FILES, *GREY_COLUMNS) for path in pairs[column].dropna()), files)
     scores = score_systems(pairs, results, workers)
     patients = dict(zip(pairs["name"], pairs["group"], strict=True))
     summaries = {}
@@ -333,14 +332,14 @@ def write_ranking(
         if ours not in tables:
             raise FileError.at(results[ours], f"a folder {modality} with the results", "nothing there")
         summaries[modality] = summary = summarise(tables, ours, patients)
-        report = to_markdown(summary, ours, f"{modality}: {', '.join(tables)}")
+        report = comparison_report(summary, ours, f"{modality}: {', '.join(tables)}")
         of_pairs = pd.concat(tables, names=["system"]).reset_index()
         write_bytes(output / f"{modality}.md", report.encode())
         for name, table in ((modality, summary), (f"{modality}_pairs", of_pairs)):
             text = table.to_csv(index=False, lineterminator="\n", float_format="%.10g")
             write_bytes(output / f"{name}.csv", text.encode())
     ranking = rank(summaries)
-    notes = {name: f"{(settings or {}).get(name, 'results as given')}; SHA-256 {checksum(folder, pairs)}"
+    notes = {name: f"{(settings or {}).get(name, 'results as given')}; SHA-256 {results_checksum(folder, pairs)}"
              for name, folder in results.items()}  # fmt: skip
     write_bytes(files[0], ranking.to_csv(index=False, lineterminator="\n").encode())
     write_bytes(files[1], ranking_markdown(ranking, notes).encode())
@@ -350,7 +349,7 @@ def write_ranking(
 
 
 def _pictures(pairs: pd.DataFrame, results: Mapping[str, str | Path]) -> list[SystemImages]:
-    """The files of the page: for each pair its sources and what each system gives."""
+    """List the files of the page: for each pair its sources and what each system gives."""
     pictures = []
     for modality, part in pairs.groupby("modality", sort=False):
         given = {system: outputs_of(folder, part) for system, folder in results.items()
@@ -363,18 +362,23 @@ def _pictures(pairs: pd.DataFrame, results: Mapping[str, str | Path]) -> list[Sy
 
 
 def add_pairs_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say which pairs the systems are ranked on."""
-    parser.add_argument("--csv", metavar="FILE", required=True, help="table of pairs with labels")
-    parser.add_argument("--root", metavar="DIR", help="folder that its paths start from (default: that of the table)")
+    """Add the options that say which pairs and systems are ranked."""
+    parser.add_argument("--csv", metavar="FILE", required=True,
+                        help="table of the pairs, with their truth in the column label")
+    parser.add_argument("--root", metavar="DIR",
+                        help="folder that the paths of the table start from (default: that of the table)")
     parser.add_argument("--modality", type=modality_name, choices=(*MODALITIES, "all"), default="all",
-                        help="default: %(default)s")
-    parser.add_argument("--split", type=split_name, choices=SPLITS, help="which of its rows (default: all)")
-    parser.add_argument("--fold", type=positive, metavar="N", help="rows of one fold: patients left out in training")
+                        help="modality of the pairs (default: %(default)s)")
+    parser.add_argument("--split", type=split_name, choices=SPLITS,
+                        help="rows of the table to take, by their column split (default: all)")
+    parser.add_argument("--fold", type=positive, metavar="N",
+                        help="rows of the table to take, by their column fold: the patients that a training on the "
+                             "other folds has not seen (default: all)")
     add_group_pattern(parser)
     parser.add_argument("--results", metavar="NAME=DIR", type=system_and_folder, action="append", default=[],
-                        help="a system and the folder of its results; repeat for each")
+                        help="name of a system and the folder of its results; repeat for each system")
     parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--workers", metavar="N", type=positive, help="processes (default: one a core)")
+    add_workers(parser)
 
 
 def chosen_pairs(options: argparse.Namespace) -> pd.DataFrame:
@@ -385,15 +389,15 @@ def chosen_pairs(options: argparse.Namespace) -> pd.DataFrame:
 
 
 def system_and_folder(text: str) -> tuple[str, Path]:
-    """NAME=DIR of the command line."""
+    """Parse NAME=DIR of the command line."""
     name, sign, folder = text.partition("=")
-    if not sign or not folder or not re.fullmatch(r"[\w .+()-]+", name) or name == BEFORE:
+    if not sign or not folder or not re.fullmatch(r"[\w .+()-]+", name) or name == BEFORE_ALIGNMENT:
         raise argparse.ArgumentTypeError(f"expected NAME=DIR, found {text!r}")
     return name, Path(folder)
 
 
 def unique_results(parser: argparse.ArgumentParser, given: list[tuple[str, Path]]) -> dict[str, Path]:
-    """The systems by name; ends the command where a name stands twice."""
+    """Return the systems by name; end the command where a name stands twice."""
     names = [name for name, _ in given]
     for name in names:
         if names.count(name) > 1:
@@ -401,12 +405,25 @@ def unique_results(parser: argparse.ArgumentParser, given: list[tuple[str, Path]
     return dict(given)
 
 
+def run(options: argparse.Namespace, results: dict[str, Path], ours: str) -> None:
+    """Rank the systems, and print the ranking.
+
+    Raises:
+        FileError: as `read_pairs` and `write_ranking`.
+    """
+    pairs = chosen_pairs(options)
+    write_ranking(pairs, results, ours, options.output, workers=options.workers)
+    print((options.output / "ranking.md").read_text(encoding="utf-8"))
+    print(f"{counted(len(pairs), 'pair')}; pictures of all systems in {options.output / 'ranking.html'}")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """``python -m tools.rank``; returns the exit status."""
+    """Run ``python -m tools.rank``; return the exit status."""
     print_anywhere()
     parser = OneLineParser("python -m tools.rank", description=__doc__)
     add_pairs_options(parser)
-    parser.add_argument("--ours", metavar="NAME", help="the system to test the others against (default: the first)")
+    parser.add_argument("--ours", metavar="NAME",
+                        help="name of the system that the others are tested against (default: the first)")
     options = parser.parse_args(arguments)
     results = unique_results(parser, options.results)
     if not results:
@@ -414,15 +431,7 @@ def main(arguments: list[str] | None = None) -> int:
     ours = options.ours or next(iter(results))
     if ours not in results:
         parser.error(f"--ours: expected one of {', '.join(results)}, found {ours!r}")
-    try:
-        pairs = chosen_pairs(options)
-        write_ranking(pairs, results, ours, options.output, workers=options.workers)
-    except FileError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    print((options.output / "ranking.md").read_text(encoding="utf-8"))
-    print(f"{counted(len(pairs), 'pair')}; pictures of all systems in {options.output / 'ranking.html'}")
-    return 0
+    return run_command(parser.prog, run, options, results, ours)
 
 
 if __name__ == "__main__":

@@ -6,24 +6,22 @@ The pairs are misaligned by known deformations, disturbed and aligned. Prints a 
 and disturbances are the same each time. A one-sided structure is one that a single image of the pair shows.
 """
 
+import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pandas as pd
 import torch
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from data.augmentation import add_one_sided
 from data.dataset import VAL_SEED, Pair, PairDataset, seeded
-from data.splits import add_group_pattern, find_table
-from data.table import MODALITIES, modality_name, modality_of
-from models.checkpoint import load_checkpoint
+from inference.validation_pairs import add_validation_options, load_validation_set
 from models.edarfusion import EDARFusion
 from training.validation import by_modality, validate
-from utils.arguments import DEFAULT_CHECKPOINT, OneLineParser, print_anywhere
-from utils.device import choose_device
-from utils.files import FileError, InputError
+from utils.arguments import OneLineParser, print_anywhere
+from utils.command import run_command
 from utils.messages import markdown_table
 
 NOISE = 0.1
@@ -72,19 +70,17 @@ class DisturbedPairs(Dataset[Pair]):
         return len(self.pairs)
 
     def __getitem__(self, row: int) -> Pair:
-        return self.disturb(self.pairs[row], seeded(VAL_SEED + 1, row))
+        pair = self.pairs[row]
+        return self.disturb(pair, seeded(VAL_SEED + 1, pair.number))
 
 
-def robustness(
-    model: EDARFusion, pairs: PairDataset, device: torch.device, rows: Sequence[int] | None = None
-) -> pd.DataFrame:
+def robustness(model: EDARFusion, pairs: PairDataset, device: torch.device) -> pd.DataFrame:
     """Measure the endpoint error under each of `CONDITIONS`.
 
     Args:
         model: in evaluation mode.
         pairs: without augmentation.
         device: where the model is.
-        rows: of the pairs that count; None takes all.
 
     Returns:
         A row a condition and modality: ``condition``, ``modality``, ``pairs``, ``epe`` and ``zero``, the mean endpoint
@@ -93,8 +89,7 @@ def robustness(
     """
     parts = []
     for condition, disturb in tqdm(CONDITIONS.items(), desc="conditions", leave=False):
-        disturbed = DisturbedPairs(pairs, disturb)
-        scores = validate(model, disturbed if rows is None else Subset(disturbed, rows), device)
+        scores = validate(model, DisturbedPairs(pairs, disturb), device)
         means = by_modality(scores)[["epe", "zero", "better"]]
         parts.append(means.assign(condition=condition, pairs=scores["modality"].value_counts()).reset_index())
     return pd.concat(parts, ignore_index=True)
@@ -110,53 +105,22 @@ def robustness_report(table: pd.DataFrame) -> str:
     return markdown_table(["endpoint error of zero flow's, px (pairs improved)", *kinds], lines)
 
 
-def validation_pairs(
-    root: str, modality: str, csv: str | None, group_pattern: str
-) -> tuple[pd.DataFrame, list[int]]:
-    """Find the validation pairs of all modalities, and the rows of those that are wanted.
-
-    What is drawn for a pair follows from its row, so that it must not depend on the modality that is wanted.
+def run(options: argparse.Namespace) -> None:
+    """Measure the network of the options on their pairs and print the table.
 
     Raises:
-        DataError, FileError: as `data.splits.find_table`.
+        InputError: pairs or network cannot be used.
     """
-    arguments = {"csv": csv, "split": "val", "group_pattern": group_pattern}
-    wanted = find_table(root, modality, **arguments)
-    try:
-        table = find_table(root, "all", **arguments)
-    except FileError:  # a folder of one modality, or the others' pairs cannot be used
-        table = wanted
-    return table, [row for row, kind in enumerate(table["modality"]) if modality in (kind, "all")]
+    model, pairs, device = load_validation_set(options)
+    print(robustness_report(robustness(model, pairs, device)))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run ``python -m tools.robustness``; return the exit status."""
     print_anywhere()
-    parser = OneLineParser(
-        prog="python -m tools.robustness", description=__doc__
-    )
-    parser.add_argument("--root", metavar="DIR", required=True,
-                        help="folder of aligned pairs in the layout of the training data")
-    parser.add_argument("--csv", metavar="FILE", help="table of pairs (python -m tools.make_csv)")
-    add_group_pattern(parser)
-    parser.add_argument("--modality", type=modality_name, choices=(*MODALITIES, "all"), default="all",
-                        help="which pairs (default: %(default)s)")
-    parser.add_argument("--checkpoint", metavar="FILE", default=DEFAULT_CHECKPOINT,
-                        help="trained network (default: checkpoints/edarfusion.safetensors)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
-                        help="where to compute (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    try:
-        table, rows = validation_pairs(options.root, options.modality, options.csv, options.group_pattern)
-        device = choose_device(options.device)
-        modality = modality_of(table["modality"].iloc[rows].unique())
-        model = load_checkpoint(options.checkpoint, modality=modality, device=device).model
-        result = robustness(model, PairDataset(table, options.root, seed=VAL_SEED), device, rows)
-    except InputError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    print(robustness_report(result))
-    return 0
+    parser = OneLineParser("python -m tools.robustness", description=__doc__)
+    add_validation_options(parser)
+    return run_command(parser.prog, run, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

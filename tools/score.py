@@ -4,49 +4,49 @@
     python -m tools.score --fixed MRI --reference LABEL --fused FUSED --aligned ALIGNED --label LABEL --csv scores.csv
 """
 
+import argparse
 import sys
 from pathlib import Path
 
 from evaluation.scoring import score_folders, with_mean
-from utils.arguments import OneLineParser, positive, print_anywhere
-from utils.files import FileError, write_bytes
+from utils.arguments import OneLineParser, add_workers, print_anywhere
+from utils.command import run_command
+from utils.files import write_bytes
+from utils.messages import counted
+
+
+def run(options: argparse.Namespace) -> None:
+    """Score the images of the options, write the table and print its means.
+
+    Raises:
+        FileError: as `evaluation.scoring.score_folders`, or the table cannot be written.
+    """
+    roles = ("fixed", "reference", "fused", "aligned", "moving", "label")
+    table = with_mean(score_folders(workers=options.workers, **{role: getattr(options, role) for role in roles}))
+    write_bytes(options.csv, table.to_csv(index=False, float_format="%.10g").encode())
+    print(table.iloc[-1].drop("name").astype(float).to_string(float_format="%.4f"))
+    print(f"Wrote {counted(len(table) - 1, 'pair')} to {options.csv}")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run ``python -m tools.score``; return the exit status."""
     print_anywhere()
-    parser = OneLineParser(
-        prog="python -m tools.score",
-        description=__doc__,
-    )
+    parser = OneLineParser("python -m tools.score", description=__doc__)
     parser.add_argument("--fixed", metavar="DIR", required=True, help="folder of fixed images (MRI)")
-    parser.add_argument(
-        "--reference", metavar="DIR", required=True,
-        help="folder of the second source of the fusion: the truly aligned moving images if known",
-    )
+    parser.add_argument("--reference", metavar="DIR", required=True,
+                        help="folder of the second source of the fusion: the truly aligned moving images if known")
     parser.add_argument("--fused", metavar="DIR", required=True, help="folder of fused images to score")
     parser.add_argument("--aligned", metavar="DIR", help="folder of aligned moving images to score against --label")
-    parser.add_argument(
-        "--moving", metavar="DIR", help="folder of moving images before alignment, scored in the columns *_before"
-    )
+    parser.add_argument("--moving", metavar="DIR",
+                        help="folder of moving images before alignment, scored in the columns *_before")
     parser.add_argument("--label", metavar="DIR", help="folder of truly aligned moving images")
     parser.add_argument("--csv", metavar="FILE", required=True, type=Path, help="table to write")
-    parser.add_argument("--workers", metavar="N", type=positive, help="number of processes (default: one per core)")
+    add_workers(parser)
     options = parser.parse_args(arguments)
     registration = options.aligned or options.moving
     if bool(registration) != bool(options.label):
         parser.error("--label goes together with --aligned, --moving or both")
-    roles = ("fixed", "reference", "fused", "aligned", "moving", "label")
-    try:
-        table = score_folders(workers=options.workers, **{role: getattr(options, role) for role in roles})
-        table = with_mean(table)
-        write_bytes(options.csv, table.to_csv(index=False, float_format="%.10g").encode())
-    except FileError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    print(table.iloc[-1].drop("name").astype(float).to_string(float_format="%.4f"))
-    print(f"{len(table) - 1} pairs -> {options.csv}")
-    return 0
+    return run_command(parser.prog, run, options)
 
 
 if __name__ == "__main__":

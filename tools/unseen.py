@@ -1,4 +1,4 @@
-"""How well a network aligns heads that it was not trained on.
+"""Measure how well a network aligns heads that it was not trained on.
 
     python -m tools.unseen --heads HEADS                      # simulated on the heads of the split test
     python -m tools.unseen --root HARVARD --csv fold1.csv     # the validation pairs of a table
@@ -9,6 +9,7 @@ free of it: what the network finds on the pair as it lies, carried through the k
 on the deformed pair. `still` is the mean displacement that it finds where nothing was displaced.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -25,19 +26,20 @@ from data.table import MODALITIES
 from evaluation.intervals import removed_interval, removed_share
 from models.checkpoint import load_checkpoint
 from models.edarfusion import EDARFusion
-from utils.arguments import DEFAULT_CHECKPOINT, OneLineParser, positive, print_anywhere
+from utils.arguments import OneLineParser, add_checkpoint, add_device, positive, print_anywhere
+from utils.command import run_command
 from utils.device import choose_device
-from utils.files import InputError, write_bytes
+from utils.files import write_bytes
 from utils.geometry.foreground import foreground, masked_means
 from utils.geometry.warp import compose, resize_flow
 from utils.maps import jacobian_determinant
 from utils.messages import markdown_table
 
-COLUMNS = ("pairs", "zero flow", "left", "removed", "95 %", "own", "still", "better", "disagreement", "folding")
+SUMMARY_COLUMNS = ("pairs", "zero flow", "left", "removed", "95 %", "own", "still", "better", "disagreement", "folding")
 
 
 @torch.no_grad()
-def score(
+def score_pairs(
     model: EDARFusion, pairs: Dataset[Pair], device: torch.device, *, passes: int, average: bool, batch: int = 8
 ) -> pd.DataFrame:
     """Align pairs as they are deformed and as they lie.
@@ -79,8 +81,8 @@ def score(
     return pd.concat(rows, ignore_index=True)
 
 
-def summary(scores: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Summarise rows of `score`, with a column group, to the columns of `COLUMNS`."""
+def summarise_scores(scores: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Summarise rows of `score_pairs`, with a column group, to the columns of `SUMMARY_COLUMNS`."""
     rows = {}
     for key, part in scores.groupby(by, sort=False):
         low, high = removed_interval(part["error"], part["zero"], part["group"])
@@ -96,13 +98,13 @@ def summary(scores: pd.DataFrame, by: list[str]) -> pd.DataFrame:
             "disagreement": part["disagreement"].mean(),
             "folding": part["folding"].mean(),
         }
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=list(COLUMNS))
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=list(SUMMARY_COLUMNS))
     table.index.names = by
     return table
 
 
-def to_markdown(table: pd.DataFrame) -> str:
-    """Format the table of `summary`: px with two digits, shares in per cent."""
+def scores_report(table: pd.DataFrame) -> str:
+    """Format the table of `summarise_scores`: px with two digits, shares in per cent."""
     lines = []
     for key, row in zip(table.index, table.to_dict("records"), strict=True):
         low, high = row["95 %"]
@@ -112,7 +114,7 @@ def to_markdown(table: pd.DataFrame) -> str:
             "" if pd.isna(low) else f"{low:.0%} to {high:.0%}", f"{row['own']:.0%}", f"{row['still']:.2f}",
             f"{row['better']:.0%}", f"{row['disagreement']:.2f}", f"{row['folding']:.2%}",
         ])  # fmt: skip
-    return markdown_table([*table.index.names, *COLUMNS], lines)
+    return markdown_table([*table.index.names, *SUMMARY_COLUMNS], lines)
 
 
 def simulated_sets(folder: str, count: int) -> dict[str, SimulatedPairs]:
@@ -131,47 +133,54 @@ def real_sets(table: pd.DataFrame, root: str) -> dict[str, tuple[PairDataset, li
     return sets
 
 
+def run(options: argparse.Namespace) -> None:
+    """Score the network of the options on their images, and print and write the figures.
+
+    Raises:
+        InputError: a file or the device cannot be used.
+    """
+    device = choose_device(options.device)
+    checkpoint = load_checkpoint(options.checkpoint, device=device)
+    settings, parts = checkpoint.inference(), []
+    if options.heads:
+        for contrast, pairs in simulated_sets(options.heads, options.pairs).items():
+            scores = score_pairs(checkpoint.model, pairs, device, **settings)
+            parts.append(scores.assign(images=f"simulated {contrast}", group=pairs.groups))
+    if options.root:
+        table = find_table(options.root, csv=options.csv, split="val", group_pattern=options.group_pattern)
+        for modality, (pairs, groups) in real_sets(table, options.root).items():
+            scores = score_pairs(checkpoint.model, pairs, device, **settings)
+            parts.append(scores.assign(images=modality, group=groups))
+    scores = pd.concat(parts, ignore_index=True)
+    if options.output:
+        write_bytes(options.output, scores.to_csv(index=False, lineterminator="\n").encode())
+    print(scores_report(summarise_scores(scores, ["images"])))
+    simulated = scores[scores["images"].str.startswith("simulated")]
+    if not simulated.empty:
+        print("\n" + scores_report(summarise_scores(simulated, ["images", "group"])))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run ``python -m tools.unseen``; return the exit status."""
     print_anywhere()
-    parser = OneLineParser(prog="python -m tools.unseen", description=__doc__.partition("\n")[0])
-    parser.add_argument("--heads", metavar="DIR", help="folder of labelled heads (python -m tools.make_heads)")
-    parser.add_argument("--pairs", type=positive, default=48, help="simulated a contrast (default: %(default)s)")
-    parser.add_argument("--root", metavar="DIR", help="folder of aligned pairs, whose split val is scored")
-    parser.add_argument(
-        "--csv", metavar="FILE", help="table of pairs below it, such as one of a fold"
-    )
+    parser = OneLineParser("python -m tools.unseen", description=__doc__)
+    parser.add_argument("--heads", metavar="DIR",
+                        help="folder of labelled heads; pairs are simulated on those of the split test "
+                             "(python -m tools.make_heads)")
+    parser.add_argument("--pairs", type=positive, default=48, metavar="N",
+                        help="number of simulated pairs of each contrast (default: %(default)s)")
+    parser.add_argument("--root", metavar="DIR",
+                        help="folder of aligned pairs in the layout of the training data, whose split val is scored")
+    parser.add_argument("--csv", metavar="FILE",
+                        help="table of the pairs below --root with another split, such as that of a fold")
     add_group_pattern(parser)
-    parser.add_argument("--checkpoint", metavar="FILE", default=DEFAULT_CHECKPOINT, help="default: %(default)s")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="CSV file to write, a row a pair")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
+    add_checkpoint(parser)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="CSV table to write, with a row for each pair")
+    add_device(parser)
     options = parser.parse_args(arguments)
     if not (options.heads or options.root):
         parser.error("expected --heads or --root, found neither")
-    try:
-        device = choose_device(options.device)
-        checkpoint = load_checkpoint(options.checkpoint, device=device)
-        settings, parts = checkpoint.inference(), []
-        if options.heads:
-            for contrast, pairs in simulated_sets(options.heads, options.pairs).items():
-                scores = score(checkpoint.model, pairs, device, **settings)
-                parts.append(scores.assign(images=f"simulated {contrast}", group=pairs.groups))
-        if options.root:
-            table = find_table(options.root, csv=options.csv, split="val", group_pattern=options.group_pattern)
-            for modality, (pairs, groups) in real_sets(table, options.root).items():
-                scores = score(checkpoint.model, pairs, device, **settings)
-                parts.append(scores.assign(images=modality, group=groups))
-        scores = pd.concat(parts, ignore_index=True)
-        if options.output:
-            write_bytes(options.output, scores.to_csv(index=False, lineterminator="\n").encode())
-    except InputError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    print(to_markdown(summary(scores, ["images"])))
-    simulated = scores[scores["images"].str.startswith("simulated")]
-    if not simulated.empty:
-        print("\n" + to_markdown(summary(simulated, ["images", "group"])))
-    return 0
+    return run_command(parser.prog, run, options)
 
 
 if __name__ == "__main__":

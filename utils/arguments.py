@@ -26,6 +26,8 @@ COLOR_MODES = ("keep", "luma")
 
 FLOW_FORMATS = ("npy", "itk", "ants", "nifti")
 """How displacement fields are written: see `utils.imaging.flows`."""
+DEVICES = ("auto", "cpu", "cuda", "mps")
+"""Values of `--device`."""
 
 VERSION = "0.1.0"
 """Version of the project, as `--version` of every command prints it."""
@@ -41,6 +43,24 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the message and exit with status 2."""
         self.exit(2, f"{self.prog}: {message}\n")
+
+
+def add_checkpoint(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add the option --checkpoint, by default the weights that come with the project."""
+    parser.add_argument("--checkpoint", metavar="FILE", type=Path, default=DEFAULT_CHECKPOINT,
+                        help="trained network (default: checkpoints/edarfusion.safetensors)")
+
+
+def add_device(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add the option --device."""
+    parser.add_argument("--device", choices=DEVICES, default="auto",
+                        help="where to compute; auto takes a GPU if there is one (default: %(default)s)")
+
+
+def add_workers(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add the option --workers of the commands that score in several processes."""
+    parser.add_argument("--workers", metavar="N", type=positive,
+                        help="number of processes that score (default: one per core)")
 
 
 def positive(text: str) -> int:

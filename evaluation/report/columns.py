@@ -106,12 +106,12 @@ METRICS: dict[str, Metric] = {
 }
 """Columns of metrics.csv by name, in the order of the page. Columns not listed here follow, without arrow."""
 
-BEFORE = "_before"
+BEFORE_SUFFIX = "_before"
 
 
 def key_of(column: str) -> str:
     """The metric of a column, before alignment or after."""
-    return column.removesuffix(BEFORE)
+    return column.removesuffix(BEFORE_SUFFIX)
 
 
 def metric_of(column: str) -> Metric:
@@ -122,11 +122,11 @@ def metric_of(column: str) -> Metric:
 def shown_columns(rows: pd.DataFrame) -> list[str]:
     """Numeric columns that hold a value, each `..._before` in front of its own, registration first."""
     numeric = {column for column in rows.select_dtypes("number").columns if rows[column].notna().any()}
-    known = [column for key in METRICS for column in (key + BEFORE, key) if column in numeric]
+    known = [column for key in METRICS for column in (key + BEFORE_SUFFIX, key) if column in numeric]
     return known + [column for column in rows.columns if column in numeric.difference(known)]
 
 
-def written(value: float, digits: int) -> str:
+def format_value(value: float, digits: int) -> str:
     """A value on the page; a dash where there is none."""
     if not math.isfinite(value):
         return "–"
@@ -135,7 +135,7 @@ def written(value: float, digits: int) -> str:
 
 def before_and_after(rows: pd.DataFrame, key: str) -> pd.DataFrame:
     """Values before and after of the pairs that have both; columns `before` and `after`."""
-    both = rows[[key + BEFORE, key]].dropna()
+    both = rows[[key + BEFORE_SUFFIX, key]].dropna()
     return both.set_axis(["before", "after"], axis=1)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from evaluation.report.columns import BEFORE, METRICS, metric_of, shown_columns, written
+from evaluation.report.columns import BEFORE_SUFFIX, METRICS, format_value, metric_of, shown_columns
 from evaluation.report.page import template_of
 from utils.files import write_bytes
 
@@ -30,13 +30,13 @@ def write_index(
     """
     columns = {modality: shown_columns(table) for modality, table in tables.items()}
     present = {column for shown in columns.values() for column in shown}
-    further = sorted(column for column in present if column.removesuffix(BEFORE) not in METRICS)
+    further = sorted(column for column in present if column.removesuffix(BEFORE_SUFFIX) not in METRICS)
     rows = []
     for column in [key for key in (*METRICS, *further) if key in present]:
         cells = []
         for table in tables.values():
-            means = [table[key].mean() for key in (column + BEFORE, column) if key in table]
-            cells.append(" → ".join(written(x, metric_of(column).digits) for x in means if pd.notna(x)) or "–")
+            means = [table[key].mean() for key in (column + BEFORE_SUFFIX, column) if key in table]
+            cells.append(" → ".join(format_value(x, metric_of(column).digits) for x in means if pd.notna(x)) or "–")
         rows.append({"metric": metric_of(column), "cells": cells})
     reports = [{"modality": name, "pairs": len(table), "path": f"{name}/report.html"} for name, table in tables.items()]
     page = template_of("index.html").render(

@@ -12,7 +12,7 @@ from matplotlib import colormaps
 from evaluation.figures import MAPS
 from evaluation.metrics.displacement import DOUBTFUL
 from evaluation.pictures import blend_towards, red_green_overlay
-from evaluation.report.columns import metric_of, shown_columns, written
+from evaluation.report.columns import format_value, metric_of, shown_columns
 from evaluation.report.pictures import Encoding, encode_image
 
 COLORMAPS = ("grey", "hot", "inferno", "viridis", "turbo")
@@ -104,7 +104,7 @@ def metrics_view(rows: pd.DataFrame) -> str:
     lines = []
     for column in shown_columns(rows):
         metric = metric_of(column)
-        value = written(float(rows[column].iloc[0]), metric.digits)
+        value = format_value(float(rows[column].iloc[0]), metric.digits)
         cells = Markup('<tr><th scope="row">{} {}</th><td>{}</td><td>{}</td></tr>')
         lines.append(cells.format(metric.markup, metric.arrow, value, metric.description))
     head = '<tr><th scope="col">Measure</th><th scope="col">Value</th><th scope="col">What it is</th></tr>'

@@ -8,7 +8,7 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
-from evaluation.report.columns import BEFORE, before_and_after, improved, key_of, metric_of, written
+from evaluation.report.columns import BEFORE_SUFFIX, before_and_after, format_value, improved, key_of, metric_of
 
 _WIDTH, _LEFT, _RIGHT = 300, 12, 288
 
@@ -17,19 +17,19 @@ def charts_of(rows: pd.DataFrame, columns: Sequence[str]) -> list[dict]:
     """One plot a metric, of before and after where both exist. Constant columns need no plot."""
     charts = []
     for column in columns:
-        if column.endswith(BEFORE) and key_of(column) in columns:
+        if column.endswith(BEFORE_SUFFIX) and key_of(column) in columns:
             continue
         metric, values = metric_of(column), rows[column].dropna()
         digits = metric.digits
         chart = {
             "column": column,
             "metric": metric,
-            "detail": f"mean {written(values.mean(), digits)}, sd {written(values.std(ddof=1), digits)}",
+            "detail": f"mean {format_value(values.mean(), digits)}, sd {format_value(values.std(ddof=1), digits)}",
         }
-        if column + BEFORE in columns and not (paired := before_and_after(rows, column)).empty:
+        if column + BEFORE_SUFFIX in columns and not (paired := before_and_after(rows, column)).empty:
             good = int(improved(paired, metric.better).sum())
             chart["detail"] = (
-                f"{written(paired['before'].mean(), digits)} → {written(paired['after'].mean(), digits)}, "
+                f"{format_value(paired['before'].mean(), digits)} → {format_value(paired['after'].mean(), digits)}, "
                 f"{good} of {len(paired)} better"
             )
             chart["svg"] = _paired_plot(paired, metric.better)
@@ -99,7 +99,7 @@ def _axis(low: float, high: float, y: float) -> tuple[np.ndarray, list[str]]:
     parts = [f'<path class="axis" d="M{_LEFT} {y}H{_RIGHT}"/>']
     for tick, x in zip(ticks, _to_x(ticks, ends), strict=True):
         parts.append(f'<path class="axis" d="M{x:.1f} {y}v4"/>')
-        parts.append(f'<text x="{x:.1f}" y="{y + 15}" text-anchor="middle">{written(tick, digits)}</text>')
+        parts.append(f'<text x="{x:.1f}" y="{y + 15}" text-anchor="middle">{format_value(tick, digits)}</text>')
     return ends, parts
 
 

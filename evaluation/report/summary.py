@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from evaluation.metrics.displacement import DOUBTFUL
-from evaluation.report.columns import BEFORE, METRICS, before_and_after, improved, written
+from evaluation.report.columns import BEFORE_SUFFIX, METRICS, before_and_after, format_value, improved
 
 _CARD_METRICS = ("epe", "rmse", "ssim", "ncc", "disagreement", "expected_error", "qabf", "qvif", "qcv", "seconds")
 
@@ -15,7 +15,7 @@ def tiles_of(rows: pd.DataFrame, columns: Sequence[str]) -> list[dict]:
     """The few figures a reader looks for first."""
     tiles = []
     for key in ("epe", "rmse", "ssim", "ncc"):
-        if key not in columns or key + BEFORE not in columns:
+        if key not in columns or key + BEFORE_SUFFIX not in columns:
             continue
         metric, paired = METRICS[key], before_and_after(rows, key)
         if paired.empty:
@@ -24,8 +24,8 @@ def tiles_of(rows: pd.DataFrame, columns: Sequence[str]) -> list[dict]:
         tiles.append(
             {
                 "metric": metric,
-                "before": written(paired["before"].mean(), metric.digits),
-                "value": written(paired["after"].mean(), metric.digits),
+                "before": format_value(paired["before"].mean(), metric.digits),
+                "value": format_value(paired["after"].mean(), metric.digits),
                 "detail": f"{good} of {len(paired)} pairs better than before",
             }
         )
@@ -33,12 +33,12 @@ def tiles_of(rows: pd.DataFrame, columns: Sequence[str]) -> list[dict]:
         if key not in columns:
             continue
         metric, values = METRICS[key], rows[key].dropna()
-        detail = f"{written(values.min(), metric.digits)} to {written(values.max(), metric.digits)}"
+        detail = f"{format_value(values.min(), metric.digits)} to {format_value(values.max(), metric.digits)}"
         if key == "disagreement":
             doubtful = int((values > DOUBTFUL).sum())
             detail = f"{doubtful} of {len(values)} pairs above {DOUBTFUL:g}{': look closely' if doubtful else ''}"
         tiles.append(
-            {"metric": metric, "before": "", "value": written(values.mean(), metric.digits), "detail": detail}
+            {"metric": metric, "before": "", "value": format_value(values.mean(), metric.digits), "detail": detail}
         )
     return tiles
 
@@ -50,10 +50,10 @@ def facts_of(row: pd.Series, columns: Sequence[str]) -> list[dict]:
         if key not in columns or pd.isna(row[key]):
             continue
         metric, value = METRICS[key], float(row[key])
-        fact = {"metric": metric, "before": "", "value": written(value, metric.digits), "verdict": ""}
-        before = row.get(key + BEFORE, math.nan)
+        fact = {"metric": metric, "before": "", "value": format_value(value, metric.digits), "verdict": ""}
+        before = row.get(key + BEFORE_SUFFIX, math.nan)
         if pd.notna(before):
-            fact["before"] = written(float(before), metric.digits)
+            fact["before"] = format_value(float(before), metric.digits)
             gain = (value - float(before)) * metric.better
             fact["verdict"] = "better" if gain > 0 else "worse" if gain < 0 else ""
         elif key == "disagreement" and value > DOUBTFUL:

@@ -11,7 +11,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from evaluation.comparison import written
+from evaluation.comparison import mean_with_interval
 from evaluation.figures import MUTED, new_figure
 from evaluation.pictures import red_green_overlay
 from evaluation.report.columns import METRICS, metric_of
@@ -122,7 +122,7 @@ def _table(summary: pd.DataFrame) -> dict:
             of_metric = summary[summary["metric"] == metric]
             own = part[part["metric"] == metric]
             best = of_metric["mean"].min() if of_metric["better"].iloc[0] == "lower" else of_metric["mean"].max()
-            text = written(own.iloc[0]) if len(own) else "–"
+            text = mean_with_interval(own.iloc[0]) if len(own) else "–"
             cells.append({"text": text, "best": len(own) > 0 and own["mean"].iloc[0] == best})
         rows.append({"system": system, "cells": cells})
     return {"metrics": [metric_of(name) for name in metrics], "rows": rows}

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
-from evaluation.report.columns import BEFORE, metric_of, written
+from evaluation.report.columns import BEFORE_SUFFIX, format_value, metric_of
 
 
 def groups_of(columns: Iterable[str]) -> list[tuple[str, int]]:
@@ -23,23 +23,27 @@ def groups_of(columns: Iterable[str]) -> list[tuple[str, int]]:
 def headers_of(columns: Sequence[str]) -> list[dict]:
     """What the template needs for the head of each column."""
     previous = [None, *(metric_of(column).group for column in columns)]
-    return [
-        {
-            "column": column,
-            "metric": metric_of(column),
-            "before": column.endswith(BEFORE),
-            "when": "before" if column.endswith(BEFORE) else "after" if column + BEFORE in columns else "",
-            "starts_group": metric_of(column).group != before,
-        }
-        for column, before in zip(columns, previous, strict=False)
-    ]
+    headers = []
+    for column, group_before in zip(columns, previous, strict=False):
+        before = column.endswith(BEFORE_SUFFIX)
+        has_before = column + BEFORE_SUFFIX in columns
+        headers.append(
+            {
+                "column": column,
+                "metric": metric_of(column),
+                "before": before,
+                "when": "before" if before else "after" if has_before else "",
+                "starts_group": metric_of(column).group != group_before,
+            }
+        )
+    return headers
 
 
 def cells_of(row: pd.Series, columns: Sequence[str]) -> list[dict]:
     """What the template needs for each cell of a row: the value to sort by, and its text."""
     values = [float(pd.to_numeric(row.get(column, math.nan), errors="coerce")) for column in columns]
     return [
-        {"value": repr(value) if math.isfinite(value) else "", "text": written(value, metric_of(column).digits)}
+        {"value": repr(value) if math.isfinite(value) else "", "text": format_value(value, metric_of(column).digits)}
         for value, column in zip(values, columns, strict=True)
     ]
 
@@ -48,7 +52,7 @@ def row_of(row: pd.Series, rows: pd.DataFrame, columns: Sequence[str], card_of_n
     """What the template needs for a pair's row: its cells, the best of all `rows` marked, and the card of images."""
     cells = cells_of(row, columns)
     for cell, column in zip(cells, columns, strict=True):
-        better = 0 if column.endswith(BEFORE) else metric_of(column).better
+        better = 0 if column.endswith(BEFORE_SUFFIX) else metric_of(column).better
         extreme = rows[column].max() if better > 0 else rows[column].min()
         cell["best"] = better != 0 and rows[column].nunique() > 1 and row[column] == extreme
     return {

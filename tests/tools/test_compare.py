@@ -79,7 +79,7 @@ def test_pairs_are_matched_by_name_not_by_order() -> None:
 def test_one_pair_has_no_spread() -> None:
     summary = compare.summarise({"ours": OURS.iloc[:1], "peer": PEER.iloc[:1]}, "ours")
     assert summary["std"].isna().all()
-    assert "| qabf ↑ | **0.500** | 0.400 |" in compare.to_markdown(summary, "ours", "CT")
+    assert "| qabf ↑ | **0.500** | 0.400 |" in compare.comparison_report(summary, "ours", "CT")
 
 
 # --- report -------------------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def test_one_pair_has_no_spread() -> None:
 
 def test_report_marks_the_best_and_the_direction() -> None:
     summary = compare.summarise({"ours": OURS, "a|b": PEER[["rmse"]] - 2}, "ours")
-    lines = compare.to_markdown(summary, "ours", "CT: ours, a|b").splitlines()
+    lines = compare.comparison_report(summary, "ours", "CT: ours, a|b").splitlines()
     assert lines[0] == "# CT: ours, a|b"
     assert r"| metric | ours | a\|b |" in lines
     assert any(re.fullmatch(r"\| qabf ↑ \| \*\*0.650 \[0.5\d\d, 0.7\d\d\]\*\* \| – \|", line) for line in lines)
@@ -98,7 +98,7 @@ def test_report_marks_the_best_and_the_direction() -> None:
 
 
 def test_report_of_one_system_has_no_tests() -> None:
-    report = compare.to_markdown(compare.summarise({"ours": OURS}, "ours"), "ours", "CT")
+    report = compare.comparison_report(compare.summarise({"ours": OURS}, "ours"), "ours", "CT")
     assert "Wilcoxon" not in report
 
 
@@ -165,10 +165,10 @@ def test_command_writes_report_summary_pairs_and_figure(
     assert row(summary, "qabf", "bad")["ours_better"] == 1
     assert row(summary, "rmse", "good")["mean"] == pytest.approx(4, abs=0.2)
     assert row(summary, "rmse", "bad")["mean"] > row(summary, "rmse", "good")["mean"]
-    assert row(summary, "ssim", compare.BEFORE)["ours_better"] == 1
-    assert "qabf" not in set(summary.loc[summary["system"] == compare.BEFORE, "metric"])
+    assert row(summary, "ssim", compare.BEFORE_ALIGNMENT)["ours_better"] == 1
+    assert "qabf" not in set(summary.loc[summary["system"] == compare.BEFORE_ALIGNMENT, "metric"])
     pairs = pd.read_csv(output / "CT_pairs.csv")
-    assert list(pairs["system"].unique()) == ["bad", "good", compare.BEFORE]
+    assert list(pairs["system"].unique()) == ["bad", "good", compare.BEFORE_ALIGNMENT]
     of_good = pairs[pairs["system"] == "good"]
     assert of_good["qabf"].mean() == pytest.approx(row(summary, "qabf", "good")["mean"], rel=1e-8)
     assert "# CT: bad, good" in (output / "CT.md").read_text()
@@ -179,8 +179,8 @@ def test_registration_is_scored_on_grey_files_where_given(folders: dict[str, Pat
     assert compare.main(arguments(folders, tmp_path / "colour")) == 0
     assert compare.main(arguments(folders, tmp_path / "grey", *grey)) == 0
     colour, grey = (pd.read_csv(tmp_path / folder / "CT.csv") for folder in ("colour", "grey"))
-    expected = row(colour, "rmse", compare.BEFORE)["mean"] / 2
-    assert row(grey, "rmse", compare.BEFORE)["mean"] == pytest.approx(expected, rel=0.02)
+    expected = row(colour, "rmse", compare.BEFORE_ALIGNMENT)["mean"] / 2
+    assert row(grey, "rmse", compare.BEFORE_ALIGNMENT)["mean"] == pytest.approx(expected, rel=0.02)
     assert row(grey, "rmse", "good")["mean"] > 30
     # Fusion is scored against --label all the same.
     assert row(grey, "qabf", "good")["mean"] == row(colour, "qabf", "good")["mean"]
@@ -209,7 +209,7 @@ def test_command_names_a_missing_file(
     [
         (["--ours", "mine"], "expected one of bad, good, found 'mine'"),
         (["--system", "good", "x", "y"], "found 'good' more than once"),
-        (["--system", compare.BEFORE, "x", "y"], "is the name of the moving images"),
+        (["--system", compare.BEFORE_ALIGNMENT, "x", "y"], "is the name of the moving images"),
         (["--grey-label", "x"], "--grey-moving and --grey-label go together"),
         (["--modality", "../CT"], "expected letters, digits"),
     ],
@@ -249,4 +249,4 @@ def test_published_values_are_reproduced() -> None:
     assert row(summary, "qabf", "EDARFusion")["mean"] == pytest.approx(0.32, abs=0.03)
     assert row(summary, "rmse", "BSAFusion")["mean"] == pytest.approx(37.9, abs=3)
     assert row(summary, "rmse", "EDARFusion")["mean"] == pytest.approx(43.4, abs=3)
-    assert row(summary, "rmse", compare.BEFORE)["mean"] == pytest.approx(47.6, abs=3)
+    assert row(summary, "rmse", compare.BEFORE_ALIGNMENT)["mean"] == pytest.approx(47.6, abs=3)

@@ -68,11 +68,11 @@ def test_systems_are_ranked_by_their_distance_to_the_truth(
     table = pd.read_csv(output / "ranking.csv")
     of_ct = table[table["modality"] == "CT"].set_index("system")
     # "images" gives no flow, so that all are ranked by RMSE; it has the images of "half".
-    assert list(of_ct.index)[0] == "exact" and list(of_ct.index)[-1] == rank.BEFORE
+    assert list(of_ct.index)[0] == "exact" and list(of_ct.index)[-1] == rank.BEFORE_ALIGNMENT
     assert of_ct.loc["half", "rank"] == of_ct.loc["images", "rank"] == 2
     scores = pd.read_csv(output / "CT_pairs.csv").set_index(["system", "name"])
     exact, half = (scores.loc[(system, "simulated_070")] for system in ("exact", "half"))
-    before = scores.loc[(rank.BEFORE, "simulated_070")]
+    before = scores.loc[(rank.BEFORE_ALIGNMENT, "simulated_070")]
     assert exact["epe"] == pytest.approx(0, abs=1e-5)
     # Half of the true flow leaves half of the error of no flow.
     assert half["epe"] == pytest.approx(before["epe"] / 2, rel=1e-5)
@@ -86,11 +86,11 @@ def test_systems_are_ranked_by_their_distance_to_the_truth(
 
 def test_the_checksum_follows_every_file(bench: Path, results: dict[str, Path]) -> None:
     pairs = rank.read_pairs(bench / "pairs.csv", bench)
-    first = rank.checksum(results["half"], pairs)
-    assert first == rank.checksum(results["half"], pairs) != rank.checksum(results["exact"], pairs)
+    first = rank.results_checksum(results["half"], pairs)
+    assert first == rank.results_checksum(results["half"], pairs) != rank.checksum(results["exact"], pairs)
     path = results["half"] / "PET" / "flow" / "simulated_076.npy"
     save_flow(path, np.load(path) + 1e-3)
-    assert rank.checksum(results["half"], pairs) != first
+    assert rank.results_checksum(results["half"], pairs) != first
 
 
 def test_registration_is_scored_in_other_grey_levels_where_the_table_names_them(
@@ -163,7 +163,7 @@ def test_baselines_are_run_fused_and_resumed(bench: Path, tmp_path: Path, monkey
     assert ranking.loc[("CT", "EDARFusion"), "rank"] == 1
     # Zero flow leaves the error of the pair as it lies.
     scores = pd.read_csv(output / "CT_pairs.csv").set_index(["system", "name"])
-    assert scores.loc[("rigid", "simulated_070"), "epe"] == scores.loc[(rank.BEFORE, "simulated_070"), "epe"]
+    assert scores.loc[("rigid", "simulated_070"), "epe"] == scores.loc[(rank.BEFORE_ALIGNMENT, "simulated_070"), "epe"]
     # The table of the result folder and the ranking score the same files alike.
     for column in ("qabf", "rmse", "folding"):
         assert scores.loc[("rigid", "simulated_070"), column] == pytest.approx(table.loc["simulated_070", column])

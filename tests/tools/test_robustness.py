@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from data.dataset import VAL_SEED, PairDataset, seeded
-from data.splits import GROUP_PATTERN, find_table
+from data.splits import find_table
+from data.training_pairs import validation_table
 from models.checkpoint import save_checkpoint
 from models.edarfusion import EDARFusion
 from tests.examples import SAMPLE, sample_table
-from tools.robustness import CONDITIONS, NOISE, DisturbedPairs, main, robustness, robustness_report, validation_pairs
+from tools.robustness import CONDITIONS, NOISE, DisturbedPairs, main, robustness, robustness_report
 from utils.imaging.images import write_image
 
 
@@ -61,7 +62,8 @@ def test_disturbed_pairs_repeat_and_differ(pairs):
 
 def test_each_pair_is_disturbed_in_its_own_way(pairs):
     grey = pairs[0]._replace(fixed=torch.full((1, 8, 8), 0.5), moving=torch.full((1, 8, 8), 0.5))
-    one, other = (DisturbedPairs([grey, grey], CONDITIONS["noise in both"])[row] for row in range(2))
+    greys = [grey, grey._replace(number=1)]
+    one, other = (DisturbedPairs(greys, CONDITIONS["noise in both"])[row] for row in range(2))
     assert not torch.equal(one.fixed, other.fixed) and not torch.equal(one.moving, other.moving)
 
 
@@ -79,7 +81,7 @@ def test_pairs_that_were_trained_on_are_left_out(table, monkeypatch):
     seen = []
 
     def look(model: EDARFusion, pairs: PairDataset, device: torch.device, *_) -> pd.DataFrame:
-        seen.extend(path.relative_to(SAMPLE).as_posix() for path in pairs.fixed)
+        seen.extend(path.absolute().relative_to(SAMPLE).as_posix() for path in pairs.fixed)
         return pd.DataFrame(columns=["condition", "modality", "epe", "zero", "better"])
 
     monkeypatch.setattr("tools.robustness.robustness", look)
@@ -129,21 +131,18 @@ def test_command_names_what_is_missing(table, tmp_path, capsys):
     assert re.fullmatch(r".*pairs\.csv: expected a column split, found columns .*\n", capsys.readouterr().err)
 
 
-def test_a_modality_alone_is_drawn_as_among_all(table):
-    everything, rows = validation_pairs(str(SAMPLE), "all", str(table), GROUP_PATTERN)
-    assert rows == list(range(len(everything)))
-    again, some = validation_pairs(str(SAMPLE), "PET", str(table), GROUP_PATTERN)
-    pd.testing.assert_frame_equal(again, everything)
-    assert some == [row for row, kind in enumerate(everything["modality"]) if kind == "PET"] != []
-    pairs = PairDataset(everything, SAMPLE, seed=VAL_SEED, size=64)
-    model = EDARFusion("tiny").eval()
-    whole, alone = (robustness(model, pairs, torch.device("cpu"), chosen) for chosen in (None, some))
-    whole = whole[whole["modality"] == "PET"].reset_index(drop=True)
-    assert alone["zero"].tolist() == pytest.approx(whole["zero"].tolist(), rel=1e-6) and len(alone) == len(CONDITIONS)
+def test_a_modality_alone_is_disturbed_as_among_all(table):
+    model, device = EDARFusion("tiny").eval(), torch.device("cpu")
+    tables = (validation_table(str(SAMPLE), modality, csv=str(table)) for modality in ("all", "PET"))
+    every, alone = (robustness(model, PairDataset(x, ".", seed=VAL_SEED, size=64), device) for x in tables)
+    every = every[every["modality"] == "PET"].reset_index(drop=True)
+    assert len(alone) == len(CONDITIONS)
+    assert alone["zero"].tolist() == pytest.approx(every["zero"].tolist(), rel=1e-6)
+    assert alone["epe"].tolist() == pytest.approx(every["epe"].tolist(), rel=1e-4)
 
 
 def test_a_folder_of_one_modality_needs_no_others(tmp_path):
     for role in ("MRI", "PET"):
         for number in (1, 2):
             write_image(tmp_path / role / f"{number}001.png", torch.zeros(64, 64).numpy())
-    assert len(validation_pairs(str(tmp_path), "PET", None, GROUP_PATTERN)[1]) == 1
+    assert len(validation_table(str(tmp_path), "PET")) == 1

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from data.dataset import Pair
 from tests.examples import constant_flow, noise
-from tools.unseen import score, summary, to_markdown
+from tools.unseen import score_pairs, scores_report, summarise_scores
 from utils.geometry.warp import warp
 
 
@@ -41,16 +41,17 @@ class Answer:
 
 def scored(found: float, still: float = 0.0) -> pd.DataFrame:
     network = Answer(found, still)
-    return score(network, Shifted(), torch.device("cpu"), passes=1, average=True, batch=2).assign(group=["a", "a", "b"])
+    scores = score_pairs(network, Shifted(), torch.device("cpu"), passes=1, average=True, batch=2)
+    return scores.assign(group=["a", "a", "b"])
 
 
 def test_a_network_that_finds_everything() -> None:
     scores = scored(4.0)
     assert scores["zero"].tolist() == pytest.approx([4.0] * 3)
     assert scores["error"].abs().max() < 1e-4 and scores["still"].max() == 0
-    table = summary(scores.assign(images="PET"), ["images"])
+    table = summarise_scores(scores.assign(images="PET"), ["images"])
     assert table.loc["PET", "removed"] == pytest.approx(1) and table.loc["PET", "own"] == pytest.approx(1)
-    assert "| PET | 3 | 4.00 | 0.00 | 100% | 100% to 100% | 100% | 0.00 | 100% |" in to_markdown(table)
+    assert "| PET | 3 | 4.00 | 0.00 | 100% | 100% to 100% | 100% | 0.00 | 100% |" in scores_report(table)
 
 
 def test_an_offset_of_its_own_counts_against_the_label_only() -> None:
@@ -61,5 +62,5 @@ def test_an_offset_of_its_own_counts_against_the_label_only() -> None:
 
 
 def test_an_answer_learned_by_heart_follows_nothing() -> None:
-    table = summary(scored(2.0, still=2.0).assign(images="PET"), ["images"])
+    table = summarise_scores(scored(2.0, still=2.0).assign(images="PET"), ["images"])
     assert table.loc["PET", "removed"] == pytest.approx(0.5) and table.loc["PET", "own"] == pytest.approx(0)

@@ -1,0 +1,40 @@
+"""utils/command.py: the exit status and the one line with which a command ends."""
+
+import errno
+
+import pytest
+
+from utils.command import run_command
+from utils.files import FileError
+from utils.signals import INTERRUPTED
+
+
+def ending_with(error: BaseException):
+    def work() -> None:
+        raise error
+
+    return work
+
+
+def test_the_status_of_the_work_is_that_of_the_command(capsys):
+    assert run_command("tool", lambda: None) == 0
+    assert run_command("tool", lambda status: status, 1) == 1
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (FileError.at("a.png", "an image", "none"), 2, "tool: a.png: expected an image, found none\n"),
+        (KeyboardInterrupt(), INTERRUPTED, "tool: interrupted; go on\n"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(error, status, line, capsys):
+    assert run_command("tool", ending_with(error), hint="; go on") == status
+    assert capsys.readouterr().err == line
+
+
+def test_the_project_s_own_errors_are_not_hidden():
+    for error in (RuntimeError("bug"), OSError(errno.ENOENT, "no such file")):
+        with pytest.raises(type(error)):
+            run_command("tool", ending_with(error))
