@@ -297,7 +297,7 @@ def main(arguments: list[str] | None = None) -> int:
     print_anywhere()
     parser = OneLineParser("python -m tools.benchmark", description=__doc__)
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--checkpoint", metavar="FILE", help="trained network to time")
+    source.add_argument("--checkpoint", metavar="FILE", help="checkpoint of a trained network to time")
     source.add_argument("--preset", choices=PRESETS, default="small",
                         help="size of an untrained network to time (default: %(default)s)")
     add_device(parser)
@@ -307,10 +307,11 @@ def main(arguments: list[str] | None = None) -> int:
         nargs="+",
         type=_size,
         default=SIZES,
-        help=f"image sizes (default: {' '.join(f'{h}x{w}' for h, w in SIZES)}); training is timed at the first one",
+        help=f"sizes of the images, height x width (default: {' '.join(f'{h}x{w}' for h, w in SIZES)}); "
+             "training is timed at the first one",
     )
     parser.add_argument("--batches", metavar="N", nargs="+", type=positive, default=BATCHES,
-                        help="batch sizes (default: 1 8)")
+                        help="numbers of pairs in a batch (default: 1 8)")
     parser.add_argument("--training-batch", metavar="N", type=positive, default=8,
                         help="batch size of the training step (default: %(default)s)")
     parser.add_argument("--repeats", metavar="N", type=positive, default=20,

@@ -50,16 +50,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--root", metavar="DIR", type=Path, required=True,
                         help="folder that holds CT-MRI, PET-MRI or SPECT-MRI")
     parser.add_argument("--modality", type=modality_name, choices=(*MODALITIES, "all"), required=True,
-                        help="which pairs to list")
+                        help="modality of the pairs to list")
     parser.add_argument("--output", metavar="FILE", type=Path,
                         help="table to write (default: MODALITY.csv in the current folder)")
     parser.add_argument("--split-csv", metavar="FILE",
                         help="file with the columns split and name to take the split from, in the modality's folder "
                              "or a path (default: split.csv where a folder has one; other splits are drawn)")
     parser.add_argument("--draw", action="store_true", help="draw the split and ignore every split.csv")
-    parser.add_argument("--ratio", type=float, default=0.8,
+    parser.add_argument("--ratio", type=float, default=0.8, metavar="SHARE",
                         help="share of slices for training in a drawn split (default: %(default)s)")
-    parser.add_argument("--seed", type=natural, default=0, help="seed of a drawn split (default: %(default)s)")
+    parser.add_argument("--seed", type=natural, default=0, metavar="N",
+                        help="seed of a drawn split (default: %(default)s)")
     add_group_pattern(parser)
     options = parser.parse_args(arguments)
     if options.draw and options.split_csv:

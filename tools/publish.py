@@ -96,7 +96,8 @@ def main(arguments: list[str] | None = None) -> int:
                         help="number of registrations that the test command makes (default: that of the checkpoint)")
     parser.add_argument("--blend", metavar="FILE",
                         help="second checkpoint, whose weights are averaged with those of the first one")
-    parser.add_argument("--share", type=share, help="weight of the second checkpoint, 0 to 1 (default: 0.5)")
+    parser.add_argument("--share", type=share, metavar="SHARE",
+                        help="weight of the second checkpoint, 0 to 1 (default: 0.5)")
     options = parser.parse_args(arguments)
     if options.share is not None and not options.blend:
         parser.error("--share: expected --blend FILE with it, found none")

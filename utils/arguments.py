@@ -48,7 +48,7 @@ class OneLineParser(argparse.ArgumentParser):
 def add_checkpoint(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add the option --checkpoint, by default the weights that come with the project."""
     parser.add_argument("--checkpoint", metavar="FILE", type=Path, default=DEFAULT_CHECKPOINT,
-                        help="trained network (default: checkpoints/edarfusion.safetensors)")
+                        help="checkpoint of the trained network (default: checkpoints/edarfusion.safetensors)")
 
 
 def add_device(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
