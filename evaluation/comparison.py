@@ -17,12 +17,12 @@ BEFORE_ALIGNMENT = "before alignment"
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether a metric improves as it falls."""
+    """Return whether a metric improves as it falls."""
     return METRICS[metric].better < 0 if metric in METRICS else metric in LOWER_IS_BETTER
 
 
 def holm(p: Sequence[float]) -> NDArray[np.float64]:
-    """P values corrected for the number of tests (Holm, Scandinavian Journal of Statistics 6, 1979); NaN stays NaN."""
+    """Correct p values for the number of tests (Holm, Scandinavian Journal of Statistics 6, 1979); NaN stays NaN."""
     p = np.asarray(p, float)
     corrected = np.full(p.shape, np.nan)
     known = np.flatnonzero(~np.isnan(p))
@@ -33,7 +33,7 @@ def holm(p: Sequence[float]) -> NDArray[np.float64]:
 
 
 def rank_biserial(gain: Sequence[float]) -> float:
-    """Effect size of a Wilcoxon signed-rank test: matched-pairs rank-biserial correlation (Kerby 2014).
+    """Compute the effect size of a Wilcoxon signed-rank test: the matched-pairs rank-biserial correlation (Kerby 2014).
 
     Args:
         gain: differences, one a pair.
@@ -53,7 +53,7 @@ def rank_biserial(gain: Sequence[float]) -> float:
 def summarise(
     scores: Mapping[str, pd.DataFrame], ours: str, patients: Mapping[str, object] | None = None
 ) -> pd.DataFrame:
-    """Means, intervals and paired tests of several systems.
+    """Compute means, intervals and paired tests of several systems.
 
     Args:
         scores: system -> table with a row a pair, the pair's name as index and a column a metric. Systems may
@@ -107,7 +107,7 @@ def summarise(
 
 
 def _against(ours: pd.Series, theirs: pd.Series, lower: bool) -> dict[str, float]:
-    """The paired test of one metric, over the pairs that both have a value of."""
+    """Run the paired test of one metric, over the pairs that both have a value of."""
     gain = ((ours - theirs) * (-1 if lower else 1)).dropna()
     if gain.empty:
         return {}
@@ -119,7 +119,7 @@ def _against(ours: pd.Series, theirs: pd.Series, lower: bool) -> dict[str, float
 
 
 def comparison_report(summary: pd.DataFrame, ours: str, title: str) -> str:
-    """The tables of a report in Markdown.
+    """Format the tables of a report in Markdown.
 
     Args:
         summary: what :func:`summarise` returned.
@@ -156,7 +156,7 @@ def comparison_report(summary: pd.DataFrame, ours: str, title: str) -> str:
 
 
 def mean_with_interval(row: pd.Series) -> str:
-    """A mean with its interval, as in ``2.29 [2.01, 2.60]``."""
+    """Write a mean with its interval, as in ``2.29 [2.01, 2.60]``."""
     digits = 1 if abs(row["mean"]) >= 100 else 2 if abs(row["mean"]) >= 10 else 3
     text = f"{row['mean']:.{digits}f}"
     return text if np.isnan(row["low"]) else f"{text} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"

@@ -96,7 +96,7 @@ _TICKS = {"length": 2.5, "width": 0.6, "labelsize": 7, "colors": MUTED, "pad": 2
 
 
 def _images(**images: np.ndarray) -> dict[str, np.ndarray]:
-    """The images of one pair, checked and clipped to [0, 1]."""
+    """Check the images of one pair and clip them to [0, 1]."""
     images = {name: np.clip(_check_image(image, name), 0.0, 1.0) for name, image in images.items()}
     _check_same_size(**images)
     return images
@@ -113,14 +113,14 @@ def save_figure(path: str | os.PathLike, figure: Figure) -> None:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches, drawn without a window."""
+    """Make an empty figure of so many inches, drawn without a window."""
     figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
 def _place(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Axes at a place in inches from the top left corner; a layout engine would draw everything twice."""
+    """Add axes at a place in inches from the top left corner; a layout engine would draw everything twice."""
     total_width, total_height = figure.get_size_inches()
     return figure.add_axes(
         (left / total_width, 1.0 - (top + height) / total_height, width / total_width, height / total_height)
@@ -137,7 +137,7 @@ def _draw_picture(axes: Axes, image: np.ndarray, size: tuple[int, int], **how) -
 
 
 def _colours(name: str) -> tuple[Normalize, Colormap]:
-    """Fixed range and colours of a map."""
+    """Return the fixed range and the colours of a map."""
     style = MAPS[name]
     folded = _FOLDED if name == "jacobian" else None
     return Normalize(style.vmin, style.vmax), colormaps[style.colormap].with_extremes(
@@ -235,7 +235,7 @@ def save_map(path: str | os.PathLike, array: np.ndarray, name: str) -> None:
 
 
 def _draw_wheel(axes: Axes, max_magnitude: float) -> None:
-    """The key to `flow_to_color`: colour by direction, white in the middle, `max_magnitude` at the rim."""
+    """Draw the key to `flow_to_color`: colour by direction, white in the middle, `max_magnitude` at the rim."""
     y, x = np.mgrid[-1:1:48j, -1:1:48j]
     disc = np.where(np.hypot(x, y) <= 1.0, 1.0, np.nan)
     axes.imshow(np.dstack([flow_to_color(np.stack([x, y]), 1.0), np.nan_to_num(disc)]), extent=(-1, 1, 1, -1))
@@ -252,7 +252,7 @@ _ROWS = (
 
 
 def figure_strip(fixed: np.ndarray, moving: np.ndarray, aligned: np.ndarray, fused: np.ndarray) -> Figure:
-    """A pair in one row, as papers show it: fixed, moving, both laid over each other before and after, fused.
+    """Draw a pair in one row, as papers show it: fixed, moving, both laid over each other before and after, fused.
 
     Args:
         fixed, moving, aligned, fused: images in [0, 1], (H, W) or (H, W, 3), one size.
@@ -295,7 +295,7 @@ def figure_pair(
     title: str = "",
     colormap: str | None = None,
 ) -> Figure:
-    """All that is known of one pair in one figure of three rows.
+    """Draw everything known of one pair in one figure of three rows.
 
     Images with the deformation grid; checkerboards, red-green overlays before and after, flow, Jacobian;
     entropy, gate, reliability and consistency. What is not given leaves its place empty, a row of nothing is
@@ -410,7 +410,7 @@ class _Sheet:
         _draw_wheel(_place(self.figure, left + self.width + 0.05, top + 0.3, 0.5, 0.5), largest)
 
     def _panel(self, place: tuple[int, int]) -> tuple[Axes, float, float]:
-        """The axes at a place, and where their left and top lie, inches."""
+        """Add axes at a place, and return them with their left and top, inches."""
         left = 0.35 + place[1] * (self.width + 0.95)
         top = self.head + 0.42 + place[0] * (self.height + 0.72)
         return _place(self.figure, left, top, self.width, self.height), left, top

@@ -9,14 +9,14 @@ DRAWS = 2000
 
 
 def removed_share(error: Sequence[float], zero: Sequence[float]) -> float:
-    """Share of zero flow's error that an estimate removes, over all pairs: 1 - sum(error) / sum(zero)."""
+    """Compute the share of zero flow's error that an estimate removes, over all pairs: 1 - sum(error) / sum(zero)."""
     return 1 - float(np.sum(error)) / float(np.sum(zero))
 
 
 def removed_interval(
     error: Sequence[float], zero: Sequence[float], groups: Sequence[str], seed: int = 0
 ) -> tuple[float, float]:
-    """95 % interval of `removed_share` by the bootstrap over patients (Efron's percentiles).
+    """Compute the 95 % interval of `removed_share` by the bootstrap over patients (Efron's percentiles).
 
     Args:
         error, zero: endpoint error of the estimate and of zero flow, px, one value a pair.
@@ -31,7 +31,7 @@ def removed_interval(
 
 
 def mean_interval(values: Sequence[float], groups: Sequence, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of a mean over pairs, by the same bootstrap: a patient is drawn with all of its pairs.
+    """Compute the 95 % interval of a mean over pairs, by the same bootstrap: a patient is drawn with all of its pairs.
 
     Args:
         values: one a pair.
@@ -46,7 +46,7 @@ def mean_interval(values: Sequence[float], groups: Sequence, seed: int = 0) -> t
 
 
 def _resampled(groups: Sequence, seed: int, *values: Sequence[float]) -> np.ndarray:
-    """Sums of values, one a pair, over the patients of each draw: (number of values, DRAWS).
+    """Add up values, one for each pair, over the patients of each draw: (number of values, DRAWS).
 
     Not a number where there is a single patient, of whose kind nothing can be said.
     """

@@ -27,13 +27,13 @@ def _check_same_size(**images: np.ndarray) -> None:
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
-    """BT.601 luma of an RGB image; a grey image as it is."""
+    """Return the BT.601 luma of an RGB image, or a grey image as it is."""
     image = np.asarray(image, dtype=np.float32)
     return luma(image) if image.ndim == 3 else image
 
 
 def checkerboard(a: np.ndarray, b: np.ndarray, tiles: int = 8) -> np.ndarray:
-    """Squares of `a` and `b` in turn; edges that run on across the squares are aligned.
+    """Show squares of `a` and `b` in turn; edges that run on across the squares are aligned.
 
     Args:
         a: image in [0, 1], (H, W) or (H, W, 3); it has the top left square.
@@ -60,7 +60,7 @@ def checkerboard(a: np.ndarray, b: np.ndarray, tiles: int = 8) -> np.ndarray:
 
 
 def red_green_overlay(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
-    """Fixed image in red and moving image in green: yellow where both are bright, fringes where they differ.
+    """Show the fixed image in red and the moving one in green: yellow where both are bright, fringes where they differ.
 
     Args:
         fixed, moving: images in [0, 1], (H, W) or (H, W, 3) (then their BT.601 luma is used), one size.
@@ -78,7 +78,7 @@ def red_green_overlay(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
 
 
 def blend_towards(fixed: np.ndarray, fused: np.ndarray, aligned: np.ndarray, share: float) -> np.ndarray:
-    """The fused image moved towards one of its sources.
+    """Move the fused image towards one of its sources.
 
     Args:
         fixed, fused, aligned: images in [0, 1], (H, W) or (H, W, 3), one size.
@@ -102,7 +102,7 @@ def blend_towards(fixed: np.ndarray, fused: np.ndarray, aligned: np.ndarray, sha
 
 
 def _colour_wheel() -> np.ndarray:
-    """The 55 hues of Baker et al. (2011), RGB in [0, 1], (55, 3): red, yellow, green, cyan, blue, magenta."""
+    """Return the 55 hues of Baker et al. (2011), RGB in [0, 1], (55, 3): red, yellow, green, cyan, blue, magenta."""
     corners = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1]], dtype=np.float64)
     steps = (15, 6, 4, 11, 13, 6)
     segments = [
@@ -113,7 +113,7 @@ def _colour_wheel() -> np.ndarray:
 
 
 def flow_to_color(flow: np.ndarray, max_magnitude: float | None = None) -> np.ndarray:
-    """Flow as colour: hue is the direction, saturation the magnitude; zero flow is white.
+    """Draw a flow as colours: hue is the direction, saturation the magnitude; zero flow is white.
 
     The colour wheel and coding of Baker et al., "A Database and Evaluation Methodology for Optical Flow",
     IJCV 2011 (Middlebury): a flow to the right is red, down is yellow, left is cyan, up is violet.
@@ -149,7 +149,7 @@ def flow_to_color(flow: np.ndarray, max_magnitude: float | None = None) -> np.nd
 
 
 def deformation_grid(flow: np.ndarray, spacing: int = 12) -> list[np.ndarray]:
-    """The lines of a regular grid on the fixed image, carried to the moving image by p -> p + flow(p).
+    """Draw a regular grid of the fixed image as p -> p + flow(p) carries it to the moving image.
 
     Args:
         flow: (2, H, W), pixels, channel 0 = x.

@@ -32,7 +32,7 @@ class Fusion(NamedTuple):
 
 
 def alignment_consistency(fixed: Tensor, aligned: Tensor, reliability: Tensor, gate: Tensor) -> Tensor:
-    """Where edges of both images may be joined: local gradient agreement, trusted as far as R and W allow.
+    """Map where edges of both images may be joined: gradients agree, and R and W allow trust.
 
     C = agreement * T + (1 - T) / 2 with the trust T = (R + W) / 2, which fades to 0 where neither image shows tissue:
     without trust the map says one half, neither yes nor no.
@@ -50,7 +50,7 @@ def alignment_consistency(fixed: Tensor, aligned: Tensor, reliability: Tensor, g
 
 
 def plain_fusion(fixed: Tensor, aligned: Tensor, room: Tensor) -> Tensor:
-    """A fusion without a network, from which the network starts and which says how bright a place is to be.
+    """Fuse without a network: the start of the network, which sets how bright a place is to be.
 
     What shows in one image alone keeps its grey value, and where both show something neither hides the other, as in
     the maximum of both: the root of the sum of squares. Where colour shows the tracer, luma is the fixed image's: its
@@ -111,8 +111,12 @@ class FlowGuidedFusion(nn.Module):
     def forward(
         self, fixed: Tensor, aligned: Tensor, reliability: Tensor, gate: Tensor, room: Tensor | None = None
     ) -> Fusion:
-        """Images (B, 1, H, W) in [0, 1] with H and W multiples of 4; R and W (B, 1, h, w); room (B, 3, H, W), by
-        default that of the grey image -> `Fusion`.
+        """Fuse a fixed and an aligned image.
+
+        Args:
+            fixed, aligned: (B, 1, H, W) in [0, 1], H and W multiples of 4.
+            reliability, gate: R and W, (B, 1, h, w).
+            room: (B, 3, H, W), `models.room.room_of` the aligned image in colour; by default of the grey one.
         """
         room = room_of(aligned) if room is None else room
         if fixed.device.type == "cpu" and len(fixed) > 1 and fixed.numel() > AT_ONCE:

@@ -75,7 +75,7 @@ class ResidualBlock(nn.Module):
         self.path = nn.Sequential(*blocks, conv(channels, channels, groups=groups))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
+        """Compute (B, C, H, W) -> (B, C, H, W)."""
         return F.leaky_relu(x + self.path(x), 0.1, inplace=True)
 
 
@@ -121,7 +121,7 @@ class GaussianBlur(nn.Module):
         self.register_buffer("usual_band", gaussian_band(USUAL_LENGTH, sigma), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
+        """Compute (B, C, H, W) -> (B, C, H, W)."""
         height, width = x.shape[2:]
         rows = self._band(height, x)
         return rows @ x @ (rows if width == height else self._band(width, x))

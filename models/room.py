@@ -25,7 +25,7 @@ LEAST_BRIGHT, LEAST_COLOURED = 0.85, 0.45
 
 
 def room_of(moving: Tensor) -> Tensor:
-    """The room that an image leaves.
+    """Compute the room that an image leaves.
 
     Args:
         moving: (B, 1, H, W) or (B, 3, H, W) in [0, 1], grey or colour.
@@ -91,6 +91,6 @@ def with_color(fused: Tensor, aligned: Tensor) -> Tensor:
 
 
 def smoothstep(values: Tensor, start: float, full: float) -> Tensor:
-    """0 up to `start`, 1 from `full` on, between them the cubic without kinks."""
+    """Rise from 0 at `start` to 1 at `full` along a cubic without kinks."""
     x = ((values - start) / (full - start)).clamp(0, 1)
     return x * x * (3 - 2 * x)

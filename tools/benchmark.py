@@ -123,7 +123,7 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> float | None:
 
 
 def multiply_adds(run: Callable[[], Any]) -> int:
-    """Multiply-adds of the convolutions and matrix products that `run` carries out."""
+    """Count the multiply-adds of the convolutions and matrix products of `run`."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops() // 2

@@ -103,7 +103,7 @@ def _fused(model: EDARFusion, registration: Registration, color: Tensor, fixed: 
 
 
 def _measured(lesion: np.ndarray, shown: np.ndarray, true: np.ndarray) -> dict[str, float]:
-    """Shares of a lesion's contrast: what the fused image shows of it, and what changes around it."""
+    """Measure a lesion in shares of its contrast: how much the fused image shows, and what changes around it."""
     inside = np.abs(lesion) > CONTRAST / 2
     y, x = np.nonzero(inside)
     rows, columns = np.indices(lesion.shape)

@@ -40,7 +40,7 @@ def fidelity_metrics(
     fused: np.ndarray,
     colors: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> dict[str, float]:
-    """All measures of fidelity that the images allow.
+    """Compute all measures of fidelity that the images allow.
 
     Args:
         fixed, aligned, fused: (H, W), grey levels 0..255; luma where an image has colour. `aligned` is the moving image
@@ -60,7 +60,7 @@ def fidelity_metrics(
 
 
 def bone_holes(aligned: np.ndarray, fused: np.ndarray) -> float:
-    """Share of solid bone that the fused image draws dark. In [0, 1]; **lower is better**.
+    """Compute the share of solid bone that the fused image draws dark. In [0, 1]; **lower is better**.
 
     Solid bone is where the CT is at least `BONE`, eroded by one pixel; dark is below `HOLE`.
 
@@ -80,7 +80,7 @@ def bone_holes(aligned: np.ndarray, fused: np.ndarray) -> float:
 
 
 def contrast_kept(fixed: np.ndarray, aligned: np.ndarray, fused: np.ndarray) -> tuple[float, float]:
-    """How much of the local contrast of either source the fused image shows. 1 is all; higher is better.
+    """Measure how much of the local contrast of either source the fused image shows. 1 is all; higher is better.
 
     Local contrast is the difference of two Gaussian means, of `FINE` and `COARSE`. That of the fused image is explained
     by those of both sources (least squares) in the moving image's soft tissue, so that what one source alone shows
@@ -110,12 +110,12 @@ def contrast_kept(fixed: np.ndarray, aligned: np.ndarray, fused: np.ndarray) -> 
 
 
 def local_contrast(image: np.ndarray) -> np.ndarray:
-    """Difference of the Gaussian means of `FINE` and of `COARSE` around each pixel of an image (H, W)."""
+    """Subtract the Gaussian means of `COARSE` from those of `FINE` around each pixel of an image (H, W)."""
     return ndimage.gaussian_filter(image, FINE) - ndimage.gaussian_filter(image, COARSE)
 
 
 def color_kept(reference: np.ndarray, fused: np.ndarray) -> dict[str, float]:
-    """What becomes of strong colours of the tracer.
+    """Measure how much of strong colours of the tracer is kept.
 
     Args:
         reference: the moving image in its place, (H, W, 3), grey levels 0..255.
@@ -181,7 +181,7 @@ _BRIGHTNESS = 0.3  # weight of brightness beside hue and saturation
 
 
 def _colour_scale(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The colours (N, 3) that occur in an image (H, W, 3) in [0, 1], coarsely, and the place (N,) of each."""
+    """List the colours (N, 3) of an image (H, W, 3) in [0, 1], coarsely, with a place (N,) of each."""
     steps = np.rint(image.reshape(-1, 3) * (_STEPS - 1)).astype(int)
     colours, counts = np.unique(steps, axis=0, return_counts=True)
     scale = colours[counts >= _RARE] / (_STEPS - 1)
@@ -196,13 +196,13 @@ def _colour_scale(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _appearance(colours: np.ndarray) -> np.ndarray:
-    """Colours (N, 3) as a reader compares them: the mixture of the channels, then brightness with little weight."""
+    """Weight colours (N, 3) as a reader compares them: mixture of the channels, and brightness with little weight."""
     value = colours.max(axis=1, keepdims=True)
     return np.concatenate((colours / np.maximum(value, 1e-6), _BRIGHTNESS * value), axis=1)
 
 
 def _checked_colour(**named: np.ndarray) -> np.ndarray:
-    """A colour image, its channels in [0, 1]."""
+    """Check a colour image and bring its channels to [0, 1]."""
     ((role, image),) = named.items()
     image = np.asarray(image)
     if image.ndim != 3 or image.shape[2] != 3:
@@ -216,6 +216,6 @@ def _saturation(colours: np.ndarray) -> np.ndarray:
 
 
 def _hue(colours: np.ndarray) -> np.ndarray:
-    """Hue in degrees, 0 to 360, of colours (N, 3); 0 of grey."""
+    """Compute the hue in degrees, 0 to 360, of colours (N, 3); 0 of grey."""
     red, green, blue = colours.T
     return np.degrees(np.arctan2(np.sqrt(3) * (green - blue), 2 * red - green - blue)) % 360

@@ -50,7 +50,7 @@ def mi_nats(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> floa
 
 
 def normalised_mutual_information(a: np.ndarray, b: np.ndarray, mask: np.ndarray, bins: int = 24) -> float:
-    """(H(a) + H(b)) / H(a, b): how well each image tells the other one, whatever their contrast.
+    """Compute (H(a) + H(b)) / H(a, b): how well each image predicts the other one, whatever their contrast.
 
     Studholme et al., "An overlap invariant entropy measure of 3D medical image alignment", Pattern Recognition 32(1),
     1999. In [1, 2], higher is better; symmetric. 1 where an image is constant.

@@ -110,35 +110,35 @@ BEFORE_SUFFIX = "_before"
 
 
 def key_of(column: str) -> str:
-    """The metric of a column, before alignment or after."""
+    """Return the metric of a column, before alignment or after."""
     return column.removesuffix(BEFORE_SUFFIX)
 
 
 def metric_of(column: str) -> Metric:
-    """How a column is shown, one that is not in `METRICS` by its name."""
+    """Return how a column is shown; a column that is not in `METRICS` goes by its name."""
     return METRICS.get(key_of(column), Metric(key_of(column), digits=4, group="Further"))
 
 
 def shown_columns(rows: pd.DataFrame) -> list[str]:
-    """Numeric columns that hold a value, each `..._before` in front of its own, registration first."""
+    """List numeric columns that hold a value, each `..._before` in front of its own, registration first."""
     numeric = {column for column in rows.select_dtypes("number").columns if rows[column].notna().any()}
     known = [column for key in METRICS for column in (key + BEFORE_SUFFIX, key) if column in numeric]
     return known + [column for column in rows.columns if column in numeric.difference(known)]
 
 
 def format_value(value: float, digits: int) -> str:
-    """A value on the page; a dash where there is none."""
+    """Format a value for the page, or a dash where there is none."""
     if not math.isfinite(value):
         return "–"
     return f"{value:.{digits}f}".replace("-", "−")
 
 
 def before_and_after(rows: pd.DataFrame, key: str) -> pd.DataFrame:
-    """Values before and after of the pairs that have both; columns `before` and `after`."""
+    """Return the values before and after of the pairs that have both; columns `before` and `after`."""
     both = rows[[key + BEFORE_SUFFIX, key]].dropna()
     return both.set_axis(["before", "after"], axis=1)
 
 
 def improved(paired: pd.DataFrame, better: int) -> pd.Series:
-    """Of which pairs of `before_and_after` the value got better; `better` as of `Metric`."""
+    """Return which pairs of `before_and_after` got better; `better` as of `Metric`."""
     return (paired["after"] - paired["before"]) * better > 0

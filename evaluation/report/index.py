@@ -50,6 +50,6 @@ def write_index(
 
 
 def _references(table: pd.DataFrame) -> str:
-    """What the fused images of a table are scored against, in words."""
+    """Describe what the fused images of a table are scored against."""
     found = table["reference"].dropna().astype(str).unique() if "reference" in table else []
     return " or ".join(found) or "–"

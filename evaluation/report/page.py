@@ -46,25 +46,14 @@ def write_report(
     Raises:
         ValueError: the table has no column `name` or no row, or a pair's images do not go together.
     """
-    if "name" not in table.columns:
-        found = ", ".join(map(str, table.columns)) or "no column"
-        raise ValueError(f"{path}: expected a table with the column 'name', found {found}")
-    table = table.assign(name=table["name"].astype(str)).reset_index(drop=True)
-    has_mean = len(table) > 0 and table["name"].iloc[-1] == "mean"
-    rows = table.iloc[:-1] if has_mean else table
-    if rows.empty:
-        raise ValueError(f"{path}: expected a table with at least one pair, found {len(table)} row(s)")
+    rows, means = _rows_and_means(path, table)
     columns = shown_columns(rows)
-    means = table.iloc[-1] if has_mean else rows[columns].mean()
-
-    row_of_name = {name: index for index, name in reversed(list(enumerate(rows["name"])))}
     cards, encoding, omitted = cards_of(pairs, len(rows))
     card_of_name = {card["name"]: index for index, card in reversed(list(enumerate(cards)))}
+    row_of_name = {name: index for index, name in reversed(list(enumerate(rows["name"])))}
     for card in cards:
-        row = row_of_name.get(card["name"])
-        card["row"] = row
+        card["row"] = row = row_of_name.get(card["name"])
         card["facts"] = [] if row is None else facts_of(rows.iloc[row], columns)
-
     tiles = tiles_of(rows, columns)
     references = rows["reference"].dropna().astype(str).unique() if "reference" in rows else []
     page = template_of("template.html").render(
@@ -77,7 +66,7 @@ def write_report(
         references=list(references),
         show_reference=len(references) > 1,
         rows=[row_of(row, rows, columns, card_of_name) for _, row in rows.iterrows()],
-        means=cells_of(means, columns),
+        means=cells_of(rows[columns].mean() if means is None else means, columns),
         legend=[METRICS[key] for key in dict.fromkeys(map(key_of, columns)) if key in METRICS],
         charts=charts_of(rows, columns),
         cards=cards,
@@ -91,8 +80,25 @@ def write_report(
     write_bytes(path, page.encode("utf-8"))
 
 
+def _rows_and_means(path: str | os.PathLike, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series | None]:
+    """Divide a table into the rows of pairs and its last row, if that is `mean`.
+
+    Raises:
+        ValueError: the table has no column `name`, or no row of a pair.
+    """
+    if "name" not in table.columns:
+        found = ", ".join(map(str, table.columns)) or "no column"
+        raise ValueError(f"{path}: expected a table with the column 'name', found {found}")
+    table = table.assign(name=table["name"].astype(str)).reset_index(drop=True)
+    has_mean = len(table) > 0 and table["name"].iloc[-1] == "mean"
+    rows = table.iloc[:-1] if has_mean else table
+    if rows.empty:
+        raise ValueError(f"{path}: expected a table with at least one pair, found {len(table)} row(s)")
+    return rows, table.iloc[-1] if has_mean else None
+
+
 def template_of(name: str) -> Template:
-    """The template of this name beside this module; what it is filled with is escaped."""
+    """Load the template of this name beside this module; values that fill it are escaped."""
     loader = FileSystemLoader(Path(__file__).parent)
     settings = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     return Environment(loader=loader, **settings).get_template(name)

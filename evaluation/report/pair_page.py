@@ -26,7 +26,7 @@ _WHERE = ("expected_error", "reliability")
 
 
 def overlay_view(fixed: np.ndarray, moving: np.ndarray, aligned: np.ndarray) -> str:
-    """Overlay before and after alignment, one over the other, with a slider that the keyboard moves as well.
+    """Show the overlay before and after alignment, one over the other, with a slider that the keyboard moves as well.
 
     Args:
         fixed, moving, aligned: images in [0, 1], of one size.
@@ -51,7 +51,7 @@ def fused_view(
     low: float = 0.0,
     high: float = 1.0,
 ) -> str:
-    """The fused image, moved towards one of its sources, windowed and coloured, beside the sources.
+    """Show the fused image, moved towards one of its sources, windowed and coloured, beside the sources.
 
     Args:
         fixed, fused, aligned: images in [0, 1], of one size.
@@ -69,7 +69,7 @@ def fused_view(
 
 
 def sureness_view(row: pd.Series, files: Mapping[str, Path]) -> str:
-    """How sure the alignment is, in a sentence, and where, as a map.
+    """Show how sure the alignment is, in a sentence and as a map.
 
     Args:
         row: of metrics.csv.
@@ -91,12 +91,12 @@ def sureness_view(row: pd.Series, files: Mapping[str, Path]) -> str:
 
 
 def maps_view(files: Mapping[str, Path]) -> str:
-    """Every map that was saved, with its colour bar and what it says."""
+    """Show every saved map with its colour bar and its meaning."""
     return _row({MAPS[kind].meaning: _embedded(files[f"maps/{kind}"]) for kind in _saved_maps(files)})
 
 
 def metrics_view(rows: pd.DataFrame) -> str:
-    """The measures of one pair, with what they mean.
+    """List the measures of one pair with their meaning.
 
     Args:
         rows: one row of metrics.csv.
@@ -114,7 +114,7 @@ def metrics_view(rows: pd.DataFrame) -> str:
 
 
 def _saved_maps(files: Mapping[str, Path]) -> list[str]:
-    """The maps that there are: some come with certain checkpoints only."""
+    """List the saved maps: some come with certain checkpoints only."""
     return [kind for kind in MAPS if f"maps/{kind}" in files and files[f"maps/{kind}"].is_file()]
 
 

@@ -62,8 +62,14 @@ LADDER = (
 
 
 def cards_of(pairs: Sequence[PairImages], rows: int) -> tuple[list[dict], Encoding, int]:
-    """The pairs that are pictured on a page whose table has so many rows, how their images are embedded, and how many
-    pairs are left out for size.
+    """Choose the pairs that a page pictures, and how their images are embedded.
+
+    Args:
+        pairs: images by pair.
+        rows: of the page's table.
+
+    Returns:
+        The fields of each pictured pair, the encoding of all images, and how many pairs are left out for size.
 
     Raises:
         ValueError: images of a pair do not go together.
@@ -92,7 +98,7 @@ def cards_of(pairs: Sequence[PairImages], rows: int) -> tuple[list[dict], Encodi
 
 
 def _choose(pairs: Sequence[PairImages], budget: int) -> tuple[Encoding, float]:
-    """First step of the ladder that fits the budget, judged from a few pairs; and its bytes a pair."""
+    """Choose the first step of the ladder that fits the budget, judged from a few pairs, and its bytes a pair."""
     sample = list(spread(pairs, 6))
     for how in LADDER:
         # A tenth more than the mean of the sample, because the pairs that were not looked at may be larger.
@@ -103,7 +109,7 @@ def _choose(pairs: Sequence[PairImages], budget: int) -> tuple[Encoding, float]:
 
 
 def spread(items: Sequence, count: int) -> Iterator:
-    """At most `count` evenly spaced items, one by one: a sequence may read each from its file as it is asked for."""
+    """Take at most `count` evenly spaced items, one by one: a sequence may read each from its file only then."""
     if len(items) <= count:
         return iter(items)
     return (items[index] for index in np.linspace(0, len(items) - 1, count).round().astype(int))
@@ -114,13 +120,13 @@ def _length(encoded: Iterable[tuple[str, str]]) -> int:
 
 
 def _encode_pair(pair: PairImages, how: Encoding) -> list[tuple[str, str]]:
-    """View -> data URI of each image, once it is known that they go together."""
+    """Encode each image as a data URI, by the name of its view, once they are known to go together."""
     _check_pair(pair)
     return [(view, encode_image(image, how)) for view, image in _views(pair)]
 
 
 def encode_image(image: np.ndarray, how: Encoding) -> str:
-    """An image as a WebP data URI; values outside [0, 1] are clipped, non-finite ones are black."""
+    """Encode an image as a WebP data URI; values outside [0, 1] are clipped, non-finite ones are black."""
     levels = np.rint(np.clip(np.nan_to_num(image, posinf=1.0, neginf=0.0), 0.0, 1.0) * 255).astype(np.uint8)
     picture = Image.fromarray(levels)
     if how.side is not None:

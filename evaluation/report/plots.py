@@ -14,7 +14,7 @@ _WIDTH, _LEFT, _RIGHT = 300, 12, 288
 
 
 def charts_of(rows: pd.DataFrame, columns: Sequence[str]) -> list[dict]:
-    """One plot a metric, of before and after where both exist. Constant columns need no plot."""
+    """Make a plot for each metric, of before and after where both exist. Constant columns need no plot."""
     charts = []
     for column in columns:
         if column.endswith(BEFORE_SUFFIX) and key_of(column) in columns:
@@ -42,7 +42,7 @@ def charts_of(rows: pd.DataFrame, columns: Sequence[str]) -> list[dict]:
 
 
 def _strip_plot(values: pd.Series) -> Markup:
-    """A dot a pair, stacked so that none hides another, over the range of the middle half and the median."""
+    """Plot a dot for each pair, stacked so that none hides another, over the middle half and the median."""
     middle, floor = 34.0, 66
     ends, axis = _axis(values.min(), values.max(), floor)
     x, radius = _to_x(values, ends), _radius(len(values))
@@ -62,7 +62,7 @@ def _strip_plot(values: pd.Series) -> Markup:
 
 
 def _paired_plot(paired: pd.DataFrame, better: int) -> Markup:
-    """Before above, after below, a line a pair; pairs that got worse stand out."""
+    """Plot before above and after below, with a line for each pair; pairs that got worse stand out."""
     above, below, floor = 20.0, 62.0, 78
     ends, axis = _axis(paired.min(axis=None), paired.max(axis=None), floor)
     x_before, x_after = _to_x(paired["before"], ends), _to_x(paired["after"], ends)
@@ -84,7 +84,7 @@ def _paired_plot(paired: pd.DataFrame, better: int) -> Markup:
 
 
 def _axis(low: float, high: float, y: float) -> tuple[np.ndarray, list[str]]:
-    """Ends of the axis, and its ticks and labels as SVG."""
+    """Return the ends of the axis, and its ticks and labels as SVG."""
     if low == high:
         low, high = low - 0.5, high + 0.5
     margin = 0.04 * (high - low)

@@ -12,7 +12,7 @@ _CARD_METRICS = ("epe", "rmse", "ssim", "ncc", "disagreement", "expected_error",
 
 
 def tiles_of(rows: pd.DataFrame, columns: Sequence[str]) -> list[dict]:
-    """The few figures a reader looks for first."""
+    """Make the few figures that a reader looks for first."""
     tiles = []
     for key in ("epe", "rmse", "ssim", "ncc"):
         if key not in columns or key + BEFORE_SUFFIX not in columns:
@@ -44,7 +44,7 @@ def tiles_of(rows: pd.DataFrame, columns: Sequence[str]) -> list[dict]:
 
 
 def facts_of(row: pd.Series, columns: Sequence[str]) -> list[dict]:
-    """The figures that stand above the images of one pair."""
+    """Make the figures that stand above the images of one pair."""
     facts = []
     for key in _CARD_METRICS:
         if key not in columns or pd.isna(row[key]):

@@ -38,7 +38,7 @@ class SystemImages(NamedTuple):
 
 
 def figure_error_against_time(summaries: Mapping[str, pd.DataFrame]) -> Figure:
-    """Mean error of each system over the seconds it takes for a pair, one panel a modality.
+    """Draw the mean error of each system over the seconds that it takes for a pair, one panel for each modality.
 
     The error is the endpoint error where it is known, else the RMSE; bars are 95 % intervals. A system whose seconds
     are not known is a dashed line.
@@ -112,7 +112,7 @@ def write_systems_page(
 
 
 def _table(summary: pd.DataFrame) -> dict:
-    """Header and rows of one modality: a row a system, a column a metric, the best of each marked."""
+    """Make the table of one modality: a row for each system, a column for each metric, the best of each marked."""
     metrics = [name for name in (*METRICS, *summary["metric"].unique()) if name in set(summary["metric"])]
     metrics = list(dict.fromkeys(metrics))
     rows = []
@@ -129,7 +129,7 @@ def _table(summary: pd.DataFrame) -> dict:
 
 
 def _card(pair: SystemImages) -> dict:
-    """The pictures of one pair: sources, then for each kind one picture a system."""
+    """Make the pictures of one pair: sources, then for each kind one picture for each system."""
     sources = {title: read_image(path, color=None) for title, path in pair.sources.items()}
     rows = [{"title": "Sources", "images": [_picture(title, image) for title, image in sources.items()]}]
     for kind in ("fused", "aligned"):

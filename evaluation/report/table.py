@@ -9,7 +9,7 @@ from evaluation.report.columns import BEFORE_SUFFIX, format_value, metric_of
 
 
 def groups_of(columns: Iterable[str]) -> list[tuple[str, int]]:
-    """Headlines over neighbouring columns: what they are about, and how many they are."""
+    """Group neighbouring columns: return what they are about and how many they are."""
     groups: list[tuple[str, int]] = []
     for column in columns:
         name = metric_of(column).group
@@ -21,7 +21,7 @@ def groups_of(columns: Iterable[str]) -> list[tuple[str, int]]:
 
 
 def headers_of(columns: Sequence[str]) -> list[dict]:
-    """What the template needs for the head of each column."""
+    """Make the fields of each column's head for the template."""
     previous = [None, *(metric_of(column).group for column in columns)]
     headers = []
     for column, group_before in zip(columns, previous, strict=False):
@@ -40,7 +40,7 @@ def headers_of(columns: Sequence[str]) -> list[dict]:
 
 
 def cells_of(row: pd.Series, columns: Sequence[str]) -> list[dict]:
-    """What the template needs for each cell of a row: the value to sort by, and its text."""
+    """Make the fields of a row's cells for the template: the value to sort by, and its text."""
     values = [float(pd.to_numeric(row.get(column, math.nan), errors="coerce")) for column in columns]
     return [
         {"value": repr(value) if math.isfinite(value) else "", "text": format_value(value, metric_of(column).digits)}
@@ -49,7 +49,7 @@ def cells_of(row: pd.Series, columns: Sequence[str]) -> list[dict]:
 
 
 def row_of(row: pd.Series, rows: pd.DataFrame, columns: Sequence[str], card_of_name: Mapping[str, int]) -> dict:
-    """What the template needs for a pair's row: its cells, the best of all `rows` marked, and the card of images."""
+    """Make the fields of a pair's row: its cells, the best of all `rows` marked, and the card of images."""
     cells = cells_of(row, columns)
     for cell, column in zip(cells, columns, strict=True):
         better = 0 if column.endswith(BEFORE_SUFFIX) else metric_of(column).better

@@ -12,7 +12,7 @@ OWN = {
 
 
 def palette(name: str) -> np.ndarray:
-    """The colours of a scale.
+    """Return the colours of a scale.
 
     Args:
         name: of a colormap of matplotlib (hot, viridis ...), or one of `OWN`.
