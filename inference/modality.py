@@ -1,8 +1,12 @@
-"""What the moving images are, where no option says so."""
+"""What the moving images are, where no option says so, and what results and paths say of it."""
 
+import json
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.table import MODALITIES
 from inference.volume_pair import DICOM_KINDS
 from utils.files import FileError
 from utils.imaging.images import has_color, read_image
@@ -49,3 +53,40 @@ def guess_of_volume(volume: Volume) -> str:
 def _say(modality: str, reason: str) -> None:
     others = " or ".join(name for name in DICOM_KINDS if name != modality)
     log.info(f"--modality: not given, taken for {modality}, as {reason} (--modality {others} otherwise)")
+
+
+def stated_modality(results: str | os.PathLike) -> str | None:
+    """Read the modality of a folder of results, OUTPUT/MODALITY, in its settings.json; None if it does not tell."""
+    try:
+        settings = json.loads(Path(results, "settings.json").read_text())
+    except (OSError, ValueError):
+        return None
+    stated = settings.get("modality") if isinstance(settings, dict) else None
+    return stated if stated in MODALITIES else None
+
+
+def named_modality(path: str | os.PathLike) -> str | None:
+    """Find the one modality in the last name of a path, or in the one before, as a word of its own."""
+    for name in reversed(Path(os.path.abspath(path)).parts[-2:]):
+        words = re.split(r"[^a-z]+", name.lower())
+        named = [modality for modality in MODALITIES if modality.lower() in words]
+        if named:
+            return named[0] if len(named) == 1 else None
+    return None
+
+
+def modality_of_volume(volume: Volume, path: str | os.PathLike, results: str | None) -> str | None:
+    """Find the modality of a volume by its DICOM tag, else by its path.
+
+    Args:
+        volume: read from `path`.
+        path: of the volume.
+        results: modality of the results that it goes with: of two that DICOM names alike, this one is taken.
+
+    Returns:
+        One of `data.table.MODALITIES`, or None where nothing tells, or where it is an MRI.
+    """
+    if not volume.modality:
+        return named_modality(path)
+    names = [name for name, kinds in DICOM_KINDS.items() if volume.modality in kinds]
+    return results if results in names else next(iter(names), None)

@@ -14,9 +14,7 @@ known: the flows' modality by settings.json, the images' by the folders that the
 """
 
 import argparse
-import json
 import os
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from data.table import MODALITIES, modality_name
+from inference.modality import named_modality, stated_modality
 from utils.arguments import OneLineParser, print_anywhere
 from utils.command import run_command
 from utils.files import FileError, check_inputs_stay, lacking
@@ -152,7 +151,7 @@ def _write_moved(path: Path, target: Path, points: np.ndarray) -> None:
 
 def _check_modality(images: str | os.PathLike, flows: str | os.PathLike, modality: str | None) -> None:
     of_flows = modality_of_flows(Path(flows).parent if os.path.isfile(flows) else flows)
-    of_images = modality or _modality_in(images)
+    of_images = modality or named_modality(images)
     if of_flows and of_images and of_flows != of_images:
         expected = f"{of_flows} images, whose flows are in {os.fspath(flows)}"
         hint = "" if modality else f" by the name of the folder (--modality {of_flows} if that misleads)"
@@ -174,27 +173,8 @@ def _flow_for(image: np.ndarray, file: Path) -> np.ndarray:
 
 
 def modality_of_flows(folder: str | os.PathLike) -> str | None:
-    """Find the modality of saved flows, by settings.json beside their folder or by its path.
-
-    Returns:
-        One of `data.table.MODALITIES`, or None where nothing tells.
-    """
-    try:
-        settings = json.loads((Path(os.path.abspath(folder)).parent / "settings.json").read_text())
-    except (OSError, ValueError):
-        settings = None
-    stated = settings.get("modality") if isinstance(settings, dict) else None
-    return stated if stated in MODALITIES else _modality_in(folder)
-
-
-def _modality_in(folder: str | os.PathLike) -> str | None:
-    """Find the one modality in the name of the last folder, or of the one above it, as a word of its own."""
-    for name in reversed(Path(os.path.abspath(folder)).parts[-2:]):
-        words = re.split(r"[^a-z]+", name.lower())
-        named = [modality for modality in MODALITIES if modality.lower() in words]
-        if named:
-            return named[0] if len(named) == 1 else None
-    return None
+    """Find the modality of saved flows, by settings.json beside their folder or by its path; None if nothing tells."""
+    return stated_modality(Path(os.path.abspath(folder)).parent) or named_modality(folder)
 
 
 def run(options: argparse.Namespace) -> None:

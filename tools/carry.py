@@ -4,7 +4,7 @@
     python -m tools.carry --results out/CT --points fixed.csv --truth moving.csv --output found.csv
 
 The results need pose.tfm or displacement.nii.gz (--save-flow), or both. A volume of the moving space comes onto the
-fixed grid in one step. Points, in columns x, y, z of RAS mm as in NIfTI viewers, go from the fixed to the moving space,
+fixed grid in one step, unless it is of another modality than the results. Points, in columns x, y, z of RAS mm as in NIfTI viewers, go from the fixed to the moving space,
 or back with --inverse. With --truth, the distance to where they belong is printed (target registration error).
 """
 
@@ -18,11 +18,13 @@ import pandas as pd
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from data.table import MODALITIES, modality_name
+from inference.modality import modality_of_volume, named_modality, stated_modality
 from utils.arguments import OneLineParser, print_anywhere
 from utils.command import run_command
 from utils.files import FileError, check_inputs_stay, write_bytes
 from utils.imaging.resampling import resample_labels, resample_volume
-from utils.imaging.volumes import read_volume, write_volume
+from utils.imaging.volumes import Volume, read_volume, write_volume
 from utils.landmarks import read_landmarks
 
 AXES = ("x", "y", "z")
@@ -68,9 +70,10 @@ def carry_volume(options: argparse.Namespace) -> None:
     """Bring a volume of the moving space onto the fixed grid and write it.
 
     Raises:
-        FileError: a file cannot be used.
+        FileError: a file cannot be used, or the volume is of another modality than the results.
     """
     volume, like = read_volume(options.volume), read_volume(options.fixed)
+    _check_modality(volume, options)
     pose, displacement = _by_kind(read_steps(options.results))
     resample = resample_labels if options.labels else resample_volume
     try:
@@ -78,6 +81,20 @@ def carry_volume(options: argparse.Namespace) -> None:
     except ValueError as error:
         raise FileError.at(options.volume, f"a volume of the moving space of {options.results}", str(error)) from error
     write_volume(options.output, carried.slices, like)
+
+
+def _check_modality(volume: Volume, options: argparse.Namespace) -> None:
+    """Check that the volume is of the modality whose displacement carries it, as far as that can be known.
+
+    Raises:
+        FileError: it is of another one.
+    """
+    expected = stated_modality(options.results) or named_modality(options.results)
+    found = options.modality or modality_of_volume(volume, options.volume, expected)
+    if expected and found and found != expected:
+        hint = "" if options.modality else f" by its file or name (--modality {expected} if that misleads)"
+        wanted = f"a {expected} volume, whose displacement is in {options.results}"
+        raise FileError.at(options.volume, wanted, f"a {found} volume{hint}")
 
 
 def _by_kind(steps: list[sitk.Transform]) -> tuple[sitk.Transform | None, sitk.Transform | None]:
@@ -132,6 +149,9 @@ def main(arguments: list[str] | None = None) -> int:
     carried.add_argument("--points", metavar="CSV",
                          help="table of points in the space of the fixed volume: columns x, y, z in RAS mm")
     parser.add_argument("--fixed", metavar="FILE", help="fixed volume, whose grid the carried volume gets")
+    parser.add_argument("--modality", type=modality_name, choices=MODALITIES,
+                        help="modality of the volume, where its file or name does not tell it or misleads "
+                             "(results of another modality are refused)")
     parser.add_argument("--labels", action="store_true",
                         help="the volume holds labels: each voxel takes the nearest one, and none are mixed")
     parser.add_argument("--truth", metavar="CSV",

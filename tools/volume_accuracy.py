@@ -1,4 +1,4 @@
-"""How well volumes are brought together, measured on simulated pairs whose truth is known.
+"""Measure how well volumes are brought together, on simulated pairs whose truth is known.
 
     python -m tools.volume_accuracy --mri ecog_T1.mgz --labels ecog_aparc+aseg.mgz --poses 20
     python -m tools.volume_accuracy --mri ecog_T1.mgz --labels ecog_aparc+aseg.mgz --poses 2 --deform
@@ -10,6 +10,7 @@ registration is run. Errors are distances at points of the brain in mm, as means
 error).
 """
 
+import argparse
 import sys
 import threading
 import time
@@ -34,9 +35,10 @@ from inference.volume_field import VolumeField
 from inference.volume_pair import BRAIN_WINDOW, VolumePair
 from inference.volume_registration import jump, register_volume
 from models.checkpoint import load_checkpoint
-from tools.make_heads import STEP, slices_of_volume
-from utils.arguments import DEFAULT_CHECKPOINT, OneLineParser, natural, positive, print_anywhere
-from utils.files import InputError, write_bytes
+from tools.make_heads import SPACING, slices_of_volume
+from utils.arguments import OneLineParser, add_checkpoint, natural, positive, print_anywhere
+from utils.command import run_command
+from utils.files import write_bytes
 from utils.geometry.head_box import SMALL, head_length
 from utils.imaging.resampling import affine_transform, itk_image, resample_volume
 from utils.imaging.volumes import Volume, robust_window, window
@@ -89,14 +91,14 @@ class Head(NamedTuple):
 
 
 def read_head(mri: str, labels: str | None) -> Head:
-    """Read a head at 1 mm, with a slice every `STEP` mm.
+    """Read a head at 1 mm, with a slice every `SPACING` mm.
 
     Raises:
         FileError: a file cannot be read.
     """
     slices = list(slices_of_volume(mri, labels))
-    affine = np.diag([-1.0, -1.0, STEP, 1.0])
-    affine[:3, 3] = 127.5, 127.5, -STEP * len(slices) / 2
+    affine = np.diag([-1.0, -1.0, SPACING, 1.0])
+    affine[:3, 3] = 127.5, 127.5, -SPACING * len(slices) / 2
     return Head(np.stack([x.mri for x in slices]), np.stack([x.tissue for x in slices]), affine)
 
 
@@ -196,8 +198,8 @@ def score(pair: SimulatedPair, fuse: PairFuser | None, picture: Path | None = No
         field = register(pair, pose, fuse)
         after = sitk.CompositeTransform([pose, field.transform(pair.fixed)])
         row |= {"all": error(pair, after), "all_seconds": time.perf_counter() - start}
-        # A step is STEP mm: at 1 mm it is that share of it.
-        row["jump"] = jump(field.flows) / STEP
+        # A step is SPACING mm: at 1 mm it is that share of it.
+        row["jump"] = jump(field.flows) / SPACING
         if picture:
             draw(pair, {"by the headers": None, "after the pose": pose, "after all": after}, picture)
     return row
@@ -218,10 +220,34 @@ def draw(pair: SimulatedPair, transforms: dict[str, sitk.Transform | None], path
     figure = new_figure(3 * len(views), 3.2)
     figure.set_layout_engine("constrained")
     for panel, (title, view) in zip(figure.subplots(1, len(views)), views.items(), strict=True):
-        panel.imshow(view, cmap="gray", vmin=0, vmax=1, aspect=STEP)
+        panel.imshow(view, cmap="gray", vmin=0, vmax=1, aspect=SPACING)
         panel.contour(gaussian_filter(views["MRI"], 1), [0.25], colors="tab:orange", linewidths=0.7)
         panel.set(title=title, xticks=[], yticks=[])
     save_figure(path, figure)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Register the simulated pairs of the options, and print and write their errors.
+
+    Raises:
+        InputError: a file cannot be used.
+    """
+    head, fuse = read_head(options.mri, options.labels), None
+    if options.deform:
+        checkpoint = load_checkpoint(options.checkpoint)
+        fuse = PairFuser(checkpoint.model, torch.device("cpu"), **checkpoint.inference() | {"multistart": False})
+    rows = []
+    numbers = range(options.first, options.first + options.poses)
+    for number in tqdm(numbers, desc="poses", unit="pair", disable=None):
+        pair = simulate(head, number, ("CT", "PET")[number % 2], options.deform)
+        rows.append({"number": number, **score(pair, fuse, options.picture)})
+        table = pd.DataFrame(rows)
+        if options.output:  # each time, as a run takes long
+            write_bytes(options.output, table.to_csv(index=False, float_format="%.3f").encode())
+    print(table.to_string(index=False, float_format="{:.2f}".format))
+    right = int((table["pose"] < 1.5).sum())
+    print(f"after the pose: {right} of {len(table)} below 1.5 mm, median {table['pose'].median():.2f} mm, "
+          f"largest {table['pose'].max():.2f} mm")  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -229,37 +255,21 @@ def main(arguments: list[str] | None = None) -> int:
     print_anywhere()
     parser = OneLineParser("python -m tools.volume_accuracy", description=__doc__)
     parser.add_argument("--mri", metavar="FILE", required=True, help="MRI of a whole head: NIfTI or MGH")
-    parser.add_argument("--labels", metavar="FILE", help="FreeSurfer's labels of it (default: by intensity)")
-    parser.add_argument("--poses", type=positive, default=20, metavar="N", help="pairs (default: %(default)s)")
-    parser.add_argument("--first", type=natural, default=0, metavar="N", help="number of the first pose (default: 0)")
+    parser.add_argument("--labels", metavar="FILE",
+                        help="FreeSurfer's labels of the MRI (default: tissue by intensity)")
+    parser.add_argument("--poses", type=positive, default=20, metavar="N",
+                        help="number of pairs to simulate (default: %(default)s)")
+    parser.add_argument("--first", type=natural, default=0, metavar="N",
+                        help="number of the first pose, to go on with others (default: %(default)s)")
     parser.add_argument("--deform", action="store_true", help="deform the moving heads and run the whole registration")
-    parser.add_argument("--checkpoint", metavar="FILE", default=DEFAULT_CHECKPOINT, help="default: %(default)s")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="CSV file to write, a row a pair")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="PNG file with coronal views of the last pair")
+    add_checkpoint(parser)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="CSV table to write, with a row for each pair")
+    parser.add_argument("--picture", type=Path, metavar="FILE",
+                        help="PNG file to write, with coronal views of the last pair")
     options = parser.parse_args(arguments)
     if options.picture and not options.deform:
         parser.error("--picture: expected --deform with it, found none")
-    try:
-        head, fuse = read_head(options.mri, options.labels), None
-        if options.deform:
-            checkpoint = load_checkpoint(options.checkpoint)
-            fuse = PairFuser(checkpoint.model, torch.device("cpu"), **checkpoint.inference() | {"multistart": False})
-        rows = []
-        numbers = range(options.first, options.first + options.poses)
-        for number in tqdm(numbers, desc="poses", unit="pair", disable=None):
-            pair = simulate(head, number, ("CT", "PET")[number % 2], options.deform)
-            rows.append({"number": number, **score(pair, fuse, options.picture)})
-            table = pd.DataFrame(rows)
-            if options.output:  # each time, as a run takes long
-                write_bytes(options.output, table.to_csv(index=False, float_format="%.3f").encode())
-    except InputError as problem:
-        print(f"{parser.prog}: {problem}", file=sys.stderr)
-        return 2
-    print(table.to_string(index=False, float_format="{:.2f}".format))
-    right = int((table["pose"] < 1.5).sum())
-    print(f"after the pose: {right} of {len(table)} below 1.5 mm, median {table['pose'].median():.2f} mm, "
-          f"largest {table['pose'].max():.2f} mm")  # fmt: skip
-    return 0
+    return run_command(parser.prog, run, options)
 
 
 if __name__ == "__main__":

@@ -125,3 +125,15 @@ def test_what_cannot_be_carried_is_named(results: Path, capsys: pytest.CaptureFi
     except SystemExit as error:
         assert error.code == 2
     assert word in capsys.readouterr().err and not (root / "c.csv").exists()
+
+
+def test_a_volume_of_another_modality_is_refused(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = results.parent
+    (results / "settings.json").write_text('{"modality": "PET"}')
+    (root / "moving.nii.gz").rename(root / "ct.nii.gz")
+    carried = root / "carried.nii.gz"
+    options = ["--volume", str(root / "ct.nii.gz"), "--fixed", str(root / "fixed.nii.gz")]
+    options += ["--results", str(results), "--output", str(carried)]
+    assert main(options) == 2 and not carried.exists()
+    assert "ct.nii.gz: expected a PET volume, whose displacement is in" in capsys.readouterr().err
+    assert main([*options, "--modality", "PET"]) == 0 and carried.exists()
