@@ -3,9 +3,10 @@
     python -m tools.carry --results out/CT --fixed mri.nii.gz --volume labels.nii.gz --labels --output carried.nii.gz
     python -m tools.carry --results out/CT --points fixed.csv --truth moving.csv --output found.csv
 
-The results need pose.tfm or displacement.nii.gz (--save-flow), or both. A volume of the moving space comes onto the
-fixed grid in one step, unless it is of another modality than the results. Points, in columns x, y, z of RAS mm as in NIfTI viewers, go from the fixed to the moving space,
-or back with --inverse. With --truth, the distance to where they belong is printed (target registration error).
+The results need pose.tfm or a displacement field (--save-flow), or both. A volume of the moving space comes onto the
+fixed grid in one step, unless it is of another modality than the results. Points, in columns x, y, z of RAS mm as in
+NIfTI viewers, go from the fixed to the moving space, or back with --inverse. With --truth, the distance to where they
+belong is printed (target registration error).
 """
 
 import argparse
