@@ -31,10 +31,11 @@ from training.record import Record
 from training.run_folder import begin_run, lock_folder, new_folder, open_run
 from training.verdict import verdict
 from utils.arguments import print_anywhere
+from utils.command import run_command
 from utils.device import choose_threads, memory_advice, prefer_speed
-from utils.files import InputError, remove_unfinished
+from utils.files import remove_unfinished
 from utils.processes import kill_children, rank, world
-from utils.signals import INTERRUPTED, stop_on_signal
+from utils.signals import stop_on_signal
 
 PROGRAM = "EDARFusion_train"
 CUDA_BATCH, BATCH = 16, 8
@@ -174,31 +175,31 @@ def train(request: Options | Resumption, stop: threading.Event) -> None:
             dist.destroy_process_group()
 
 
-def main() -> int:
-    """Run ``python EDARFusion_train.py``; return the exit status."""
-    print_anywhere()
+def run() -> int:
+    """Train as the command line says; return the exit status."""
+    request = parse_arguments()
+    if rank() == 0:
+        show_log()
     try:
-        request = parse_arguments()
-        if rank() == 0:
-            show_log()
         # The loading processes inherit it: Ctrl-C leaves them at work until the step is saved.
         with stop_on_signal(second_breaks_in=world() == 1) as stop:
             train(request, stop)
-    except InputError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: broken off at once; --resume goes on from what was saved, if anything", file=sys.stderr)
-        return INTERRUPTED
     except (RuntimeError, MemoryError) as error:
         if not (advice := memory_advice(error)):
             raise
         print(f"{PROGRAM}: {advice}", file=sys.stderr)
         return 1
+    return 0
+
+
+def main() -> int:
+    """Run ``python EDARFusion_train.py``; return the exit status."""
+    print_anywhere()
+    try:
+        return run_command(PROGRAM, run, hint="; --resume goes on from what was saved, if anything")
     finally:
         # At exit Python would wait for the loading processes, which leave signals to this one.
         kill_children()
-    return 0
 
 
 if __name__ == "__main__":

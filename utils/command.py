@@ -1,10 +1,14 @@
 """How the work of a command ends: with an exit status, and with one line where it failed for a reason to be mended."""
 
+import errno
 import sys
 from collections.abc import Callable
 
 from utils.files import InputError
 from utils.signals import INTERRUPTED, READER_GONE, stop_printing
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a full disk, a used-up quota, and shared memory (/dev/shm) in which no process can be started."""
 
 
 def run_command(program: str, work: Callable[..., int | None], *arguments: object, hint: str = "") -> int:
@@ -17,7 +21,8 @@ def run_command(program: str, work: Callable[..., int | None], *arguments: objec
         hint: follows "interrupted", to say how the work goes on.
 
     Returns:
-        The status of the work; 2 after an `InputError`, 130 after Ctrl-C, 1 if whoever read the output is gone.
+        The status of the work; 2 after an `InputError`; 130 after Ctrl-C; 1 if a disk or the shared memory is full, or
+        whoever read the output is gone.
     """
     try:
         return work(*arguments) or 0
@@ -25,9 +30,13 @@ def run_command(program: str, work: Callable[..., int | None], *arguments: objec
         print(f"{program}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in READER_GONE:
+        if error.errno in FULL:
+            place = error.filename or "the temporary folder or /dev/shm, through which processes work together"
+            print(f"{program}: {place}: expected room to write, found {error.strerror}", file=sys.stderr)
+        elif error.errno in READER_GONE:
+            stop_printing()
+        else:
             raise
-        stop_printing()
         return 1
     except KeyboardInterrupt:
         print(f"{program}: interrupted{hint}", file=sys.stderr)

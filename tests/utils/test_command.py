@@ -27,6 +27,17 @@ def test_the_status_of_the_work_is_that_of_the_command(capsys):
     [
         (FileError.at("a.png", "an image", "none"), 2, "tool: a.png: expected an image, found none\n"),
         (KeyboardInterrupt(), INTERRUPTED, "tool: interrupted; go on\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/full/a.npy"),
+            1,
+            "tool: /full/a.npy: expected room to write, found No space left on device\n",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),  # of a semaphore
+            1,
+            "tool: the temporary folder or /dev/shm, through which processes work together: expected room to write, "
+            "found No space left on device\n",
+        ),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(error, status, line, capsys):
