@@ -27,7 +27,7 @@ from inference.result_folder import (
 )
 from utils.files import InputError
 from utils.geometry.field_of_view import field_of_view
-from utils.processes import pool_size
+from utils.processes import check_shared_memory, pool_size
 from utils.signals import STOPPING
 
 
@@ -79,12 +79,9 @@ def scoring_pool(workers: int) -> AbstractContextManager[ProcessPoolExecutor | N
     """
     if workers == 1:
         return nullcontext()
-    try:
-        # Not forked: torch has threads running.
-        return ProcessPoolExecutor(pool_size(workers), get_context("spawn"), initializer=_begin)
-    except OSError as error:
-        expected = "a system that processes can share memory in (/dev/shm)"
-        raise InputError(f"--workers: expected {expected}, found {error.strerror}; --workers 1 needs none") from error
+    check_shared_memory("--workers 1")
+    # Not forked: torch has threads running.
+    return ProcessPoolExecutor(pool_size(workers), get_context("spawn"), initializer=_begin)
 
 
 def scored(

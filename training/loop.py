@@ -28,7 +28,7 @@ from training.validation import check, picture
 from training.verdict import describe_losses, describe_validation, early_warning
 from utils.device import loading_processes
 from utils.files import InputError
-from utils.processes import local_world, rank, world
+from utils.processes import check_shared_memory, local_world, rank, world
 from utils.signals import leave_signals_to_parent
 
 AHEAD = 20
@@ -108,11 +108,14 @@ class Training:
         sampler = EndlessSampler(
             len(pairs), options.batch_size, seed=options.seed, start=self.record.step, rank=rank(), world=self.world
         )
+        workers = loading_processes(self.device, local_world()) if options.workers is None else options.workers
+        if workers:
+            check_shared_memory("--workers 0")
         loader = DataLoader(
             pairs,
             options.batch_size,
             sampler=sampler,
-            num_workers=loading_processes(self.device, local_world()) if options.workers is None else options.workers,
+            num_workers=workers,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=leave_signals_to_parent,
         )

@@ -98,6 +98,22 @@ def idle_cores() -> int:
     return max(1, round(cores * (1 - busy)))
 
 
+def check_shared_memory(alternative: str) -> None:
+    """Check, before processes are started, that the system has room for what they share.
+
+    Args:
+        alternative: option by which the work needs no further processes.
+
+    Raises:
+        InputError: it has none.
+    """
+    try:
+        multiprocessing.get_context("spawn").Lock()
+    except OSError as error:
+        expected = "a system that processes can share memory in (/dev/shm)"
+        raise InputError(f"--workers: expected {expected}, found {error.strerror}; {alternative} needs none") from error
+
+
 def kill_children() -> None:
     """End the processes that this one has started and that still run."""
     children = multiprocessing.active_children()
