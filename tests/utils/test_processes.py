@@ -16,5 +16,5 @@ def test_full_shared_memory_is_named_with_the_option_that_needs_none(monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(multiprocessing.get_context("spawn"), "Lock", full, raising=False)
-    with pytest.raises(InputError, match=r"--workers: .*\(/dev/shm\), found No space left on device; --workers 0 needs"):
+    with pytest.raises(InputError, match=r"--workers: .*, found No space left on device; --workers 0 needs none"):
         check_shared_memory("--workers 0")
