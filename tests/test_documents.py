@@ -20,8 +20,9 @@ PROGRAMS = {f"-m tools.{name}": f"tools.{name}" for name in TOOLS}
 PROGRAMS |= {f"{name}.py": name for name in ("EDARFusion_train", "EDARFusion_test_val", "app")}
 WITHOUT_IMPORT = {"app.py"}
 """Programs whose options are read from the source, as they need further packages."""
-FOREIGN = {"--nproc_per_node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--shm-size", "--logdir", "--help"}
-"""Options of torchrun, docker and TensorBoard, and the one that all programs have."""
+FOREIGN = {"--nproc_per_node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--shm-size", "--logdir", "--inplace",
+           "--help"}  # fmt: skip
+"""Options of torchrun, docker, TensorBoard and Jupyter, and the one that all programs have."""
 
 
 @cache
