@@ -41,7 +41,7 @@ class OpenVINOModel:
     def __call__(
         self, fixed: Tensor, moving: Tensor, passes: int = 1, average: bool = False, room: Tensor | None = None
     ) -> Output:
-        """As `EDARFusion.forward`."""
+        """Compute the outputs of `EDARFusion.forward`."""
         inputs = [fixed, moving] if room is None else [fixed, moving, room]
         key = (*fixed.shape, passes, average, len(inputs))
         if key not in self._graphs:

@@ -182,14 +182,14 @@ class PairFuser:
         return self._fuse_along(fixed, moving, flow, room)._replace(**known)
 
     def _fuse_along(self, fixed: Tensor, moving: Tensor, flow: Tensor, room: Tensor | None) -> Output:
-        """What the model makes of grey images (1, 1, H, W) with a displacement field (1, 2, H, W) that is known."""
+        """Fuse grey images (1, 1, H, W) with a known displacement field (1, 2, H, W)."""
         aligned = warp(moving, flow)
         known = {"aligned": aligned, "flow": flow, "inverse_flow": invert(flow), "expected_error": None}
         room = None if room is None else warp(room, flow)
         return self._run(fixed, aligned, passes=0, room=room)._replace(**known)
 
     def _run(self, fixed: Tensor, moving: Tensor, *, passes: int, room: Tensor | None = None) -> Output:
-        """The model, made ready first where images of a size come for the first time.
+        """Run the model, made ready first for a new size of images.
 
         OpenVINO compiles a graph for each size, an accelerator chooses its kernels; PyTorch on a CPU has nothing to do.
         What that takes is kept out of `FusedPair.seconds`, which are of the pairs alone.
@@ -269,7 +269,7 @@ def without_drawn_out_border(
 
 
 def endpoint_scores(flow: np.ndarray, true_flow: np.ndarray, label: np.ndarray) -> dict[str, float]:
-    """Endpoint error of a flow, and of zero flow, within about 8 px of the label's tissue.
+    """Compute the endpoint error of a flow, and of zero flow, within about 8 px of the label's tissue.
 
     Args:
         flow, true_flow: (2, H, W), px.
@@ -287,6 +287,6 @@ def endpoint_scores(flow: np.ndarray, true_flow: np.ndarray, label: np.ndarray) 
 
 
 def colored(grey: Tensor, scale: Tensor) -> Tensor:
-    """Grey images (B, 1, H, W) in [0, 1] in the colours (256, 3) of a scale: (B, 3, H, W)."""
+    """Show grey images (B, 1, H, W) in [0, 1] in the colours (256, 3) of a scale: (B, 3, H, W)."""
     levels = (grey[:, 0] * (len(scale) - 1)).round().long()
     return scale[levels].permute(0, 3, 1, 2).contiguous()

@@ -146,11 +146,11 @@ class ResultFolder:
         return files
 
     def fitted_path(self, name: str) -> Path:
-        """Where the moving image of a pair goes, in the fixed one's frame, if it had another size."""
+        """Return the file of a moving image that had another size, brought to the size of the fixed one."""
         return self.path / "fitted" / f"{name}.png"
 
     def all_files(self, pairs: Iterable[PairFiles]) -> Iterator[Path]:
-        """Every file that the results of these pairs, or of the volumes whose slices they are, are written to."""
+        """List every file that the results of these pairs, or of the volumes they are slices of, are written to."""
         yield from (self.table_path, self.report_path, self.settings_path, self.inputs_path)
         yield from self.space_paths
         for pair in pairs:
@@ -248,7 +248,7 @@ class ResultFolder:
             save_flow(files["flow_inverse"], inverse)
 
     def read_rows(self) -> dict[str, dict]:
-        """The rows of metrics.csv by name of the pair, without the mean; none where there is no table.
+        """Read the rows of metrics.csv by name of the pair, without the mean; none where there is no table.
 
         Each has what `write_rows` takes, `inputs` as well if that is known. Parts that several processes left when they
         broke off are newer than metrics.csv and stand in its place.
@@ -268,7 +268,7 @@ class ResultFolder:
         return rows
 
     def _check_settings(self) -> None:
-        """One table must not mix the results of two checkpoints."""
+        """Check that one table does not mix the results of two checkpoints."""
         try:
             earlier = dict(json.loads(self.settings_path.read_text()))
         except FileNotFoundError:
@@ -281,11 +281,11 @@ class ResultFolder:
             raise FileError.at(self.settings_path, f"results with {expected} to resume", f"some with {found}")
 
     def has_files(self, name: str) -> bool:
-        """Whether all files wanted of a pair are there."""
+        """Return whether all files wanted of a pair are there."""
         return all(path.is_file() for kind, path in self.files(name).items() if kind not in NOT_ALWAYS)
 
     def rows_to_keep(self, pairs: Iterable[PairFiles], resume: bool, volumes: bool) -> dict[str, dict]:
-        """Rows that an earlier run made of these pairs as they are now, by name.
+        """Return the rows, by name, that an earlier run made of these pairs as they are now.
 
         Unless these are all that it made, its report and volumes become `outdated`.
 
@@ -387,7 +387,7 @@ class _Pictures(Sequence):
 
 
 def _map_pictures(path: Path) -> dict[str, np.ndarray]:
-    """Title -> RGB (H, W, 3) of the maps whose values lie in this file, pixel by pixel over the images.
+    """Draw the maps of this file, pixel by pixel over the images: title -> RGB (H, W, 3).
 
     Raises:
         FileError: it cannot be read.
@@ -400,7 +400,7 @@ def _map_pictures(path: Path) -> dict[str, np.ndarray]:
 
 
 def _scale(style: MapStyle) -> Scale:
-    """What the colours of a map stand for, as the report shows it."""
+    """Describe what the colours of a map stand for, for the report."""
     colors = [to_hex(color) for color in colormaps[style.colormap](np.linspace(0, 1, 9))]
     return Scale(f"{style.vmin:g}", f"{style.vmax:g}", style.unit, colors)
 
@@ -420,7 +420,7 @@ def _label_of(column: str) -> int:
 
 
 def reference_of(pair: PairFiles) -> str:
-    """What the fused image of a pair is scored against, beside the fixed image: its label, or the aligned image."""
+    """Return the image that a fused image is scored against, beside the fixed one: label or aligned image."""
     return "aligned" if pair.label is None else "label"
 
 
@@ -448,7 +448,7 @@ def _read_inputs(path: Path) -> dict[str, str]:
 
 
 def fingerprint(pair: PairFiles) -> str:
-    """What tells a pair from others that have the same names: what is in its files, and at which scale it is shown.
+    """Compute what tells a pair from others of the same name: the content of its files, and its scale.
 
     Returns:
         The first 16 hexadecimal digits of a SHA-256.

@@ -144,7 +144,7 @@ def fuse_and_score(
 
 
 def report_notes(options: Options, network: Network, volumes: VolumePair | None) -> dict:
-    """What the report says of how its images were made."""
+    """Describe for the report how its images were made."""
     settings = network.settings
     notes = {
         "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),

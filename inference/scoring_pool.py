@@ -72,7 +72,7 @@ def save_and_score(job: Job) -> dict[str, float | str]:
 
 
 def scoring_pool(workers: int) -> AbstractContextManager[ProcessPoolExecutor | None]:
-    """Processes for `scored`; for one worker None, which leaves all to this process.
+    """Start processes for `scored`; for one worker return None, which leaves all to this process.
 
     Raises:
         InputError: the system has no room for what they share.
@@ -130,7 +130,7 @@ def _scored_by(pool: ProcessPoolExecutor, jobs: Iterable[Job], most_waiting: int
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Processes started here never see `STOPPING`: they are to finish their pair, and the parent ends them."""
+    """Keep `STOPPING` from processes started here: they finish their pair, and the parent ends them."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

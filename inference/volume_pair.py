@@ -70,22 +70,22 @@ class VolumePair(NamedTuple):
     mask: np.ndarray | None = None
 
     def window_text(self) -> str:
-        """The window in words."""
+        """Describe the window."""
         return "center {:.4g}, width {:.4g}".format(*self.window)
 
     def pose_text(self) -> str:
-        """How the moving head was found to lie, in words."""
+        """Describe the pose found for the moving head."""
         if self.pose is None:
             return "by the headers" if self.covered else "slice by slice, as the files lie"
         found = f"{self.pose.moved:.1f} mm from where the headers put it"
         return f"{self.pose.kind}, {found} (from {self.pose.start}; pose.tfm)"
 
     def unplaced(self) -> list[str]:
-        """Roles of the volumes whose files do not say how they lie."""
+        """List the roles of volumes whose files do not say how they lie."""
         return [role for role, volume in self.volumes.items() if not volume.placed]
 
     def off_grid(self) -> dict[str, float]:
-        """How far, in mm, moving and label lie from the fixed volume by their affines, where it is over `ON_ONE_GRID`.
+        """Measure how far (mm) moving and label lie from the fixed volume by their affines, where above `ON_ONE_GRID`.
 
         Nothing is known of volumes that do not say how they lie.
         """
@@ -94,12 +94,12 @@ class VolumePair(NamedTuple):
         return {role: distance for role, distance in apart.items() if distance > ON_ONE_GRID}
 
     def of_other_space(self) -> list[str]:
-        """Roles of volumes whose DICOM frame of reference is not that of the fixed volume, where both are known."""
+        """List the roles of volumes whose DICOM frame of reference is known and not that of the fixed volume."""
         spaces = {role: volume.space for role, volume in self.volumes.items() if volume.space}
         return [role for role, space in spaces.items() if space != spaces.get("fixed", space)]
 
     def of_other_kind(self, modality: str) -> dict[str, str]:
-        """Role -> DICOM modality of volumes that say to be something else than an MRI and `modality`."""
+        """Return role -> DICOM modality of volumes that say to be something else than an MRI and `modality`."""
         wanted = {"fixed": {"MR"}, "moving": DICOM_KINDS[modality], "label": DICOM_KINDS[modality]}
         return {role: x.modality for role, x in self.volumes.items() if x.modality not in wanted[role] | {""}}
 
@@ -263,7 +263,7 @@ def _onto_one_grid(
 
 
 def headers_disagree(fixed: Volume, moving: Volume) -> bool:
-    """Whether the headers cannot be right about how two volumes lie: other frames of reference, or heads apart.
+    """Return whether the headers must be wrong about how two volumes lie: other frames of reference, or heads apart.
 
     Volumes of one DICOM frame of reference were taken in one position. Nothing is known of volumes that do not say how
     they lie, or that show too little of a head.
