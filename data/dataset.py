@@ -71,12 +71,12 @@ class Pair(NamedTuple):
     number: int | Tensor
 
     def to(self, device: torch.device) -> "Pair":
-        """A batch on another device."""
+        """Move a batch to another device."""
         # From pinned memory, which only CUDA has; elsewhere a copy that has not ended could be overwritten.
         return Pair(*(field.to(device, non_blocking=device.type == "cuda") for field in self))
 
     def aligned_by(self, flow: Tensor, inverse_flow: Tensor) -> "Pair":
-        """A batch whose moving images an estimate has aligned, with the displacements that it has left to find.
+        """Warp the moving images of a batch by an estimate, and return the displacements that are left to find.
 
         Args:
             flow: (B, 2, H, W), px, the estimate v. What is left of the true flow u is w with
@@ -96,7 +96,7 @@ class Pair(NamedTuple):
         return warp(self.color, resize_flow(self.inverse_flow, tuple(self.color.shape[2:])))
 
     def with_truth(self, flow: Tensor, inverse_flow: Tensor) -> "Pair":
-        """A batch with other displacements as the truth, both (B, 2, H, W), px, and what they align."""
+        """Take other displacements, both (B, 2, H, W), px, as the truth of a batch, and the images that they align."""
         grid = tuple(self.flow.shape[2:])
         return self._replace(
             moving_aligned=warp(self.moving, flow),
@@ -106,7 +106,7 @@ class Pair(NamedTuple):
 
 
 def seeded(seed: int, number: int) -> torch.Generator:
-    """Generator for one draw. torch looks at 32 bits of a seed only, so both numbers are mixed into those."""
+    """Make the generator of one draw. torch looks at 32 bits of a seed only, so both numbers are mixed into those."""
     mixed = np.random.SeedSequence((seed, number)).generate_state(1)
     return torch.Generator().manual_seed(int(mixed[0]))
 
@@ -201,7 +201,7 @@ class PairDataset(Dataset[Pair]):
         return self._cache[key][None].float() / 255
 
     def simulate(self, row: int, generator: torch.Generator) -> Tensor:
-        """A simulated pair of the row's modality, as `images`: grey."""
+        """Simulate a pair of the row's modality, as `images` returns it: grey."""
         pair = letterbox(simulated_pair(MODALITIES[self.modalities[row]], generator, self.heads)[0], self.size)
         return torch.cat((pair, torch.zeros(3, self.size, self.size)))[None]
 
@@ -233,7 +233,7 @@ class PairDataset(Dataset[Pair]):
         return self._drawn[draw]
 
     def draw(self, draw: int) -> Pair:
-        """The pair of a draw, made anew."""
+        """Make the pair of a draw anew."""
         row = draw % len(self)
         if not self.augment:
             draw = self.numbers[row]

@@ -84,7 +84,7 @@ def make_table(
 
 
 def _pattern(group_pattern: str) -> re.Pattern:
-    """The compiled pattern.
+    """Compile the pattern.
 
     Raises:
         DataError: it is no regular expression.
@@ -163,7 +163,7 @@ def find_table(
 
 
 def patients_of(table: pd.DataFrame, group_pattern: str = GROUP_PATTERN) -> list[str]:
-    """The patient of each row of a table: its column group, or else what the pattern finds in the name.
+    """Return the patient of each row of a table: its column group, or else what the pattern finds in the name.
 
     Args:
         table: of `data.table.read_table`.

@@ -103,7 +103,7 @@ def begin_stage(
 
 
 def learning_rate(highest: float, step: int, progress: float) -> float:
-    """Rate after a short warm-up along half a cosine down to a fiftieth.
+    """Return the rate after a short warm-up along half a cosine down to a fiftieth.
 
     Args:
         highest: rate at the top of the cosine.

@@ -61,7 +61,7 @@ def validate(
 
 
 def by_modality(scores: pd.DataFrame) -> pd.DataFrame:
-    """Means of what `validate` returns, a row a modality, with the share of pairs improved as `better`.
+    """Average the scores of `validate`, a row for each modality, with the share of pairs improved as `better`.
 
     A figure that is not a number makes its mean none, so that a network that fails on some pairs is not taken for good.
     """
@@ -70,7 +70,7 @@ def by_modality(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(scores: pd.DataFrame) -> dict[str, float]:
-    """Means by modality of what `validate` returns, such as `epe_CT`; `better_CT` is the share of pairs improved."""
+    """Name the means by modality of `validate`, such as `epe_CT`; `better_CT` is the share of pairs improved."""
     means = by_modality(scores)
     return {f"{column}_{modality}": float(means.at[modality, column]) for column in means for modality in means.index}
 
@@ -84,13 +84,13 @@ def _rmse(image: Tensor, label: Tensor) -> Tensor:
 
 
 def check(model: EDARFusion, pairs: PairDataset, device: torch.device, stage: str) -> dict[str, float]:
-    """Validation figures and the score by which the best checkpoint is chosen."""
+    """Compute the validation figures and the score by which the best checkpoint is chosen."""
     metrics = summary(validate(model, pairs, device, fusion=stage == "fusion"))
     return metrics | {"score": score(metrics, stage)}
 
 
 def score(metrics: dict[str, float], stage: str) -> float:
-    """What the best checkpoint has least of: endpoint error over zero flow's, or what fusion loses of the edges."""
+    """Compute the score that the best checkpoint has least of: endpoint error over zero flow's, or lost edges."""
     kinds = [name.removeprefix("epe_") for name in metrics if name.startswith("epe_")]
     if stage == "registration":
         for kind in kinds:
@@ -101,7 +101,7 @@ def score(metrics: dict[str, float], stage: str) -> float:
 
 
 def picture(model: EDARFusion, pairs: PairDataset, device: torch.device, row: int) -> Figure:
-    """All that the model makes of one validation pair."""
+    """Draw the results of the model for one validation pair."""
     pair = pairs[row]
     with torch.inference_mode():
         output = model(pair.fixed[None].to(device), pair.moving[None].to(device))
