@@ -30,7 +30,7 @@ class Registered(NamedTuple):
 
 
 def has_colors(color: Tensor) -> Tensor:
-    """Which images (B, 3, H, W) of a batch have colours, (B, 1, 1, 1); those of grey images are all 0."""
+    """Return which images (B, 3, H, W) have colours, (B, 1, 1, 1); those of grey images are all 0."""
     return color.amax(dim=(1, 2, 3), keepdim=True) > 0
 
 
@@ -114,7 +114,7 @@ class FusionStep(nn.Module):
 
     @torch.no_grad()
     def registered(self, pair: Pair, amp: Autocast) -> Registered:
-        """What the registration makes of a batch."""
+        """Register a batch."""
         numbers = [] if self.remembered is None else pair.number.tolist()
         if numbers and all(number in self.remembered for number in numbers):
             return Registered(*map(torch.stack, zip(*map(self.remembered.get, numbers), strict=True)))
