@@ -145,7 +145,7 @@ class Visitors:
         self._uploads.setdefault(visitor, set()).update(Path(file) for file in files or ())
 
     def begin(self, visitor: str) -> tuple[Path, threading.Event]:
-        """An empty folder for new results, and the event that ends their making when the page is closed."""
+        """Make an empty folder for new results, and the event that ends their making when the page is closed."""
         folder = self.root / "visitors" / visitor
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -259,12 +259,12 @@ class Page:
         return Fused(batch.folder, pairs, table.set_index("name"), list(lines))
 
     def _plain(self, text: str) -> str:
-        """A message with files by their names, as a visitor knows them."""
+        """Name files in a message as a visitor knows them."""
         root = re.escape(str(self.visitors.root))
         return re.sub(rf"{root}/(?:visitors/)?[^/\s]+/", "", text)
 
     def show(self, fused: Fused | None, number: int) -> tuple[str, str, str, str]:
-        """The views of one pair that depend on nothing else: overlay, sureness, maps, metrics."""
+        """Make the views of one pair that depend on nothing else: overlay, sureness, maps, metrics."""
         if fused is None:
             return "", "", "", ""
         pair = fused.pairs[int(number)]
@@ -282,7 +282,7 @@ class Page:
     def show_fused(
         self, fused: Fused | None, number: int, blend: float, colormap: str, low: float, high: float
     ) -> str:
-        """The fused image as a visitor wants it."""
+        """Show the fused image as a visitor wants it."""
         if fused is None:
             return ""
         pair = fused.pairs[int(number)]
@@ -292,7 +292,7 @@ class Page:
         return fused_view(images.fixed, *pictures, blend=blend, colormap=colormap, low=low, high=high)
 
     def blocks(self) -> gr.Blocks:
-        """The layout and what happens when something in it is used."""
+        """Lay out the page and connect its parts to their actions."""
         # Files that were uploaded and never used go within the hour.
         with gr.Blocks(title="EDARFusion", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
             gr.Markdown(INTRODUCTION)
@@ -358,7 +358,7 @@ class Page:
 
 
 def _one_path(files: Sequence[str], folder: Path) -> Path:
-    """The one file, or a folder of several, such as those of a DICOM series."""
+    """Return the one file, or a folder of several, such as those of a DICOM series."""
     if len(files) == 1:
         return Path(files[0])
     folder.mkdir()
@@ -369,7 +369,7 @@ def _one_path(files: Sequence[str], folder: Path) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``python app.py``; returns the exit status."""
+    """Run ``python app.py``; return the exit status."""
     print_anywhere()
     parser = OneLineParser("app", description=__doc__)
     parser.add_argument("--checkpoint", metavar="FILE", default=DEFAULT_CHECKPOINT, help="default: %(default)s")
