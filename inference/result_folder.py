@@ -420,7 +420,7 @@ def _label_of(column: str) -> int:
 
 
 def reference_of(pair: PairFiles) -> str:
-    """Return the image that a fused image is scored against, beside the fixed one: label or aligned image."""
+    """Return the role of the image that a fused one is scored against, beside the fixed image: label or aligned."""
     return "aligned" if pair.label is None else "label"
 
 
