@@ -8,10 +8,17 @@ DATA holds CT-MRI, PET-MRI, SPECT-MRI with folders MRI and CT, PET or SPECT of t
 Ctrl-C and SIGTERM save and end; --resume goes on exactly from there.
 """
 
-import hashlib
+import os
 import sys
+from contextlib import ExitStack, suppress
+
+if __name__ == "__main__" and os.environ.get("RANK", "0") == "0" and not {"-h", "--help", "--version"} & set(sys.argv):
+    # On a busy machine that takes up to minutes, in which a user would see nothing.
+    with suppress(OSError):
+        print("EDARFusion_train: loading PyTorch", file=sys.stderr, flush=True)
+
+import hashlib
 import threading
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
