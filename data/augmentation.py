@@ -27,7 +27,7 @@ STILL = 0.25
 REMAPPED = 0.2
 """Share of the other training pairs whose MRI gets other grey values, where a training simulates heads."""
 
-GREY = 0.3
+GREY = 0.4
 """Share of the training pairs whose moving image is taken without its colours, as PET and SPECT in grey files are."""
 
 

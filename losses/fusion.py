@@ -14,6 +14,7 @@ from evaluation.metrics.edge_preservation import ORIENTATION, STRENGTH
 from evaluation.metrics.human_vision import BLOCK, contrast_sensitivity
 from evaluation.metrics.visual_information import EYE_NOISE, SCALES
 from models.fusion import plain_fusion
+from models.room import SATURATION_KEPT
 from utils.filters import sobel
 
 IMITATION = (40.0, 160.0)  # weights of grey values and of their slopes where another network is imitated
@@ -22,7 +23,7 @@ TONE = (17, 3.4)  # px, window and sigma of the local means that make up the ton
 LESION_KEPT = 0.9  # of a simulated lesion's contrast is asked for
 ROUNDING = 1e-3  # a quarter of a grey level; less is no change that anybody sees
 BESIDE = 0.3  # of the weight of a lesion is that of its surroundings, which must not change
-SPECT_INFORMATION = 0.8  # of the weight of visual information is left for SPECT, which is smooth
+TRACER_INFORMATION = 1.5  # times the weight of visual information for PET and SPECT, whose edges come cheap
 
 
 class FusionLoss(NamedTuple):
@@ -36,6 +37,7 @@ class FusionLoss(NamedTuple):
     information: Tensor
     visibility: Tensor
     lesion: Tensor
+    saturation: Tensor
     consistency: Tensor
 
 
@@ -44,22 +46,20 @@ class FusionWeights(NamedTuple):
 
     intensity: float | Tensor = 2.0
     tone: float | Tensor = 7.0
-    gradient: float | Tensor = 2.9
+    gradient: float | Tensor = 4.0
     ssim: float | Tensor = 0.1
     information: float | Tensor = 0.65
-    visibility: float | Tensor = 3.0
-    lesion: float | Tensor = 2.0
+    visibility: float | Tensor = 5.0
+    lesion: float | Tensor = 4.0
+    saturation: float | Tensor = 4.0
     consistency: float | Tensor = 1.0
 
 
 def for_modalities(weights: FusionWeights, modality: Tensor) -> FusionWeights:
-    """Weights for pairs of the modalities (B,), indices in `data.table.MODALITIES`.
-
-    A SPECT image is so smooth that contrast beyond both images' comes cheap there, at the cost of the MRI's edges.
-    """
-    spect = modality == MODALITIES.index("SPECT")
+    """Weights for pairs of the modalities (B,), indices in `data.table.MODALITIES`."""
+    tracer = modality != MODALITIES.index("CT")
     return weights._replace(
-        information=torch.where(spect, SPECT_INFORMATION * weights.information, weights.information)
+        information=torch.where(tracer, TRACER_INFORMATION * weights.information, weights.information)
     )
 
 
@@ -96,6 +96,26 @@ def lesion_loss(lesion: Tensor, fused: Tensor, fused_with_lesion: Tensor) -> Ten
     size = lesion.abs().sum(dim=(1, 2, 3))
     share = (lacking + BESIDE * beside).sum(dim=(1, 2, 3)) / size.clamp_min(ROUNDING)
     return torch.where(size > ROUNDING, share, 0)[None]
+
+
+def saturation_loss(room: Tensor, *fused: Tensor) -> Tensor:
+    """Share of the saturation of strong colours that the fused luma leaves no room for.
+
+    The room bounds what a pixel may lose. This is the price of it, so that pixels pay where the fixed image's detail is
+    worth it.
+
+    Args:
+        room: (B, 3, H, W), `models.room.room_of` the truly aligned moving image.
+        fused: (B, 1, H, W) in [0, 1].
+
+    Returns:
+        (n, B) for n fused images, 0 to 1; 0 of grey images.
+    """
+    high = room[:, 1:2]
+    # From the luma of a colour at full brightness up to white saturation falls from all to nothing.
+    whole = ((1 - high) / SATURATION_KEPT).clamp_max(1) * room[:, 2:]
+    size = whole.sum(dim=(1, 2, 3)).clamp_min(1)
+    return torch.stack([(whole - (1 - image)).clamp_min(0).sum(dim=(1, 2, 3)) / size for image in fused])
 
 
 def edge_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
@@ -304,7 +324,8 @@ def fusion_loss(
     losses = (edge_loss, structure_loss, information_loss, visibility_loss)
     parts = [intensity_error(wanted, image), tone_error(wanted, image)]
     parts += [loss(fixed, moving_aligned, image) for loss in losses]
-    parts += [lesion_loss(lesion, image, fused.with_lesion), intensity_error(fused.true.detach(), image)]
+    parts += [lesion_loss(lesion, image, fused.with_lesion), saturation_loss(room, image)]
+    parts += [intensity_error(fused.true.detach(), image)]
     parts = [part[0] for part in parts]
     total = sum(w * part for w, part in zip(weights, parts, strict=True))
     return FusionLoss(total.mean(), *(part.mean() for part in parts))

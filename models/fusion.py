@@ -55,7 +55,8 @@ def plain_fusion(fixed: Tensor, aligned: Tensor, room: Tensor) -> Tensor:
     What shows in one image alone keeps its grey value, and where both show something neither hides the other, as in
     the maximum of both: the root of the sum of squares. Where colour shows the tracer, luma is the fixed image's: its
     local mean is brought into the room, half by cutting it off and half by drawing its range together, and its detail
-    is added by `changed_within`. Detail that was cut to the room would be lost wherever the fixed image is bright.
+    is added by `changed_within` where it is bright. Bright detail that was cut to the room would be lost wherever the
+    fixed image is bright.
 
     Args:
         fixed, aligned: (B, 1, H, W) in [0, 1].
@@ -68,7 +69,10 @@ def plain_fusion(fixed: Tensor, aligned: Tensor, room: Tensor) -> Tensor:
     both = (fixed.square() + aligned.square() + 1e-12).sqrt()
     mean = resize(box_mean(box_mean(F.avg_pool2d(fixed, 4), MEAN), MEAN), fixed.shape[2:])
     placed = (mean.clamp(low, high) + low + (high - low) * mean) / 2
-    return torch.where(colored > 0, changed_within(placed, fixed - mean, room), both.clamp(low, high))
+    detail = fixed - mean
+    # Bright detail is drawn together below the bound; dark detail is cut, so that black around the head stays black.
+    shown = changed_within(placed, detail.clamp_min(0), room) + detail.clamp_max(0)
+    return torch.where(colored > 0, shown.clamp_min(low), both.clamp(low, high))
 
 
 def changed_within(image: Tensor, change: Tensor, room: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ import torch
 from kornia.color import rgb_to_grayscale
 from torch import Tensor
 
-SATURATION_KEPT = 0.7
-"""Share of a strong colour's saturation that the room leaves at least; in the mean much more is left."""
+SATURATION_KEPT = 0.6
+"""Share of a strong colour's saturation that the room leaves at least; in the mean much more is left, as the fusion
+pays for what it takes (`losses.fusion.saturation_loss`)."""
 
 STRONG = (0.1, 0.4)
 """Chroma (largest minus smallest channel) from which a colour begins to count, and at which it counts in full."""
@@ -20,7 +21,7 @@ STRONG = (0.1, 0.4)
 BRIGHT = (0.6, 0.9)
 """Luma from which bone, or white on a colour scale, begins to count, and at which it counts in full."""
 
-LEAST_BRIGHT, LEAST_COLOURED = 0.85, 0.45
+LEAST_BRIGHT, LEAST_COLOURED = 0.78, 0.45
 """Share of its luma that bright white keeps at least, and a strong colour."""
 
 

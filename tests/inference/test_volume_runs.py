@@ -110,6 +110,21 @@ class TestVolumes:
         own, resampled = (read_volumes("PET", fixed, moving, resample=True).window for fixed in (moving, wide))
         assert own == resampled
 
+    @pytest.mark.parametrize("modality", ["PET", "SPECT"])
+    def test_a_fused_volume_in_colour_opens_in_viewers(self, tmp_path, checkpoint, options, modality):
+        options = ["--modality", modality, *options[2:]]
+        assert run_command(checkpoint, tmp_path / "out", *options, "--colormap", "hot") == 0
+        folder = tmp_path / "out" / modality
+        volume, grey = (nib.load(folder / f"{kind}.nii.gz") for kind in ("fused_rgb", "fused"))
+        assert volume.header["datatype"] == 128 and volume.header["bitpix"] == 24  # NIfTI's RGB24
+        assert volume.shape == grey.shape and np.allclose(volume.affine, self.AFFINE)
+        colors = np.asarray(volume.dataobj)
+        assert colors.dtype.names == ("R", "G", "B")
+        pictures = [read_image(path, color=True) for path in sorted((folder / "fused").glob("*.png"))]
+        shown = np.stack([np.stack([colors[channel] for channel in "RGB"])[..., z].T for z in range(len(pictures))])
+        np.testing.assert_array_equal(shown, np.rint(255 * np.stack(pictures)))
+        assert np.ptp(shown, axis=3).max() > 100
+
     def test_moving_volume_and_label_have_one_scale(self, tmp_path, options):
         # No Hounsfield units; the label has more of nothing around the head, so percentiles of its own.
         moving = 300 * np.stack([picture(seed) for seed in range(3)])

@@ -22,6 +22,7 @@ from losses.fusion import (
     information_loss,
     intensity_error,
     lesion_loss,
+    saturation_loss,
     structure_loss,
     tone_error,
     visibility_loss,
@@ -39,7 +40,7 @@ from losses.registration import (
 from models.eda_flowreg import CELL, FlowStep
 from models.edarfusion import EDARFusion, Registration
 from models.fusion import plain_fusion
-from models.room import room_of
+from models.room import in_color, room_of
 from tests.examples import constant_flow, displacements, noise
 from utils.geometry.affine import affine_flow
 from utils.geometry.warp import invert, resize_flow, warp
@@ -401,15 +402,17 @@ def fused_pair(count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def test_fusion_loss_is_the_weighted_sum_of_its_parts():
     fixed, label, room, lesion = fused_pair(2)
+    room[:, 1:] = torch.tensor([0.7, 1]).view(2, 1, 1)  # as of a coloured image
     fused, fused_true, with_lesion = (noise(2, 1, 64, 64, seed=s) for s in range(2, 5))
     lesion[:, :, 20:30, 20:30] = 0.3
-    weights = FusionWeights(2, 5, 0.5, 3, 0.7, 1.1, 1.3, 7)
+    weights = FusionWeights(2, 5, 0.5, 3, 0.7, 1.1, 1.3, 1.7, 7)
     loss = fusion_loss(fixed, label, room, lesion, Fused(fused, fused_true, with_lesion), weights)
     assert loss._fields[1:] == weights._fields
     expected = sum(w * part.item() for w, part in zip(weights, loss[1:], strict=True))
     assert loss.total.item() == pytest.approx(expected, rel=1e-5)
     assert loss.consistency.item() == pytest.approx((fused - fused_true).abs().mean().item())
     assert loss.lesion.item() == pytest.approx(lesion_loss(lesion, fused, with_lesion).mean().item())
+    assert loss.saturation.item() == pytest.approx(saturation_loss(room, fused).mean().item())
     wanted = plain_fusion(fixed, label, room)
     assert loss.intensity.item() == pytest.approx((fused - wanted).abs().mean().item(), rel=1e-5)
     for name, function in (("gradient", edge_loss), ("information", information_loss), ("visibility", visibility_loss)):
@@ -423,9 +426,9 @@ def test_each_pair_may_have_weights_of_its_own():
     weights = for_modalities(FusionWeights(), torch.tensor([ct, spect, ct]))
     usual = FusionWeights()
     shares = (weights.information / usual.information).tolist()
-    assert shares == pytest.approx([1, 0.8, 1]) and weights.tone == usual.tone
+    assert shares == pytest.approx([1, 1.5, 1]) and weights.tone == usual.tone
     whole = fusion_loss(*images, fused_of(fused, fused_true), weights)
-    each = (usual, usual._replace(information=0.8 * usual.information), usual)
+    each = (usual, usual._replace(information=1.5 * usual.information), usual)
     singly = []
     for i, own in enumerate(each):
         one = (image[i : i + 1] for image in (*images, fused, fused_true))
@@ -456,7 +459,8 @@ def test_structure_loss_is_one_minus_kornias_ssim():
 def test_consistency_does_not_pull_the_true_branch():
     images = fused_pair(1)
     fused, fused_true = (noise(1, 1, 64, 64, seed=seed).requires_grad_() for seed in (2, 3))
-    fusion_loss(*images, fused_of(fused, fused_true), FusionWeights(0, 0, 0, 0, 0, 0, 0, 1)).total.backward()
+    weights = FusionWeights(**dict.fromkeys(FusionWeights._fields, 0) | {"consistency": 1})
+    fusion_loss(*images, fused_of(fused, fused_true), weights).total.backward()
     assert fused_true.grad is None and fused.grad.abs().sum() > 0
 
 
@@ -470,6 +474,20 @@ def test_lesion_loss_does_not_see_rounding():
     assert loss[0, 0] == 0 and not rounded.grad[0].any()  # no lesion in the first one
     far = rounded.grad[1, 0, 12:].abs()
     assert far.max() < 0.01 * rounded.grad[1, 0, 4:8, 4:8].abs().min()
+
+
+def test_saturation_loss_is_the_share_of_saturation_that_luma_takes():
+    red = torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1).expand(1, 3, 16, 16)
+    room = room_of(red)
+    bright, dark = (torch.full((1, 1, 16, 16), luma) for luma in (0.6, 0.2))
+    shown = in_color(bright, red)
+    kept = 1 - (shown.amin() / shown.amax()).item()
+    losses = saturation_loss(room, bright, dark).flatten().tolist()
+    assert losses == pytest.approx([1 - kept, 0], abs=1e-3) and 0.5 < kept < 0.6
+    # Half of the image has no tracer, which takes and gives nothing.
+    half = room_of(red * (torch.arange(16) < 8))
+    assert saturation_loss(half, bright).item() == pytest.approx(1 - kept, abs=1e-3)
+    assert saturation_loss(room_of(bright), bright).item() == 0
 
 
 def test_lesion_loss_by_hand():
