@@ -79,7 +79,7 @@ def changed_within(image: Tensor, change: Tensor, room: Tensor) -> Tensor:
     """Add a change to an image that lies within the room, the less of it the nearer the bound that it leads to.
 
     A change is nearly kept where the room is much larger, and never reaches the bound. So differences survive that a
-    cut would make equal, and there is a gradient everywhere.
+    cut would make equal, and there is a gradient wherever there is room.
 
     Args:
         image, change: (B, 1, H, W).
@@ -89,7 +89,8 @@ def changed_within(image: Tensor, change: Tensor, room: Tensor) -> Tensor:
         (B, 1, H, W) within the room.
     """
     left = torch.where(change > 0, room[:, 1:2] - image, image - room[:, :1]).clamp_min(0)
-    return image + change * left / (left.square() + change.square() + 1e-12).sqrt()
+    share = left / (left.square() + change.square() + 1e-12).sqrt()
+    return (image + change * share).clamp(room[:, :1], room[:, 1:2])  # as rounding may leave it
 
 
 class FlowGuidedFusion(nn.Module):
