@@ -237,12 +237,21 @@ def score_systems(
 
 
 def _seconds(folder: str | Path, modality: str) -> pd.Series | None:
-    """Read the seconds of each pair, by name, from the table beside the results; None where there is none."""
+    """Read the seconds of each pair, by name, from the table beside the results; None where there is none.
+
+    Raises:
+        FileError: the table cannot be read, or the seconds are no numbers.
+    """
     path = Path(folder, modality, "metrics.csv")
     if not path.is_file():
         return None
-    table = pd.read_csv(path, dtype={"name": str}, keep_default_na=False, na_values={"seconds": [""]})
-    return table.drop_duplicates("name").set_index("name")["seconds"] if "seconds" in table else None
+    try:
+        table = pd.read_csv(path, dtype={"name": str}, keep_default_na=False, na_values={"seconds": [""]})
+        if not {"name", "seconds"} <= set(table):
+            return None
+        return table.drop_duplicates("name").set_index("name")["seconds"].astype(float)
+    except ValueError as error:  # what pandas raises for a file that is no text, no table, or has words for numbers
+        raise FileError.at(path, "a CSV table with numbers in the column seconds", str(error)) from error
 
 
 def results_checksum(folder: str | Path, pairs: pd.DataFrame) -> str:

@@ -131,6 +131,17 @@ def test_what_is_missing_is_named(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("table", [b'name,seconds\n"x', b"name,seconds\nsimulated_070,fast\n", b"\xff\xfe\x00", b""])
+def test_a_broken_table_beside_results_is_named(
+    bench: Path, results: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture, table: bytes
+) -> None:
+    path = results["half"] / "CT" / "metrics.csv"
+    path.write_bytes(table)
+    assert rank.main(arguments(bench, {"half": results["half"]}, tmp_path / "ranking", "--modality", "CT")) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "expected" in line]
+    assert f"{path}: expected a CSV table with numbers in the column seconds, found " in line
+
+
 def test_a_name_stands_once(bench: Path, results: dict[str, Path], capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         rank.main(arguments(bench, results, bench / "out", "--results", "half=elsewhere"))
