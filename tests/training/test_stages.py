@@ -1,4 +1,4 @@
-"""training/stages.py: a step of each stage trains the largest network too."""
+"""training/stages.py: the step of each stage is one graph for the compiler, and trains the largest network too."""
 
 from contextlib import nullcontext
 
@@ -17,6 +17,20 @@ from training.stages import begin_stage
 def batch() -> Pair:
     pairs = PairDataset(aligned_sample(), SAMPLE, augment=True, size=64)
     return default_collate([pairs[0], pairs[3]])
+
+
+@pytest.mark.parametrize("taught", [False, True])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_step_is_one_graph(batch, stage, taught):
+    torch.manual_seed(0)
+    model = EDARFusion("tiny").train()
+    module, _ = begin_stage(stage, model, Options(), EDARFusion("tiny").eval() if taught else None)
+    torch.compiler.reset()
+    # A break of the graph would be an error here.
+    compiled = torch.compile(module, fullgraph=True, backend="eager")
+    loss, expected = compiled(batch, nullcontext()), module(batch, nullcontext())
+    assert loss.total.requires_grad
+    assert loss.total.item() == pytest.approx(expected.total.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("stage", STAGES)
