@@ -62,7 +62,8 @@ def read_mask(pair: PairFiles, size: tuple[int, int]) -> NDArray[np.bool_] | Non
     """
     if pair.mask is None:
         return None
-    mask = read_image(pair.mask) > 0.0
+    # Not as an image: compression with losses leaves values above 0 around what was drawn.
+    mask = read_label_map(pair.mask) > 0
     _check_size(mask, pair.mask, size, pair.fixed)
     return mask
 
