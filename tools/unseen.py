@@ -4,9 +4,9 @@
     python -m tools.unseen --root HARVARD --csv fold1.csv     # the validation pairs of a table
 
 Endpoint errors are in px of 256, inside the head. `removed` is the share of zero flow's error that the estimate takes
-away, with a 95 % interval by resampling patients. Labels of real pairs contain a misalignment of their own. `own` is
-free of it: what the network finds on the pair as it lies, carried through the known deformation, is what it should find
-on the deformed pair. `still` is the mean displacement that it finds where nothing was displaced.
+away, with a 95 % interval by resampling patients. Labels of real pairs contain a small misalignment, and `own` is free of
+it: the network's flow for the undeformed pair, carried through the known deformation, takes the place of the truth.
+`still` is the mean length of that flow.
 """
 
 import argparse
