@@ -4,7 +4,7 @@
     python -m tools.unseen --root HARVARD --csv fold1.csv     # the validation pairs of a table
 
 Endpoint errors are in px of 256, inside the head. `removed` is the share of zero flow's error that the estimate takes
-away, with a 95 % interval by resampling patients. Labels of real pairs contain a small misalignment, and `own` is free of
+away, with a 95 % interval by resampling patients. Labels of real pairs contain a small misalignment. `own` is free of
 it: the network's flow for the undeformed pair, carried through the known deformation, takes the place of the truth.
 `still` is the mean length of that flow.
 """
