@@ -397,7 +397,7 @@ def test_what_is_asked_of_the_fusion_hangs_on_the_modality(sample_pair):
     step = steps.FusionStep(EDARFusion("tiny"), consistency=True)
     pairs = [sample_pair._replace(modality=torch.tensor([kind])) for kind in range(3)]
     ct, pet, spect = (step(pair, nullcontext()).total.item() for pair in pairs)
-    assert ct == pet != spect
+    assert ct != pet == spect
 
 
 def test_what_a_teacher_finds_takes_the_place_of_the_truth(sample_pair):
