@@ -8,19 +8,14 @@ and sends nothing anywhere. It listens on this machine alone unless --host says 
 temporary folder: those of a visitor are removed when the page is closed, all of them when the program ends.
 """
 
-import contextlib
-import logging
 import os
-import re
 import shutil
 import signal
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 # Before gradio is imported, which reads both then.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -28,9 +23,8 @@ ROOT = tempfile.TemporaryDirectory(prefix="edarfusion-")
 os.environ["GRADIO_TEMP_DIR"] = ROOT.name
 
 import gradio as gr  # noqa: E402
-import pandas as pd  # noqa: E402
 
-from data.pairs import PairFiles, read_pair  # noqa: E402
+from data.pairs import read_pair  # noqa: E402
 from data.table import MODALITIES, DataError  # noqa: E402
 from EDARFusion_test_val import parse_arguments  # noqa: E402
 from evaluation.report.pair_page import (  # noqa: E402
@@ -41,26 +35,18 @@ from evaluation.report.pair_page import (  # noqa: E402
     overlay_view,
     sureness_view,
 )
-from inference.checks import check_pairs  # noqa: E402
-from inference.network import load_network  # noqa: E402
-from inference.pair_fuser import PairFuser  # noqa: E402
-from inference.result_folder import ResultFolder  # noqa: E402
-from inference.run import (  # noqa: E402
-    align_and_fuse,
-    find_pairs,
-    finish_folder,
-    make_batches,
-    prepare_folders,
-    report_notes,
-    say_what_to_look_at,
+from inference.uploads import Fused, UploadFuser, Visitors  # noqa: E402
+from utils.arguments import (  # noqa: E402
+    COLOR_MODES,
+    DEFAULT_CHECKPOINT,
+    SAMPLE_ROOT,
+    OneLineParser,
+    positive,
+    print_anywhere,
 )
-from inference.scoring_pool import save_and_score  # noqa: E402
-from inference.volume_checks import open_volumes  # noqa: E402
-from inference.volume_registration import register_volume  # noqa: E402
-from utils.arguments import DEFAULT_CHECKPOINT, SAMPLE_ROOT, OneLineParser, positive, print_anywhere  # noqa: E402
 from utils.files import InputError  # noqa: E402
 from utils.imaging.images import read_image  # noqa: E402
-from utils.messages import counted, log, show_messages  # noqa: E402
+from utils.messages import show_messages  # noqa: E402
 
 EXAMPLES = {"CT": "simulated_090", "PET": "simulated_096", "SPECT": "simulated_084"}
 """Pairs of the embedded sample that the page offers."""
@@ -68,8 +54,11 @@ EXAMPLES = {"CT": "simulated_090", "PET": "simulated_096", "SPECT": "simulated_0
 MOST_WAITING = 8
 """Visitors that may wait for their turn; further ones are asked to come back."""
 
-MOST_PIXELS = 2048 * 2048
-"""Of an image or a slice: a larger one would take all others' time."""
+GUESSED = ("as the image looks", "all")
+"""Choice of the modality that leaves it to the image, as the test command does without --modality."""
+
+SCALES = ("hot", "pet", "spect", "inferno", "viridis", "gray")
+"""Colour scales for grey images of PET and SPECT."""
 
 INTRODUCTION = """# EDARFusion
 Align and fuse an MRI with a CT, PET or SPECT image of the same head. **Research software, not for clinical use.**"""
@@ -91,79 +80,6 @@ CSS = """
 """
 
 
-class Fused(NamedTuple):
-    """What a visitor has had made.
-
-    Attributes:
-        folder: the result folder of the modality.
-        pairs: as `inference.checks.check_pairs` returns them.
-        table: a row a pair, by name.
-        notes: what should be known of the input, a line each.
-    """
-
-    folder: ResultFolder
-    pairs: list[PairFiles]
-    table: pd.DataFrame
-    notes: list[str]
-
-
-class _Notes(logging.Handler):
-    """Collects what the test command would say on the terminal; one visitor is served at a time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep a message."""
-        self.lines.append(record.getMessage())
-
-    @contextlib.contextmanager
-    def collected(self) -> Iterator[None]:
-        """Keep all messages while this lasts."""
-        log.addHandler(self)
-        try:
-            yield
-        finally:
-            log.removeHandler(self)
-
-
-class Visitors:
-    """The files of each visitor, by the number that gradio gives the open page.
-
-    Args:
-        root: the folder that gradio keeps uploads in.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._uploads: dict[str, set[Path]] = {}
-        self._stops: dict[str, threading.Event] = {}
-
-    def note(self, visitor: str, files: Sequence[str] | None) -> None:
-        """Remember what a visitor has uploaded."""
-        self._uploads.setdefault(visitor, set()).update(Path(file) for file in files or ())
-
-    def begin(self, visitor: str) -> tuple[Path, threading.Event]:
-        """Make an empty folder for new results, and the event that ends their making when the page is closed."""
-        folder = self.root / "visitors" / visitor
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        self._stops[visitor] = threading.Event()
-        return folder, self._stops[visitor]
-
-    def close(self, visitor: str) -> None:
-        """Remove all that a visitor has uploaded and had made."""
-        if visitor in self._stops:
-            self._stops.pop(visitor).set()
-        shutil.rmtree(self.root / "visitors" / visitor, ignore_errors=True)
-        # Two visitors who upload the same file share it.
-        mine, others = self._uploads.pop(visitor, set()), set().union(*self._uploads.values())
-        for file in mine - others:
-            if file.is_relative_to(self.root):
-                shutil.rmtree(file.parent, ignore_errors=True)
-
-
 class Page:
     """The page, with the network that serves all visitors one after the other.
 
@@ -175,14 +91,9 @@ class Page:
     """
 
     def __init__(self, checkpoint: str | Path, device: str, most_slices: int, root: Path) -> None:
-        self.checkpoint, self.most_slices = str(checkpoint), most_slices
-        given = ["--checkpoint", self.checkpoint, "--device", device, "--workers", "1", "--save-flow", "--save-maps"]
-        self.options = parse_arguments(given)
+        given = ["--checkpoint", str(checkpoint), "--device", device, "--workers", "1", "--save-flow", "--save-maps"]
         self.visitors = Visitors(root)
-        self.network = load_network(self.options, [])
-        settings = self.network.settings
-        self.fuser = PairFuser(self.network.model, self.network.device, **settings)
-        self.fuser_as_it_lies = PairFuser(self.network.model, self.network.device, **settings | {"multistart": False})
+        self.fuser = UploadFuser(parse_arguments(given), most_slices, self.visitors)
 
     def fuse(
         self,
@@ -190,14 +101,30 @@ class Page:
         moving: Sequence[str] | None,
         modality: str,
         resample: bool,
+        color: str,
+        colormap: str,
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[Any, ...]:
         """Align and fuse what a visitor has given; returns updates of the results' components."""
+        progress(0.0, desc="Reading")
         try:
-            fused = self._fuse(fixed, moving, modality, resample, request.session_hash, progress)
+            for role, files in (("fixed image (MRI)", fixed), ("moving image (CT, PET or SPECT)", moving)):
+                if not files:
+                    raise DataError(f"expected a {role}, found none: drop a file or choose an example")
+            fused = self.fuser.fuse(
+                request.session_hash,
+                fixed,
+                moving,
+                modality=modality,
+                resample=resample,
+                color=color,
+                colormap=colormap,
+                progress=lambda *done: progress(done, desc="Aligning and fusing", unit="slices"),
+            )
         except InputError as error:
-            raise gr.Error(self._plain(str(error)), duration=None, print_exception=False) from error
+            message = self.visitors.plain(str(error))
+            raise gr.Error(message, duration=None, print_exception=False) from error
         archive = shutil.make_archive(str(fused.folder.path.parent.parent / "edarfusion"), "zip", fused.folder.path)
         last = len(fused.pairs) - 1
         middle = last // 2
@@ -211,57 +138,6 @@ class Page:
             *self.show(fused, middle),
             self.show_fused(fused, middle, 0.0, COLORMAPS[0], 0.0, 1.0),
         )
-
-    def _fuse(
-        self,
-        fixed: Sequence[str] | None,
-        moving: Sequence[str] | None,
-        modality: str,
-        resample: bool,
-        visitor: str,
-        progress: gr.Progress,
-    ) -> Fused:
-        for role, files in (("fixed image (MRI)", fixed), (f"moving image ({modality})", moving)):
-            if not files:
-                raise DataError(f"expected a {role}, found none: drop a file or choose an example")
-        place, stop = self.visitors.begin(visitor)
-        paths = [_one_path(files, place / role) for role, files in (("fixed", fixed), ("moving", moving))]
-        progress(0.0, desc="Reading")
-        given = {"fixed": str(paths[0]), "moving": str(paths[1]), "output": place / "results"}
-        options = replace(self.options, modality=modality, **given)
-        volumes, notes = None, _Notes()
-        with notes.collected():
-            if options.has_volumes:
-                options = replace(options, resample=resample)
-                volumes = open_volumes(options)
-                count = len(volumes.levels["fixed"])
-                if count > self.most_slices:
-                    raise DataError.at(paths[0], f"at most {counted(self.most_slices, 'slice')}", str(count))
-                pairs = volumes.write_slices(place / "slices")
-            else:
-                pairs = find_pairs(options, [])[modality]
-            pairs, _ = check_pairs(pairs, modality, keep_going=False)
-            size = read_image(pairs[0].fixed).size
-            if size > MOST_PIXELS:
-                raise DataError.at(paths[0], f"at most {MOST_PIXELS:,} pixels on this page", f"{size:,}")
-            (batch,) = batches = make_batches(options, {modality: pairs}, self.network, volumes)
-            prepare_folders(batches)
-            if volumes:
-                batch.field = register_volume(volumes, pairs, self.fuser_as_it_lies, stop)
-            for job in align_and_fuse(batch, pairs, self.fuser, stop):
-                batch.rows[job.pair.name] = save_and_score(job)
-                progress((len(batch.rows), len(pairs)), desc="Aligning and fusing", unit="slices")
-            if stop.is_set():
-                raise DataError("expected the page to stay open, found it closed")
-            table = finish_folder(batch, volumes, report_notes(options, self.network, volumes))
-            say_what_to_look_at(batches, [])
-        lines = dict.fromkeys(self._plain(line) for line in notes.lines)
-        return Fused(batch.folder, pairs, table.set_index("name"), list(lines))
-
-    def _plain(self, text: str) -> str:
-        """Name files in a message as a visitor knows them."""
-        root = re.escape(str(self.visitors.root))
-        return re.sub(rf"{root}/(?:visitors/)?[^/\s]+/", "", text)
 
     def show(self, fused: Fused | None, number: int) -> tuple[str, str, str, str]:
         """Make the views of one pair that depend on nothing else: overlay, sureness, maps, metrics."""
@@ -279,16 +155,14 @@ class Page:
             metrics_view(fused.table.loc[[pair.name]].reset_index()),
         )
 
-    def show_fused(
-        self, fused: Fused | None, number: int, blend: float, colormap: str, low: float, high: float
-    ) -> str:
+    def show_fused(self, fused: Fused | None, number: int, blend: float, colormap: str, low: float, high: float) -> str:
         """Show the fused image as a visitor wants it."""
         if fused is None:
             return ""
         pair = fused.pairs[int(number)]
         files = fused.folder.files(pair.name)
         images = read_pair(pair, fused.folder.modality)
-        pictures = [read_image(files[kind], color=images.moving.ndim == 3) for kind in ("fused", "aligned")]
+        pictures = [read_image(files[kind], color=None) for kind in ("fused", "aligned")]
         return fused_view(images.fixed, *pictures, blend=blend, colormap=colormap, low=low, high=high)
 
     def blocks(self) -> gr.Blocks:
@@ -300,7 +174,18 @@ class Page:
                 kind = {"file_count": "multiple", "type": "filepath", "height": 140, "min_width": 300}
                 fixed = gr.File(label="Fixed image: MRI (image, NIfTI, or the files of one DICOM series)", **kind)
                 moving = gr.File(label="Moving image: CT, PET or SPECT of the same head", **kind)
-            modality = gr.Radio(MODALITIES, value=MODALITIES[0], label="Modality of the moving image")
+            modality = gr.Radio(
+                [GUESSED, *MODALITIES], value=GUESSED[1], label="Modality of the moving image (--modality)"
+            )
+            with gr.Row():
+                color = gr.Radio(
+                    COLOR_MODES,
+                    value=COLOR_MODES[0],
+                    label="Colours of PET and SPECT: keep, or pale where the MRI is bright (--colour)",
+                )
+                colormap = gr.Dropdown(
+                    SCALES, value=SCALES[0], label="Colour scale of grey PET and SPECT images (--colormap)"
+                )
             resample = gr.Checkbox(
                 label="Volumes: bring the moving one onto the grid of the fixed one, as the headers say (--resample)"
             )
@@ -322,7 +207,7 @@ class Page:
                 picture = gr.HTML()
                 with gr.Row():
                     blend = gr.Slider(-1, 1, 0, step=0.05, label="Blend: MRI (-1), fused (0), aligned image (1)")
-                    colormap = gr.Dropdown(COLORMAPS, value=COLORMAPS[0], label="Colour map of grey pictures")
+                    shade = gr.Dropdown(COLORMAPS, value=COLORMAPS[0], label="Show a grey picture in")
                     low = gr.Slider(0, 1, 0, step=0.01, label="Window: black at")
                     high = gr.Slider(0, 1, 1, step=0.01, label="Window: white at")
                 gr.Markdown("## Maps")
@@ -330,19 +215,19 @@ class Page:
                 gr.Markdown("## Measures that need no truth")
                 metrics = gr.HTML()
                 download = gr.DownloadButton("Download all: images, flow, maps, table, report (zip)")
-            wishes = [state, number, blend, colormap, low, high]
+            wishes = [state, number, blend, shade, low, high]
             views = [overlay, sureness, maps, metrics]
             shown = [state, results, notes, number, download, *views, picture]
-            inputs = [fixed, moving, modality, resample]
+            inputs = [fixed, moving, modality, resample, color, colormap]
             # One at a time: the network and what it says are shared.
             how = {"concurrency_limit": 1, "concurrency_id": "network"}
             run.click(self.fuse, inputs, shown, **how)
             for name, button in examples.items():
                 pair = [[str(SAMPLE_ROOT / name / role / f"{EXAMPLES[name]}.png")] for role in ("fixed", "moving")]
                 values = (*pair, name, False)
-                button.click(lambda values=values: values, None, inputs).then(self.fuse, inputs, shown, **how)
+                button.click(lambda values=values: values, None, inputs[:4]).then(self.fuse, inputs, shown, **how)
             number.change(self.show, [state, number], views, show_progress="hidden")
-            for control in (number, blend, colormap, low, high):
+            for control in (number, blend, shade, low, high):
                 control.change(self.show_fused, wishes, picture, show_progress="hidden", trigger_mode="always_last")
             for files in (fixed, moving):
                 files.change(self._note, files, None, show_progress="hidden")
@@ -357,17 +242,6 @@ class Page:
         self.visitors.close(request.session_hash)
 
 
-def _one_path(files: Sequence[str], folder: Path) -> Path:
-    """Return the one file, or a folder of several, such as those of a DICOM series."""
-    if len(files) == 1:
-        return Path(files[0])
-    folder.mkdir()
-    for number, file in enumerate(files):
-        # Several folders of one upload may hold files of one name.
-        os.link(file, folder / f"{number:05}-{Path(file).name}")
-    return folder
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run ``python app.py``; return the exit status."""
     print_anywhere()
@@ -376,16 +250,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
     parser.add_argument("--port", type=positive, default=7860, help="default: %(default)s")
-    parser.add_argument("--most-mb", type=positive, default=200, metavar="N",
-                        help="largest file, megabytes (default: %(default)s)")
-    parser.add_argument("--most-slices", type=positive, default=200, metavar="N",
-                        help="largest volume, slices (default: %(default)s)")
+    parser.add_argument(
+        "--most-mb", type=positive, default=200, metavar="N", help="largest file, megabytes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--most-slices", type=positive, default=200, metavar="N", help="largest volume, slices (default: %(default)s)"
+    )
     parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
     options = parser.parse_args(arguments)
     show_messages(parser.prog)
     if options.host not in ("127.0.0.1", "localhost", "::1"):
-        print(f"app: listens on {options.host}: without encryption or password, for whoever can reach it",
-              file=sys.stderr)
+        print(
+            f"app: listens on {options.host}: without encryption or password, for whoever can reach it", file=sys.stderr
+        )
     try:
         # Without an answer to SIGTERM the temporary folder would stay.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
