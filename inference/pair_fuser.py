@@ -25,8 +25,8 @@ from utils.imaging.colormaps import palette
 from utils.imaging.images import has_color, luma
 from utils.maps import jacobian_determinant
 
-EXACT = 40
-"""Iterations for inverse fields that are written to files. Turns by 30 degrees need about as many."""
+EXACT = {"iterations": 60, "step": 0.5}
+"""How `utils.geometry.warp.invert` makes inverse fields that are written to files: steep places need small steps."""
 
 
 class PairFuser:
@@ -237,7 +237,7 @@ def _maps_of(output: Output, expected: Tensor | None, mask: np.ndarray | None) -
 
 def inverse_of(flow: np.ndarray) -> np.ndarray:
     """Invert a displacement field (2, H, W), px, where it is smooth to 0.001 px."""
-    return invert(torch.from_numpy(flow)[None], EXACT)[0].numpy()
+    return invert(torch.from_numpy(flow)[None], **EXACT)[0].numpy()
 
 
 def _as_array(image: np.ndarray | Tensor) -> np.ndarray:

@@ -85,7 +85,7 @@ class VolumeField(NamedTuple):
 
     def inverse(self) -> "VolumeField":
         """Invert the field slice by slice, as displacements lie within the slices."""
-        return self._replace(flows=invert(torch.from_numpy(self.flows)).numpy())
+        return self._replace(flows=invert(torch.from_numpy(self.flows), iterations=60, step=0.5).numpy())
 
     def lies_right(self, shares: NDArray) -> bool:
         """Return whether the slices that show much of the head moved by less than `LITTLE` and leave little doubt."""

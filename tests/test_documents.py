@@ -29,7 +29,7 @@ FOREIGN = {"--nproc_per_node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", 
 def options_of(program: str) -> frozenset[str]:
     """The long options in the help of one of `PROGRAMS`, those of its sub-commands included."""
     if program in WITHOUT_IMPORT:
-        return frozenset(re.findall(r'add_argument\("(--[a-z-]+)"', (ROOT / program).read_text(encoding="utf-8")))
+        return frozenset(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', (ROOT / program).read_text(encoding="utf-8")))
     text = help_of(program)
     sub_commands = re.search(r"^positional arguments:\n +\{([a-z,]+)\}", text, flags=re.M)
     texts = [text, *(help_of(program, name) for name in (sub_commands[1].split(",") if sub_commands else ()))]

@@ -184,7 +184,7 @@ def test_headings_say_which_direction_is_better(write):
 
 
 def test_directions_are_those_of_the_metrics():
-    lower = LOWER_IS_BETTER | {"epe", "disagreement", "expected_error", "folding", "seconds"}
+    lower = LOWER_IS_BETTER | {"epe", "tre", "tre_mm", "disagreement", "expected_error", "folding", "seconds"}
     assert {name: metric.better for name, metric in METRICS.items()} == {n: -1 if n in lower else 1 for n in METRICS}
 
 
@@ -353,10 +353,10 @@ def test_numbers_as_names_are_text(write):
 
 def test_unknown_columns_are_shown_without_an_arrow(write):
     table = make_table()
-    table["dice"] = 0.123456
+    table["hausdorff"] = 0.123456
     page = write(table)
-    assert page.columns[-1] == "dice"
-    assert page.column("dice")[0]["text"] == "0.1235"
+    assert page.columns[-1] == "hausdorff"
+    assert page.column("hausdorff")[0]["text"] == "0.1235"
 
 
 @pytest.mark.parametrize(
@@ -410,12 +410,12 @@ def test_colours_of_a_map_are_explained(write, tmp_path):
 
 def test_one_page_leads_to_the_reports_of_all_modalities(tmp_path):
     tables = {"CT": make_table().iloc[:-1], "PET": make_table(label=False).iloc[:2]}
-    tables["PET"]["dice"] = [0.5, 0.7]
+    tables["PET"]["hausdorff"] = [0.5, 0.7]
     write_index(tmp_path / "report.html", tables, "Results", {"made": "today"})
     page = Page((tmp_path / "report.html").read_text())
     assert [link for link in page.links if link.endswith("report.html")] == ["CT/report.html", "PET/report.html"] * 2
     cells = {row[0]["text"].split()[0].split(",")[0]: [cell["text"] for cell in row[1:]] for row in page.rows}
-    assert cells["RMSE"] == ["38.75 → 31.50", "–"] and cells["dice"] == ["–", "0.6000"]
+    assert cells["RMSE"] == ["38.75 → 31.50", "–"] and cells["hausdorff"] == ["–", "0.6000"]
     assert cells["Referencewhat"] == ["label", "aligned"]
     assert "For research only, not for clinical use." in page.texts["p"]
 

@@ -145,9 +145,9 @@ def test_what_an_earlier_run_saved_of_a_pair_beside_its_images_is_named(checkpoi
     # What is finished has them from the same settings, what is made again has not.
     write_image(tmp_path / "moving/002.png", picture(77))
     assert run_command(checkpoint, tmp_path / "out", *options, "--resume", "--save-maps") == 0
-    assert "1 result of an earlier run as well: flow/002.npy" in capsys.readouterr().err
+    assert "2 results of an earlier run as well: flow/002.npy, flow_inverse/002.npy" in capsys.readouterr().err
     assert run_command(checkpoint, tmp_path / "out", *options) == 0
-    assert "18 results of an earlier run as well" in capsys.readouterr().err  # 8 of maps and a flow of each
+    assert "20 results of an earlier run as well" in capsys.readouterr().err  # 8 of maps and two flows of each
     assert run_command(checkpoint, tmp_path / "out", *options, "--save-flow", "--save-maps") == 0
     assert "earlier run" not in capsys.readouterr().err
 

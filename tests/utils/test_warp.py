@@ -197,3 +197,13 @@ def test_invert_composed_with_forward_is_near_identity(size):
 
 def test_invert_of_a_shift_is_the_shift_back():
     assert torch.allclose(invert(constant_flow(3, -4, (16, 16))), constant_flow(-3, 4, (16, 16)), atol=1e-5)
+
+
+def test_small_steps_invert_what_is_stretched_more_than_twofold():
+    x = torch.arange(129.0).expand(1, 1, 129, -1) - 64
+    flow = torch.cat(((1.5 * x).clamp(-15, 15), torch.zeros_like(x)), dim=1)  # x to 2.5 x, and shifts beyond
+    expected = (-0.6 * x).clamp(-15, 15)
+    inside = ..., slice(24, -24), slice(24, -24)
+    found = invert(flow, 60, 0.5)[:, :1]
+    assert torch.allclose(found[inside], expected[inside], atol=0.01)
+    assert not torch.allclose(invert(flow, 60)[:, :1][inside], expected[inside], atol=1)

@@ -92,13 +92,15 @@ def compose(first: Tensor, second: Tensor) -> Tensor:
     return second + warp(first, second)
 
 
-def invert(flow: Tensor, iterations: int = 8) -> Tensor:
+def invert(flow: Tensor, iterations: int = 8, step: float = 1.0) -> Tensor:
     """Invert a smooth displacement field by fixed-point iteration v <- -u(p + v(p)) (Chen et al. 2008).
 
     Args:
-        flow: (B, 2, H, W), pixels. The iteration converges where the field's derivative stays below 1.
+        flow: (B, 2, H, W), pixels. With a step of 1 the iteration converges where the field's derivative stays below 1.
         iterations: with 8, a deformation of the benchmark is exact to 0.05 px everywhere. The wide ones of training are
             exact to 0.0003 px on average; one in a hundred is off by 1 px or more somewhere.
+        step: share of each change that is made. Smaller steps converge on steeper fields: a half where nothing folds
+            and no place is stretched more than fourfold. They need more iterations.
 
     Returns:
         (B, 2, H, W), pixels: `compose(flow, invert(flow))` is near zero away from the border.
@@ -109,7 +111,8 @@ def invert(flow: Tensor, iterations: int = 8) -> Tensor:
     flow = _by_axis(flow.float(), 2 / width, 2 / height)
     inverse = -flow
     for _ in range(iterations):
-        inverse = -_sample(flow, places + inverse.permute(0, 2, 3, 1))
+        target = -_sample(flow, places + inverse.permute(0, 2, 3, 1))
+        inverse = target if step == 1 else torch.lerp(inverse, target, step)
     return _by_axis(inverse, width / 2, height / 2)
 
 
