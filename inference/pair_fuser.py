@@ -20,13 +20,10 @@ from utils.arguments import COLOR_MODES
 from utils.geometry.continuation import continue_into
 from utils.geometry.field_of_view import field_of_view
 from utils.geometry.foreground import as_weight, foreground, masked_means
-from utils.geometry.warp import invert, warp
+from utils.geometry.warp import invert, invert_steep, warp
 from utils.imaging.colormaps import palette
 from utils.imaging.images import has_color, luma
 from utils.maps import jacobian_determinant
-
-EXACT = {"iterations": 60, "step": 0.5}
-"""How `utils.geometry.warp.invert` makes inverse fields that are written to files: steep places need small steps."""
 
 
 class PairFuser:
@@ -237,7 +234,7 @@ def _maps_of(output: Output, expected: Tensor | None, mask: np.ndarray | None) -
 
 def inverse_of(flow: np.ndarray) -> np.ndarray:
     """Invert a displacement field (2, H, W), px, where it is smooth to 0.001 px."""
-    return invert(torch.from_numpy(flow)[None], **EXACT)[0].numpy()
+    return invert_steep(torch.from_numpy(flow)[None])[0].numpy()
 
 
 def _as_array(image: np.ndarray | Tensor) -> np.ndarray:

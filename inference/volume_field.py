@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
 from utils.geometry.continuation import continue_into
-from utils.geometry.warp import invert, resize_flow
+from utils.geometry.warp import invert_steep, resize_flow
 from utils.imaging.resampling import itk_image
 from utils.imaging.volumes import Volume
 from utils.maps import jacobian_determinant
@@ -85,7 +85,7 @@ class VolumeField(NamedTuple):
 
     def inverse(self) -> "VolumeField":
         """Invert the field slice by slice, as displacements lie within the slices."""
-        return self._replace(flows=invert(torch.from_numpy(self.flows), iterations=60, step=0.5).numpy())
+        return self._replace(flows=invert_steep(torch.from_numpy(self.flows)).numpy())
 
     def lies_right(self, shares: NDArray) -> bool:
         """Return whether the slices that show much of the head moved by less than `LITTLE` and leave little doubt."""

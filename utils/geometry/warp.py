@@ -116,6 +116,11 @@ def invert(flow: Tensor, iterations: int = 8, step: float = 1.0) -> Tensor:
     return _by_axis(inverse, width / 2, height / 2)
 
 
+def invert_steep(flow: Tensor) -> Tensor:
+    """Invert a displacement field (B, 2, H, W), px, that is steep in places, in many small steps of `invert`."""
+    return invert(flow, iterations=60, step=0.5)
+
+
 def apply_flow(image: np.ndarray, flow: np.ndarray, background: float | None = None) -> np.ndarray:
     """Warp an image.
 
