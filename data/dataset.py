@@ -17,24 +17,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
-from data.augmentation import (
-    GREY,
-    NOISY,
-    ONE_SIDED,
-    POSE,
-    POSED,
-    REMAPPED,
-    STILL,
-    add_noise,
-    add_one_sided,
-    simulated_lesions,
-    sometimes,
-    vary_contrast,
-    vary_shading,
-)
-from data.deformation import BENCHMARK, SMALL, WIDE, random_flow
+from data.augmentation import FIELDS, augmented
+from data.deformation import BENCHMARK, random_flow
+from data.noise import KEYS
 from data.simulated_heads import Draw, LabelledHeads, remapped, simulated_pair
 from data.table import MODALITIES, DataError
+from data.variation import NUMBERS, Variation, draw_variation
+from utils.device import moved_together
 from utils.geometry.foreground import foreground
 from utils.geometry.head_box import TISSUE
 from utils.geometry.warp import compose, invert, resize_flow, warp
@@ -133,10 +122,32 @@ def balance(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+HELD = 2**31
+"""Most bytes of images that an accelerator is given to keep, enough for 6,500 pairs."""
+
+REMAPPED = 0.2
+"""Share of the real training pairs whose MRI gets other grey values, where a training simulates heads."""
+
+
+class Chosen(NamedTuple):
+    """What the pairs of a batch show, on the CPU.
+
+    Attributes:
+        whole: (B, 3 + `FIELDS`), int64: modality, draw, place among the images that the device keeps, keys of noise.
+        variation: of the pairs.
+        images: (B, 5, size, size), bytes, where the device does not keep them.
+    """
+
+    whole: Tensor
+    variation: Variation
+    images: Tensor | None
+
+
 class PairDataset(Dataset[Pair]):
     """Pairs of aligned images, each with a random known misalignment.
 
-    Index with the number of the draw: draw n shows row `n % len`, in the table's order. `EndlessSampler` shuffles.
+    Index with the number of the draw: draw n shows row `n % len`, in the table's order. `EndlessSampler` shuffles. A
+    list of draws gives a batch, made at once on the `device`.
 
     Args:
         table: rows of `data.splits.find_table`: columns fixed, moving and modality. Without augmentation a column
@@ -181,13 +192,15 @@ class PairDataset(Dataset[Pair]):
         self._cache: dict[tuple[Path, Path], Tensor] = {}
         self.draws = repeat_after and repeat_after * len(table)
         self._drawn: dict[int, Pair] = {}
+        self.device, self._held, self._places = torch.device("cpu"), None, None
 
     def __len__(self) -> int:
         return len(self.fixed)
 
     def images(self, row: int) -> Tensor:
-        """Fixed and aligned moving image of one row and the latter's colours, (1, 5, size, size) in [0, 1]; read once,
-        kept as bytes. The colours of a grey image are 0.
+        """Read fixed and aligned moving image of a row and the latter's colours once, as bytes (5, size, size).
+
+        The colours of a grey image are 0.
         """
         key = self.fixed[row], self.moving[row]  # rows may repeat
         if key not in self._cache:
@@ -196,14 +209,13 @@ class PairDataset(Dataset[Pair]):
             check_same_size(images, paths)
             color = images["moving"]
             planes = [images["fixed"], luma(color), *(color.transpose(2, 0, 1) * has_color(color))]
-            pair = torch.from_numpy(np.stack(planes))
-            self._cache[key] = (letterbox(pair, self.size) * 255).round().byte()
-        return self._cache[key][None].float() / 255
+            self._cache[key] = _as_bytes(letterbox(torch.from_numpy(np.stack(planes)), self.size))
+        return self._cache[key]
 
     def simulate(self, row: int, generator: torch.Generator) -> Tensor:
         """Simulate a pair of the row's modality, as `images` returns it: grey."""
         pair = letterbox(simulated_pair(MODALITIES[self.modalities[row]], generator, self.heads)[0], self.size)
-        return torch.cat((pair, torch.zeros(3, self.size, self.size)))[None]
+        return _as_bytes(torch.cat((pair, torch.zeros(3, self.size, self.size))))
 
     def __getstate__(self) -> dict[str, object]:
         # Loading processes that do not share this one's memory read what they need faster than it reaches them.
@@ -218,60 +230,97 @@ class PairDataset(Dataset[Pair]):
         dark = dict(zip(self.modalities, self.moving, strict=True))
         for row in tqdm(range(len(self)), desc="reading", unit="pair", disable=None, leave=False):
             pair = self.images(row)
-            if self.modalities[row] in dark and foreground(pair[:, 1:2], (1, 1)).any():
+            if self.modalities[row] in dark and foreground(pair[None, 1:2].float() / 255, (1, 1)).any():
                 del dark[self.modalities[row]]
         for modality, path in dark.items():
             expected = f"{MODALITIES[modality]} images with tissue brighter than {TISSUE} of the range"
             raise DataError.at(path, expected, "none in this one nor any other; 12 bits in files of 16?")
 
-    def __getitem__(self, draw: int) -> Pair:
-        if self.draws is None:
-            return self.draw(draw)
-        draw %= self.draws
-        if draw not in self._drawn:
-            self._drawn[draw] = self.draw(draw)
-        return self._drawn[draw]
+    def make_on(self, device: torch.device) -> None:
+        """Make training pairs on this device.
 
-    def draw(self, draw: int) -> Pair:
-        """Make the pair of a draw anew."""
-        row = draw % len(self)
-        if not self.augment:
-            draw = self.numbers[row]
-        generator = seeded(self.seed, draw)
-        simulated = self.augment and self.simulated > 0 and Draw(generator).chance(self.simulated)
-        pair = self.simulate(row, generator) if simulated else self.images(row)
-        full = tuple(pair.shape[2:])
-        ranges = WIDE if self.augment and torch.rand((), generator=generator) < self.wide else BENCHMARK
-        if simulated and Draw(generator).chance(STILL):
-            ranges = SMALL
-        deformation = random_flow(full, ranges, generator)
-        applied = resize_flow(deformation, full)
+        An accelerator keeps all images. If heads are simulated, or the images take more than `HELD`, it is given those
+        of each batch.
+
+        Raises:
+            FileError: as `images`.
+        """
+        self.device, self._held = device, None
+        keys = {key: row for row, key in enumerate(zip(self.fixed, self.moving, strict=True))}
+        if device.type != "cpu" and not self.simulated and len(keys) * self.images(0).numel() <= HELD:
+            places = {key: place for place, key in enumerate(keys)}
+            self._held = torch.stack([self.images(row) for row in keys.values()]).to(device)
+            self._places = [places[key] for key in zip(self.fixed, self.moving, strict=True)]
+
+    def __getitem__(self, draws: int | list[int]) -> Pair:
+        if isinstance(draws, list):
+            return self.batch(draws)
+        return Pair(*(field[0] for field in self.batch([draws])))
+
+    def batch(self, draws: list[int]) -> Pair:
+        """Make the pairs of these draws; those that come again are kept."""
+        if self.draws is None:
+            return self.draw(draws)
+        draws = [draw % self.draws for draw in draws]
+        if new := [draw for draw in draws if draw not in self._drawn]:
+            self._drawn |= zip(new, map(Pair._make, zip(*self.draw(new), strict=True)), strict=True)
+        return Pair(*map(torch.stack, zip(*map(self._drawn.get, draws), strict=True)))
+
+    def draw(self, draws: list[int]) -> Pair:
+        """Make the pairs of these draws anew."""
         if self.augment:
-            flips = [axis for axis in (2, 3) if torch.rand((), generator=generator) < (0.1, 0.5)[axis - 2]]
-            pair, color = pair.flip(flips).split((2, 3), dim=1)
-            pair = vary_shading(pair, generator)
-            pair = torch.cat([sometimes(add_one_sided, ONE_SIDED, x, generator) for x in pair.split(1, dim=1)], dim=1)
-            if torch.rand((), generator=generator) < POSED or simulated:
-                # The misaligned image is sampled once from the original, as a real one would be.
-                pose = resize_flow(random_flow(full, POSE, generator), full)
-                moving, pair = warp(pair[:, 1:], compose(pose, applied)), warp(pair, pose)
-                color = warp(color, pose)
-            else:
-                moving = warp(pair[:, 1:], applied)
-            (fixed,) = vary_contrast([pair[:, :1]], generator)
-            if self.simulated and not simulated and Draw(generator).chance(REMAPPED):
-                fixed = torch.from_numpy(remapped(fixed.numpy(), Draw(generator)))
-            aligned, moving = vary_contrast([pair[:, 1:], moving], generator)
-            fixed, moving = (sometimes(add_noise, NOISY, x, generator) for x in (fixed, moving))
-            color = sometimes(lambda x, _: torch.zeros_like(x), GREY, color, generator)
-            in_fixed = bool(color.any()) or bool(torch.rand((), generator=generator) < 0.5)
-            lesion = simulated_lesions(fixed, aligned, in_fixed, generator)
-        else:
-            fixed, aligned, color = pair.split((1, 1, 3), dim=1)
-            moving, lesion = warp(aligned, applied), torch.zeros_like(pair[:, :2])
-        flow = invert(deformation)
-        modality = self.modalities[row]
-        return Pair(fixed[0], moving[0], aligned[0], flow[0], deformation[0], modality, color[0], lesion[0], draw)
+            return self.make(self.choose(draws))
+        return Pair(*map(torch.stack, zip(*(self._plain(draw % len(self)) for draw in draws), strict=True)))
+
+    def choose(self, draws: list[int]) -> Chosen:
+        """Choose what the pairs of these draws show, and how they vary."""
+        generators = [seeded(self.seed, draw) for draw in draws]
+        # Whatever else is drawn, these come first.
+        numbers = torch.stack([torch.rand(NUMBERS + 1, generator=generator) for generator in generators])
+        keys = [torch.randint(*KEYS, (FIELDS,), generator=generator) for generator in generators]
+        simulated = (numbers[:, -1] < self.simulated).tolist()
+        rows = [draw % len(self) for draw in draws]
+        modalities = [self.modalities[row] for row in rows]
+        places = rows if self._held is None else [self._places[row] for row in rows]
+        whole = torch.cat((torch.tensor([modalities, draws, places]).T, torch.stack(keys)), dim=1)
+        variation = draw_variation(numbers[:, :-1], (self.size, self.size), self.wide, simulated)
+        images = None if self._held is not None else torch.stack(list(map(self._source, rows, simulated, generators)))
+        return Chosen(whole, variation, images)
+
+    def make(self, chosen: Chosen) -> Pair:
+        """Make pairs on the device. Nothing here waits for it."""
+        (whole,), variation = (moved_together(part, self.device) for part in ([chosen.whole], chosen.variation))
+        modality, number, places = whole[:, :3].unbind(dim=1)
+        images = self._held[places] if chosen.images is None else chosen.images.to(self.device)
+        pair = augmented(images, Variation(*variation), whole[:, 3:].int())
+        return Pair(**pair, modality=modality, number=number)
+
+    def _source(self, row: int, simulated: bool, generator: torch.Generator) -> Tensor:
+        """Read or simulate the images of a draw, as `images` returns them."""
+        if simulated:
+            return self.simulate(row, generator)
+        images = self.images(row)
+        draw = Draw(generator)
+        if self.simulated and draw.chance(REMAPPED):
+            fixed = remapped(images[0].numpy().astype(np.float32) / 255, draw)
+            images = torch.cat((_as_bytes(torch.from_numpy(fixed)[None]), images[1:]))
+        return images
+
+    def _plain(self, row: int) -> Pair:
+        """Make the pair of a row as it is, with a deformation of the benchmark's kind."""
+        images = self.images(row)[None].float() / 255
+        size = (self.size, self.size)
+        number = self.numbers[row]
+        deformation = random_flow(size, BENCHMARK, seeded(self.seed, number))
+        fixed, aligned, color = images.split((1, 1, 3), dim=1)
+        moving = warp(aligned, resize_flow(deformation, size))
+        fields = fixed, moving, aligned, invert(deformation), deformation
+        modality, number = torch.tensor([self.modalities[row], number])
+        return Pair(*(field[0] for field in fields), modality, color[0], torch.zeros_like(images[0, :2]), number)
+
+
+def _as_bytes(images: Tensor) -> Tensor:
+    return (images * 255).round().byte()
 
 
 class EndlessSampler(Sampler[int]):

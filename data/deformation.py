@@ -5,7 +5,7 @@ multiplied by 256 px, plus a small translation. Blurred white noise is a Gaussia
 a grid of a quarter of the resolution with the same covariance, at a sixteenth of the cost.
 """
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,8 +40,53 @@ WIDE = DeformationRange(amplitude=(0.0, 4.5), sigma=(12.0, 28.0), translation=12
 SMALL = DeformationRange(amplitude=(0.0, 2.0), sigma=(14.0, 24.0), translation=2.0)
 
 
-def _uniform(low: float, high: float, generator: torch.Generator) -> float:
-    return low + (high - low) * torch.rand((), generator=generator).item()
+NUMBERS = 6
+"""Random numbers that `parameters` takes for one deformation."""
+
+
+def parameters(numbers: Tensor, ranges: Sequence[DeformationRange], size: tuple[int, int]) -> Tensor:
+    """Choose deformations within their ranges.
+
+    Args:
+        numbers: (B, `NUMBERS`), uniform in [0, 1).
+        ranges: to choose from, for each deformation its own; lengths are scaled by the mean side over 256.
+        size: height and width of the image, px.
+
+    Returns:
+        (B, 6), float64: sigma and amplitude in grid points, zoom times cosine and sine of the angle, shift along x and
+        y in px.
+    """
+    unit = (size[0] + size[1]) / 512
+    limits = [
+        (x.sigma, x.amplitude, x.rotation, (-x.scale, x.scale), *[(-x.translation, x.translation)] * 2) for x in ranges
+    ]
+    low, high = torch.tensor(limits, dtype=torch.float64).unbind(dim=2)
+    sigma, amplitude, angle, scale, x, y = torch.lerp(low, high, numbers.double()).unbind(dim=1)
+    sigma, amplitude = sigma * unit / GRID_STRIDE, amplitude * unit / GRID_STRIDE
+    zoom, angle = 1 + scale, angle.deg2rad()
+    return torch.stack((sigma, amplitude, zoom * angle.cos(), zoom * angle.sin(), x * unit, y * unit), dim=1)
+
+
+def smooth_flows(chosen: Tensor, noise: Tensor, size: tuple[int, int]) -> Tensor:
+    """Make smooth deformations.
+
+    Args:
+        chosen: (B, 6) of `parameters`, float32.
+        noise: (B, 2, H / 4, W / 4), white, of unit variance.
+        size: height and width of the image, px.
+
+    Returns:
+        (B, 2, H / 4, W / 4), in pixels of that grid.
+    """
+    sigma, amplitude, cosine, sine = chosen[:, :4].unbind(dim=1)
+    matrix = torch.stack((cosine, -sine, sine, cosine), dim=1).view(-1, 2, 2)
+    affine = affine_flow(size, matrix, chosen[:, 4:], GRID_STRIDE)
+    return affine + amplitude[:, None, None, None] * smoothed(noise, sigma)
+
+
+def grid_of(size: tuple[int, int]) -> tuple[int, int]:
+    """Return height and width of the grid of deformations of an image; each side of it is cut to a multiple of 4."""
+    return size[0] // GRID_STRIDE, size[1] // GRID_STRIDE
 
 
 def random_flow(size: tuple[int, int], ranges: DeformationRange, generator: torch.Generator) -> Tensor:
@@ -55,27 +100,23 @@ def random_flow(size: tuple[int, int], ranges: DeformationRange, generator: torc
     Returns:
         (1, 2, H / 4, W / 4), in pixels of that grid.
     """
-    unit = (size[0] + size[1]) / 512
-    height, width = size[0] // GRID_STRIDE, size[1] // GRID_STRIDE
-    sigma = _uniform(*ranges.sigma, generator) * unit / GRID_STRIDE
-    amplitude = _uniform(*ranges.amplitude, generator) * unit / GRID_STRIDE
-    angle = math.radians(_uniform(*ranges.rotation, generator))
-    zoom = 1 + _uniform(-ranges.scale, ranges.scale, generator)
-    shift = torch.tensor([[_uniform(-1, 1, generator), _uniform(-1, 1, generator)]]) * ranges.translation * unit
-    field = random_field(2, (height, width), sigma, generator)
-    cos, sin = zoom * math.cos(angle), zoom * math.sin(angle)
-    matrix = torch.tensor([[[cos, -sin], [sin, cos]]])
-    return amplitude * field + affine_flow(size, matrix, shift, GRID_STRIDE)
+    chosen = parameters(torch.rand(1, NUMBERS, generator=generator), [ranges], size).float()
+    return smooth_flows(chosen, torch.randn(1, 2, *grid_of(size), generator=generator), size)
 
 
 def random_field(channels: int, size: tuple[int, int], sigma: float, generator: torch.Generator) -> Tensor:
     """Draw blurred white noise (1, channels, *size) of unit variance; `sigma` is that of the blur, in grid points."""
-    noise = torch.randn(1, channels, *size, generator=generator)
-    return _smoother(size[0], sigma) @ noise @ _smoother(size[1], sigma).T
+    return smoothed(torch.randn(1, channels, *size, generator=generator), torch.tensor([sigma]))
 
 
-def _smoother(length: int, sigma: float) -> Tensor:
-    """Make a Gaussian smoothing matrix (length, length) that keeps the variance of white noise, borders included."""
-    position = torch.arange(length, dtype=torch.float32)
-    weights = torch.exp(-((position[:, None] - position) ** 2) / (2 * sigma**2))
-    return weights / weights.square().sum(dim=1, keepdim=True).sqrt()
+def smoothed(noise: Tensor, sigma: Tensor) -> Tensor:
+    """Blur white noise (B, C, H, W) and keep its variance; `sigma` (B,) is that of each blur, in px."""
+    rows, columns = (_smoothers(length, sigma) for length in noise.shape[2:])
+    return rows @ noise @ columns.mT
+
+
+def _smoothers(length: int, sigma: Tensor) -> Tensor:
+    """Make Gaussian smoothing matrices (B, 1, length, length) that keep the variance of white noise, borders too."""
+    position = torch.arange(length, dtype=torch.float32, device=sigma.device)
+    weights = torch.exp(-((position[:, None] - position) ** 2) / (2 * sigma.view(-1, 1, 1, 1) ** 2))
+    return weights / weights.square().sum(dim=-1, keepdim=True).sqrt()

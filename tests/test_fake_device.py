@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from data.dataset import Pair
+from data.dataset import Chosen, Pair, PairDataset
+from data.variation import Variation
 from losses import fusion as fusion_losses
 from models.edarfusion import EDARFusion
+from tests.examples import SAMPLE, aligned_sample
 from tests.fake_device import DEVICE, Watch, fake_device, without_values
 from training.options import Options
 from training.stages import StageTrainer
@@ -66,3 +68,23 @@ def test_inference_waits_for_nothing(networks):
         watch = watched(lambda: model(pair.fixed[:1], pair.moving[:1], 2, True))
     assert not watch.waits
     assert watch.kernels < 1550
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_pairs_are_made_on_the_device_from_a_few_numbers(monkeypatch, held):
+    if not held:
+        monkeypatch.setattr("data.dataset.HELD", 0)
+    pairs = PairDataset(aligned_sample(), SAMPLE, augment=True)
+    pairs.make_on(DEVICE)
+    chosen = pairs.choose(list(range(BATCH)))
+    with fake_device() as mode:
+        if held:
+            pairs._held = mode.from_tensor(pairs._held)
+        images = None if held else mode.from_tensor(chosen.images)
+        chosen = Chosen(mode.from_tensor(chosen.whole), Variation(*map(mode.from_tensor, chosen.variation)), images)
+        watch = watched(lambda: pairs.make(chosen))
+        made = pairs.make(chosen)
+    assert {field.device for field in made} == {DEVICE} and made.fixed.shape == (BATCH, 1, SIDE, SIDE)
+    # Whole numbers, the others, and, where the device does not keep them, the images.
+    assert sum(watch.waits.values()) == 2 + (not held), watch.waits
+    assert watch.kernels < 650

@@ -55,7 +55,8 @@ def lesions_in(host: Tensor, other: Tensor, diameter: int, sign: int, generator:
     lesions: list[Tensor] = []
     for _ in range(10 * A_SIDE if len(soft) else 0):
         center = soft[torch.randint(len(soft), (), generator=generator)]
-        lesion = sign * CONTRAST * soft_ellipse(tuple(host.shape[2:]), tuple(center), radii, turn)
+        rows, columns = (torch.arange(side) - middle for side, middle in zip(host.shape[2:], center, strict=True))
+        lesion = sign * CONTRAST * soft_ellipse(rows[:, None], columns, radii, turn)
         if len(lesions) < A_SIDE and not any((lesion * earlier).any() for earlier in lesions):
             lesions.append(lesion)
     return lesions
@@ -86,7 +87,7 @@ def survival(model: EDARFusion, pairs: PairDataset, device: torch.device) -> pd.
             for sign in (1, -1):
                 for diameter in DIAMETERS:
                     kind = {"modality": MODALITIES[pair.modality], "image": image, "sign": sign, "diameter": diameter}
-                    generator = seeded(VAL_SEED + pair.number, diameter * sign + 100)
+                    generator = seeded(VAL_SEED + int(pair.number), diameter * sign + 100)
                     host, other = (fixed, aligned) if image == "fixed" else (aligned, fixed)
                     lesions = lesions_in(host.cpu(), other.cpu(), diameter, sign, generator)
                     if not lesions:

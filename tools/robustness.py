@@ -12,11 +12,13 @@ from collections.abc import Callable
 
 import pandas as pd
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from data.augmentation import add_one_sided
 from data.dataset import VAL_SEED, Pair, PairDataset, seeded
+from data.variation import STRUCTURES, one_sided
 from inference.validation_pairs import add_validation_options, load_validation_set
 from models.edarfusion import EDARFusion
 from training.validation import by_modality, validate
@@ -35,14 +37,19 @@ def leave(pair: Pair, generator: torch.Generator) -> Pair:
     return pair
 
 
+def _with_structures(image: Tensor, generator: torch.Generator) -> Tensor:
+    numbers = torch.rand(1, STRUCTURES, generator=generator)
+    return add_one_sided(image[None], one_sided(numbers, torch.tensor([True]), image.shape[2]))[0]
+
+
 def structures_in_fixed(pair: Pair, generator: torch.Generator) -> Pair:
     """Add lesions or blanks to the fixed image alone."""
-    return pair._replace(fixed=add_one_sided(pair.fixed[None], generator)[0])
+    return pair._replace(fixed=_with_structures(pair.fixed, generator))
 
 
 def structures_in_moving(pair: Pair, generator: torch.Generator) -> Pair:
     """Add lesions or blanks to the moving image alone."""
-    return pair._replace(moving=add_one_sided(pair.moving[None], generator)[0])
+    return pair._replace(moving=_with_structures(pair.moving, generator))
 
 
 def noise(pair: Pair, generator: torch.Generator) -> Pair:
@@ -71,7 +78,7 @@ class DisturbedPairs(Dataset[Pair]):
 
     def __getitem__(self, row: int) -> Pair:
         pair = self.pairs[row]
-        return self.disturb(pair, seeded(VAL_SEED + 1, pair.number))
+        return self.disturb(pair, seeded(VAL_SEED + 1, int(pair.number)))
 
 
 def robustness(model: EDARFusion, pairs: PairDataset, device: torch.device) -> pd.DataFrame:

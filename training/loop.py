@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from data.dataset import EndlessSampler, Pair, PairDataset, seeded
 from data.training_pairs import TrainingPairs
@@ -108,15 +108,20 @@ class Training:
         sampler = EndlessSampler(
             len(pairs), options.batch_size, seed=options.seed, start=self.record.step, rank=rank(), world=self.world
         )
-        workers = loading_processes(self.device, local_world()) if options.workers is None else options.workers
+        workers = options.workers
+        if workers is None:
+            # Simulated heads are painted on the CPU. All else is made where the network computes.
+            workers = loading_processes(self.device, local_world()) if pairs.simulated else 0
         if workers:
             check_shared_memory("--workers 0")
+        else:
+            pairs.make_on(self.device)
         loader = DataLoader(
             pairs,
-            options.batch_size,
-            sampler=sampler,
+            batch_size=None,
+            sampler=BatchSampler(sampler, options.batch_size, drop_last=False),
             num_workers=workers,
-            pin_memory=self.device.type == "cuda",
+            pin_memory=self.device.type == "cuda" and workers > 0,
             worker_init_fn=leave_signals_to_parent,
         )
         batches = iter(loader)

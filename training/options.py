@@ -230,7 +230,8 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--threads", type=positive, metavar="N",
                        help="CPU threads of one process (default: OMP_NUM_THREADS, or the cores that are idle)")
     group.add_argument("--workers", type=natural, metavar="N",
-                       help="processes that prepare the pairs (default: none on a CPU, up to 8 beside a GPU)")
+                       help="processes that make the pairs on the CPU (default: none; beside a GPU up to 8 for "
+                       "--simulated)")
     group.add_argument("--amp", action="store_true", help="compute in bfloat16 where that is safe")
     group.add_argument("--compile", action=argparse.BooleanOptionalAction,
                        help="compile the training step, which takes minutes once (default: on CUDA only)")

@@ -3,8 +3,10 @@
 import ctypes
 import os
 import shutil
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from utils.files import InputError
 from utils.processes import available_cores, idle_cores, local_world
@@ -70,6 +72,17 @@ def prefer_speed(device: torch.device) -> None:
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
+
+
+def moved_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Copy tensors (B, ...) of one type from the CPU to a device in one piece, as each copy costs a wait."""
+    if device.type == "cpu":
+        return list(tensors)
+    together = torch.cat([tensor.flatten(1) if tensor.ndim > 1 else tensor[:, None] for tensor in tensors], dim=1)
+    if device.type == "cuda":
+        together = together.pin_memory()
+    parts = together.to(device, non_blocking=device.type == "cuda").split([x[0].numel() for x in tensors], dim=1)
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def memory_advice(error: BaseException) -> str | None:

@@ -10,11 +10,13 @@ import pytest
 import torch
 from kornia.color import rgb_to_grayscale
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from data.augmentation import add_noise, add_one_sided, simulated_lesions, vary_contrast, vary_shading
-from data.dataset import VAL_SEED, EndlessSampler, Pair, PairDataset, balance, letterbox, seeded
+from data.dataset import VAL_SEED, EndlessSampler, Pair, PairDataset, balance, letterbox
+from data.noise import KEYS, white_noise
 from data.table import DataError
+from data.variation import NUMBERS, STRUCTURES, Variation, draw_variation, one_sided
 from tests.examples import SAMPLE, aligned_sample
 from utils.geometry.warp import compose, invert, resize_flow, warp
 from utils.imaging.images import ImageError, read_image, write_image
@@ -121,12 +123,23 @@ def test_validation_pairs_are_the_same_every_time():
 def test_workers_make_no_difference():
     def batches(workers: int) -> list[Pair]:
         pairs = sample(augment=True, size=64)
-        sampler = EndlessSampler(len(pairs), 4, seed=5)
-        return list(islice(DataLoader(pairs, 4, sampler=sampler, num_workers=workers), 4))
+        sampler = BatchSampler(EndlessSampler(len(pairs), 4, seed=5), 4, drop_last=False)
+        return list(islice(DataLoader(pairs, None, sampler=sampler, num_workers=workers), 4))
 
     alone, divided = batches(0), batches(2)
     assert isinstance(alone[0], Pair) and alone[0].fixed.shape == (4, 1, 64, 64) and alone[0].modality.shape == (4,)
     assert all(equal(a, b) for a, b in zip(alone, divided, strict=True))
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_a_pair_does_not_depend_on_the_others_of_its_batch(augment):
+    pairs = sample(augment=augment, size=64, wide=0.5)
+    draws = [31, 4, 0, 17, 9, 40, 1000, 5]
+    together = pairs[draws]
+    for place, draw in enumerate(draws):
+        assert equal(Pair(*(field[place] for field in together)), pairs[draw])
+    halves = [pairs[draws[:3]], pairs[draws[3:]]]
+    assert equal(together, Pair(*map(torch.cat, zip(*halves, strict=True))))
 
 
 @pytest.mark.parametrize("augment", [False, True])
@@ -153,8 +166,8 @@ def test_inverse_flow_is_what_was_applied():
 @pytest.fixture
 def two_sided(monkeypatch):
     """Nothing in one image only."""
-    monkeypatch.setattr("data.dataset.ONE_SIDED", 0.0)
-    monkeypatch.setattr("data.dataset.NOISY", 0.0)
+    monkeypatch.setattr("data.variation.ONE_SIDED", 0.0)
+    monkeypatch.setattr("data.variation.NOISY", 0.0)
 
 
 def test_augmentation_moves_both_images_of_the_pair_alike(two_sided):
@@ -182,36 +195,39 @@ def test_few_training_pairs_are_upside_down_and_half_are_mirrored(tmp_path, two_
     assert 0 < upside_down.float().mean() < 0.25 and 0.35 < mirrored.float().mean() < 0.65
 
 
-@pytest.mark.parametrize("change", ["add_one_sided", "add_noise"])
-def test_some_images_of_either_side_differ_from_their_partner_by_more_than_contrast(monkeypatch, change):
-    changed: list[Tensor] = []
-    monkeypatch.setattr(f"data.dataset.{change}", lambda image, generator: changed.append(image) or image)
-    for name in ("vary_shading", "vary_contrast"):
-        monkeypatch.setattr(f"data.dataset.{name}", lambda images, generator: images)
-    # Black on one side, white on the other, however they move.
-    planes = torch.stack((torch.zeros(64, 64), *[torch.ones(64, 64)] * 4))[None]
-    monkeypatch.setattr(PairDataset, "images", lambda *_: planes)
-    pairs = sample(augment=True, size=64)
-    for draw in range(50):
-        pairs[draw]
-    fixed, moving = (sum(int(image.mean() > 0.2) == side for image in changed) for side in (0, 1))
-    assert 5 < fixed < 30 and 5 < moving < 30
+def variation(count: int, wide: float = 0.5, simulated: bool = False, size: int = 256) -> Variation:
+    numbers = torch.rand(count, NUMBERS, generator=torch.Generator().manual_seed(0))
+    return draw_variation(numbers, (size, size), wide, [simulated] * count)
 
 
-def test_augmentation_gives_both_images_of_a_kind_one_contrast():
+def test_each_variation_has_its_share_of_the_pairs():
+    drawn = variation(4000)
+    shares = {
+        "posed": (drawn.posed, 0.4), "upside down": (drawn.flips[:, 0], 0.1), "mirrored": (drawn.flips[:, 1], 0.5),
+        "shading": (drawn.shading, 0.5), "structures": (drawn.structures[..., 6].amax(dim=2), 0.3),
+        "noise": (drawn.noise[..., 0], 0.3), "faint noise": (drawn.contrast[..., 2], 0.5),
+        "colours": (drawn.colored, 0.6), "turned": (drawn.deformation[:, 3].abs(), 0.5),
+    }  # fmt: skip
+    for name, (strength, share) in shares.items():
+        # Of fixed and moving images alike.
+        assert ((strength > 0).float().mean(dim=0) - share).abs().max() < 0.04, name
+    assert (variation(50, simulated=True).posed == 1).all()
+
+
+def test_augmentation_gives_both_images_of_a_kind_one_contrast(two_sided):
     # Aligned and moving image come from one scanner: their brightest parts stay alike.
     for draw in range(6):
-        pair = sample(augment=True)[draw]
+        pair = sample(augment=True, wide=0.0)[draw]
         assert pair.moving.mean().item() == pytest.approx(pair.moving_aligned.mean().item(), rel=0.15)
 
 
 def test_one_sided_structures_belong_to_one_image_and_move_with_it(monkeypatch, two_sided):
     # The same file on both sides, in one contrast: nothing differs but what one side alone is given.
     for name in ("vary_shading", "vary_contrast"):
-        monkeypatch.setattr(f"data.dataset.{name}", lambda images, generator: images)
+        monkeypatch.setattr(f"data.augmentation.{name}", lambda images, *_: images)
 
     def draws(share: float) -> list[Pair]:
-        monkeypatch.setattr("data.dataset.ONE_SIDED", share)
+        monkeypatch.setattr("data.variation.ONE_SIDED", share)
         return [sample(same=True, augment=True, size=256)[draw] for draw in range(12)]
 
     plain, pairs = draws(0.0), draws(1.0)
@@ -222,17 +238,28 @@ def test_one_sided_structures_belong_to_one_image_and_move_with_it(monkeypatch, 
     assert np.mean(after) < 0.1 * np.mean(before)
 
 
+def with_structures(image: Tensor, count: int) -> Tensor:
+    """An image (1, 1, H, W) with one-sided structures, (count, 1, H, W)."""
+    numbers = torch.rand(count, STRUCTURES, generator=torch.Generator().manual_seed(0))
+    structures = one_sided(numbers, torch.ones(count, dtype=torch.bool), image.shape[3])
+    return add_one_sided(image.expand(count, -1, -1, -1), structures)
+
+
+def keys(*shape: int) -> Tensor:
+    return torch.randint(*KEYS, shape, generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+
+
 def test_one_sided_structures_are_local_and_in_the_tissue():
     y, x = torch.meshgrid(torch.arange(256), torch.arange(256), indexing="ij")
     head = (0.6 * ((y - 128) ** 2 + (x - 128) ** 2 < 90**2)).float()[None, None]
-    changes = torch.cat([add_one_sided(head, seeded(0, n)) - head for n in range(40)])
+    changes = with_structures(head, 40) - head
     changed = changes.abs() > 0.02
     share = changed.float().mean(dim=(1, 2, 3))
     assert share.max() < 0.15 and (share > 0).float().mean() > 0.9
     assert (changes > 0.2).any() and (changes < -0.3).any(), "bright ones and dark ones"
     # They stand in the tissue, so they hardly reach its frame.
-    assert not changed[..., :5, :].any() and not changed[..., :5].any()
-    empty = add_one_sided(torch.zeros(1, 1, 64, 80), seeded(0, 1))
+    assert changed[..., :5, :].float().mean() < 0.002 and changed[..., :5].float().mean() < 0.002
+    empty = with_structures(torch.zeros(1, 1, 64, 80), 1)
     assert empty.isfinite().all() and empty.min() >= 0 and empty.max() <= 1
 
 
@@ -240,21 +267,24 @@ def test_one_sided_structures_grow_with_the_image():
     def share(side: int) -> float:
         head = torch.zeros(1, 1, side, side)
         head[..., side // 8 : -side // 8, side // 8 : -side // 8] = 0.6
-        changes = [(add_one_sided(head, seeded(0, n)) - head).abs() > 0.2 for n in range(60)]
-        return torch.cat(changes).float().mean().item()
+        return ((with_structures(head, 60) - head).abs() > 0.2).float().mean().item()
 
     assert share(64) == pytest.approx(share(192), rel=0.4)
 
 
 def test_noise_is_bounded_and_not_in_the_truth(monkeypatch, two_sided):
     plain = sample(augment=True)[7]
-    monkeypatch.setattr("data.dataset.NOISY", 1.0)
+    monkeypatch.setattr("data.variation.NOISY", 1.0)
     noisy = sample(augment=True)[7]
     assert torch.equal(noisy.moving_aligned, plain.moving_aligned) and torch.equal(noisy.flow, plain.flow)
     assert not torch.equal(noisy.moving, plain.moving) and not torch.equal(noisy.fixed, plain.fixed)
-    grey = torch.full((1, 1, 65, 66), 0.5)
-    deviations = torch.stack([(add_noise(grey, seeded(0, n)) - grey).std() for n in range(60)])
-    assert 0.06 < deviations.max() < 0.13 and deviations.min() < 0.01
+    grey = torch.full((6, 1, 65, 67), 0.5)
+    strength = torch.tensor([(0.1, 0), (0.1, 1), (0.1, 2), (0.01, 0), (0.0, 0), (0.0, 2)])
+    added = add_noise(grey, strength, keys(6)) - grey
+    assert added.std(dim=(1, 2, 3))[[0, 3]].tolist() == pytest.approx([0.1, 0.01], rel=0.05)
+    # Neighbours of coarse grain are alike.
+    rough = added.diff(dim=3).std(dim=(1, 2, 3))
+    assert rough[0] > 1.5 * rough[1] > 2 * rough[2] > 0.01 and not added[4:].any()
 
 
 def test_wide_deformations_are_larger():
@@ -267,41 +297,41 @@ def test_wide_deformations_are_larger():
 
 
 def test_vary_contrast_keeps_order_and_range():
-    generator = torch.Generator().manual_seed(0)
-    ramp = torch.linspace(0, 1, 50).view(1, 1, 1, 50)
-    noisy = 0
-    for _ in range(20):
-        first, second = vary_contrast([ramp, ramp], generator)
-        assert first.min() >= 0 and first.max() <= 1
-        # One gamma and gain for both; half of the draws add noise to each.
-        assert (first - second).abs().max() < 0.15
-        if torch.equal(first, second):
-            assert (first.diff() >= 0).all()
-        else:
-            noisy += 1
-    assert 4 <= noisy <= 16
+    ramp = torch.linspace(0, 1, 50).expand(2, 1, 40, 50)
+    for gamma, gain in variation(20).contrast[:, 0, :2].tolist():
+        plain, noisy = vary_contrast(ramp, torch.tensor([(gamma, gain, 0.0), (gamma, gain, 0.02)]), keys(2))
+        assert torch.allclose(plain, (gain * ramp[0] ** gamma).clamp(0, 1), atol=1e-5)
+        assert 0 <= noisy.min() and noisy.max() <= 1
+        assert (noisy - plain)[..., 20:30].std().item() == pytest.approx(0.02, rel=0.1)
 
 
-def test_vary_contrast_draws_a_gamma():
-    # Grey levels whose ratio is 2 come out with one of 2^gamma, whatever the gain: 1.62 to 2.64.
-    generator = torch.Generator().manual_seed(0)
-    image = torch.tensor([0.2, 0.4]).view(1, 1, 2, 1).repeat(1, 1, 1, 4000)
-    varied = [vary_contrast([image], generator)[0].mean(dim=3).flatten() for _ in range(40)]
-    ratios = torch.stack([high / low for low, high in varied])
-    assert 1.6 < ratios.min() < 1.75 and 2.4 < ratios.max() < 2.67
+def test_contrast_has_its_ranges():
+    gamma, gain, faint = variation(1000).contrast.flatten(0, 1).unbind(dim=1)
+    assert 0.7 < gamma.min() < 0.72 and 1.39 < gamma.max() < 1.42
+    assert 0.8 <= gain.min() < 0.81 and 1.19 < gain.max() <= 1.2 and 0.019 < faint.max() <= 0.02
 
 
 def test_vary_shading_is_smooth_and_of_each_image_its_own():
-    generator = torch.Generator().manual_seed(0)
-    flat = torch.full((1, 2, 128, 128), 0.4)
-    varied = [vary_shading(flat, generator) for _ in range(40)]
-    spread = torch.stack([image.std(dim=(2, 3))[0] for image in varied])
-    # Half of the draws leave an image as it is; shaded ones differ between the two of a pair.
-    assert 0.3 < (spread == 0).float().mean() < 0.7 and spread.max() > 0.05
-    assert not torch.allclose(spread[:, 0], spread[:, 1])
-    assert all(0 <= image.min() and image.max() <= 1 for image in varied)
-    assert max(image.diff(dim=3).abs().max() for image in varied) < 0.03
-    assert not vary_shading(torch.zeros(1, 2, 128, 128), generator).any()
+    flat = torch.full((40, 1, 128, 128), 0.4)
+    depth = torch.linspace(0, 0.5, 40)
+    varied = vary_shading(flat, depth, keys(40))
+    spread = varied.std(dim=(1, 2, 3))
+    assert spread[0] == 0 < spread[1] and spread[20:].max() > 0.05 and len(spread.unique()) == 40
+    assert 0 <= varied.min() and varied.max() <= 1
+    assert varied.diff(dim=3).abs().max() < 0.05
+    assert not vary_shading(torch.zeros(2, 1, 128, 128), torch.ones(2), keys(2)).any()
+
+
+def test_noise_is_white_normal_and_of_each_key_its_own():
+    noise = white_noise(keys(6, 2), (101, 99)).double()
+    assert noise.shape == (6, 2, 101, 99)
+    assert torch.equal(noise[4, 1], white_noise(keys(6, 2)[4, 1], (101, 99)).double())
+    assert abs(noise.mean()) < 0.01 and noise.std().item() == pytest.approx(1, abs=0.01)
+    assert (noise**4).mean().item() == pytest.approx(3, abs=0.1) and noise.abs().max() > 4
+    fields = noise.flatten(0, 1).flatten(1)
+    assert (torch.corrcoef(fields) - torch.eye(12)).abs().max() < 0.05
+    for shift in (1, 2, 99, 100, 5000):
+        assert abs((fields[:, shift:] * fields[:, :-shift]).mean()) < 0.015
 
 
 def test_fit_scales_the_longer_side_and_centres():
@@ -355,7 +385,8 @@ def test_bad_images_are_named(tmp_path):
 def test_draws_come_again_after_so_many_epochs():
     anew, again = sample(augment=True, size=64), sample(augment=True, size=64, repeat_after=1)
     count = len(again)
-    assert torch.equal(again[0].fixed, anew[0].fixed) and again[count] is again[0] and again[0].number == 0
+    assert torch.equal(again[0].fixed, anew[0].fixed) and again[0].number == 0
+    assert equal(again[count], again[0]) and equal(again[[count + 1, 0, 1]], again[[1, count, 1]])
     assert not torch.equal(anew[count].moving, anew[0].moving) and anew[count].number == count
 
 
@@ -378,20 +409,28 @@ def test_colours_belong_to_the_moving_image_and_move_with_it(tmp_path):
 
 def test_simulated_lesions_are_small_and_in_soft_tissue_of_one_image():
     y, x = torch.meshgrid(torch.arange(256), torch.arange(256), indexing="ij")
-    head = ((y - 128) ** 2 + (x - 128) ** 2 < 90**2).float()[None, None]
-    sizes = []
-    for seed in range(20):
-        in_fixed = bool(seed % 2)
-        lesions = simulated_lesions(0.5 * head, 0.4 * head, in_fixed, seeded(0, seed))
-        own, other = (lesions[0, place] for place in ((0, 1) if in_fixed else (1, 0)))
-        assert own.any() and not other.any() and own.abs().max() <= 0.4
-        assert (own != 0)[head[0, 0] == 0].float().mean() < 0.01
-        sizes.append((own != 0).sum().item())
-        again = simulated_lesions(0.5 * head, 0.4 * head, in_fixed, seeded(0, seed))
-        assert torch.equal(lesions, again)
+    head = ((y - 128) ** 2 + (x - 128) ** 2 < 90**2).float().expand(20, 1, 256, 256)
+    in_fixed = torch.arange(20) % 2 == 1
+    chosen = variation(20).lesions
+    lesions = simulated_lesions(0.5 * head, 0.4 * head, in_fixed, chosen)
+    own, other = (lesions[torch.arange(20), (in_fixed != side).long()] for side in (True, False))
+    assert own.flatten(1).any(dim=1).all() and not other.any() and own.abs().max() <= 0.4
+    assert own.max() > 0.1 and own.min() < -0.1
+    assert ((own != 0) & (head[:, 0] == 0)).float().mean() < 0.01
     # Two to five of 3 to 15 px.
-    assert 20 < min(sizes) and max(sizes) < 5 * 1.3 * math.pi * 7.5**2
-    assert not simulated_lesions(0 * head, 0 * head, True, seeded(0, 1)).any()
+    sizes = (own != 0).sum(dim=(1, 2))
+    assert 20 < sizes.min() and sizes.max() < 5 * 1.3 * math.pi * 7.5**2
+    assert not simulated_lesions(0 * head, 0 * head, in_fixed, chosen).any()
+
+
+def test_a_lesion_by_hand():
+    tissue = torch.zeros(1, 1, 64, 256)
+    tissue[..., 20, 30] = 0.4
+    lesion = torch.tensor([[[0.5, 6.0, 3.0, 0.0, 0.2, 0.9]]])
+    made = simulated_lesions(tissue, tissue, torch.tensor([True]), lesion)[0, 0]
+    # Its place is the only soft pixel, and side 0.9 makes it dark. Its edge is 1.5 px wide at its narrow end.
+    by_hand = {(20, 30): -0.2, (20, 33): -0.2, (20, 36): -0.1, (20, 38): 0.0, (22, 30): -0.2, (23, 30): -0.1}
+    assert {place: made[place].item() for place in by_hand} == pytest.approx(by_hand)
 
 
 def test_images_checked_are_kept_but_do_not_travel_to_other_processes(tmp_path):
@@ -402,7 +441,7 @@ def test_images_checked_are_kept_but_do_not_travel_to_other_processes(tmp_path):
     pairs.check()
     copied = pickle.loads(pickle.dumps(pairs))
     (tmp_path / "MRI/a001.png").unlink()
-    assert pairs.images(0).shape == (1, 5, 64, 64) and not pairs.images(0)[:, 2:].any()
+    assert pairs.images(0).shape == (5, 64, 64) and not pairs.images(0)[2:].any()
     for dataset in (copied, PairDataset(pd.DataFrame(rows), tmp_path)):
         with pytest.raises(ImageError, match="a001.png: expected an image file, found nothing there"):
             dataset.check()

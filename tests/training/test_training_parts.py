@@ -673,10 +673,11 @@ def test_the_seed_decides_on_the_first_weights_and_the_order(train_here, validat
         first.append(copy.deepcopy(made[0]))
         return made
 
-    monkeypatch.setattr(PairDataset, "__getitem__", lambda pairs, draw: drawn.append(draw) or item(pairs, draw))
+    monkeypatch.setattr(PairDataset, "__getitem__", lambda pairs, draws: drawn.append(draws) or item(pairs, draws))
     monkeypatch.setattr(script, "initial_network", watched_network)
     train_here("--overfit", "4", "--epochs", "1", "--val-every", "1", "--stage", "registration", "--seed", "5")
-    assert drawn[:4] == list(islice(EndlessSampler(4, 1, seed=5), 4)) != list(islice(EndlessSampler(4, 1), 4))
+    order, other = (list(islice(EndlessSampler(4, 1, seed=seed), 4)) for seed in (5, 0))
+    assert drawn[:4] == [[draw] for draw in order] and order != other
     torch.manual_seed(5)
     expected = EDARFusion("tiny").state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in first[0].state_dict().items())

@@ -24,10 +24,10 @@ def affine_flow(size: tuple[int, int], matrix: Tensor, shift: Tensor, stride: in
         (B, 2, H / stride, W / stride), in pixels of its own grid.
     """
     height, width = size[0] // stride, size[1] // stride
-    y = torch.arange(height, dtype=torch.float32) - (height - 1) / 2
-    x = torch.arange(width, dtype=torch.float32) - (width - 1) / 2
+    y = torch.arange(height, dtype=torch.float32, device=matrix.device) - (height - 1) / 2
+    x = torch.arange(width, dtype=torch.float32, device=matrix.device) - (width - 1) / 2
     points = torch.stack(torch.meshgrid(x, y, indexing="xy")).view(1, 2, -1)
-    moved = (matrix - torch.eye(2)) @ points + shift[:, :, None] / stride
+    moved = (matrix - torch.eye(2, device=matrix.device)) @ points + shift[:, :, None] / stride
     return moved.view(-1, 2, height, width)
 
 
