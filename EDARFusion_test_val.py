@@ -14,6 +14,7 @@ report.html. Ctrl-C ends after the current pair; --resume continues. See docs/us
 
 import argparse
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from data.table import SPLITS, modality_name, split_name
@@ -33,8 +34,8 @@ from utils.arguments import (
 )
 from utils.command import run_command
 from utils.files import InputError
-from utils.messages import show_messages
-from utils.processes import available_cores, local_world
+from utils.messages import printable, show_messages
+from utils.processes import available_cores, local_world, rank
 
 PROGRAM = "EDARFusion_test_val"
 
@@ -159,6 +160,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
 
     def work() -> int:
+        if rank() == 0:
+            # Loading takes up to minutes on a busy machine. A reader that is gone is said at the end.
+            with suppress(OSError):
+                print(f"results go to {printable(str(options.output))}; loading PyTorch", flush=True)
         # Brings torch, which the processes that score do without: they import this file again.
         from inference.run import run
 

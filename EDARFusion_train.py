@@ -113,14 +113,13 @@ def check_resumed(record: Record, pairs: str, teacher: str | None) -> None:
         raise CheckpointError.at(options.teacher, "the teacher that the run began with", "another one")
 
 
-def log_start(pairs: TrainingPairs, table: pd.DataFrame, folder: Path, device: torch.device, resumed: bool) -> None:
-    """Say what is trained on, where the run lies and where it computes."""
+def log_pairs(pairs: TrainingPairs, table: pd.DataFrame, device: torch.device) -> None:
+    """Say what is trained on and where it computes."""
     numbers, limits = describe(pairs, table)
     place = f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else f"{device}"
     log.info(f"{numbers}; {place}")
     for limit in limits:
         log.warning(limit)
-    log.info(f"{'going on with' if resumed else 'run folder:'} {folder}")
 
 
 def log_verdict(record: Record, folder: Path, broken_off: bool) -> None:
@@ -145,12 +144,15 @@ def train(request: Options | Resumption, stop: threading.Event) -> None:
                 unit = "epochs" if record.options.epochs else "minutes"
                 log.info(f"{folder} is finished after {record.options.length:g} {unit}; a larger number prolongs it")
                 return
+        elif rank() == 0:
+            folder = until_the_end.enter_context(new_folder(request))
         options = record.options if resumed else request
         device = own_device(options.device, world())
         choose_threads(device, options.threads)
         prefer_speed(device)
         torch.manual_seed(options.seed)
-        log.info("reading the pairs")
+        if rank() == 0:
+            log.info(f"{'going on with' if resumed else 'run folder:'} {folder}; reading the pairs")
         pairs, table, digest = load_pairs(options)
         teacher, taught_by = load_teacher(options, table, device)
         if resumed:
@@ -163,14 +165,12 @@ def train(request: Options | Resumption, stop: threading.Event) -> None:
             record = Record(options, next(iter(options.plan)), digest, world(), taught_by, inference=inference)
         if rank() == 0:
             pairs.check()
-            # Last of what may fail, so that no folder is left of a run that does not begin.
             if resumed:
                 remove_unfinished(folder)
             else:
-                folder = new_folder(options)
-                until_the_end.enter_context(lock_folder(folder))
+                # Last of what may fail, so that nothing is left of a run that does not begin.
                 begin_run(folder, options)
-            log_start(pairs, table, folder, device, resumed is not None)
+            log_pairs(pairs, table, device)
         join_processes(device, world())
         training = Training(record, start, teacher, pairs, folder if rank() == 0 else None, device)
         broken_off = training.run(resumed.state if resumed else None, stop)

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
-from tqdm import tqdm
 
 from data.augmentation import FIELDS, augmented
 from data.deformation import BENCHMARK, random_flow
@@ -28,6 +27,7 @@ from utils.geometry.foreground import foreground
 from utils.geometry.head_box import TISSUE
 from utils.geometry.warp import compose, invert, resize_flow, warp
 from utils.imaging.images import check_same_size, has_color, luma, read_image
+from utils.messages import with_progress
 
 VAL_SEED = 1_000_003
 """Validation draws its deformations from this seed, whatever the seed of the training."""
@@ -228,7 +228,7 @@ class PairDataset(Dataset[Pair]):
             FileError: as `images`; or no moving image of a modality shows tissue.
         """
         dark = dict(zip(self.modalities, self.moving, strict=True))
-        for row in tqdm(range(len(self)), desc="reading", unit="pair", disable=None, leave=False):
+        for row in with_progress(range(len(self)), "reading"):
             pair = self.images(row)
             if self.modalities[row] in dark and foreground(pair[None, 1:2].float() / 255, (1, 1)).any():
                 del dark[self.modalities[row]]

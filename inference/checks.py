@@ -6,16 +6,13 @@ Nothing here imports torch: the processes that score start the faster for it.
 from dataclasses import replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data.pairs import PairFiles, SourceImages, is_blank, read_fitted, read_true_flow
 from data.table import DataError, lacking_in_name
 from inference.marks import read_maps, read_mask, read_points
 from utils.files import FileError
 from utils.geometry.head_box import SMALL, head_length
 from utils.imaging.images import has_16_bits, has_color, read_image
-from utils.messages import OTHER_RENDERING, counted, log
-from utils.processes import rank
+from utils.messages import OTHER_RENDERING, counted, log, with_progress
 
 DARK = 4096 / 65535  # of the range: 12 bits in a file of 16 reach no further
 SEVERAL = 5  # images of one size, from which on they are taken to be of one origin
@@ -33,8 +30,7 @@ def check_pairs(pairs: list[PairFiles], modality: str, keep_going: bool) -> tupl
     """
     good, bad, names, oddities = [], [], {}, _Oddities(modality)
     sizes, lengths = [], {}
-    # Quick enough to leave no trace in a log: None shows the bar on a terminal only.
-    for pair in tqdm(pairs, desc=f"checking {modality}", unit="pair", leave=False, disable=rank() > 0 or None):
+    for pair in with_progress(pairs, f"checking {modality}"):
         try:
             _check_name(pair, names)
             images, fit = read_fitted(pair, modality)

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -157,19 +158,42 @@ def lock_folder(folder: Path) -> FileLock:
     return lock
 
 
-def new_folder(options: Options) -> Path:
-    """Return the folder of a new run."""
-    return Path(options.output) if options.output else new_run_folder(options.modality)
+@contextmanager
+def new_folder(options: Options) -> Iterator[Path]:
+    """Make the folder of a new run and lock it; remove it at the end if nothing came into it.
+
+    Raises:
+        FileError: there is a run in it already, another process trains there, or it cannot be written to.
+    """
+    existed = bool(options.output) and Path(options.output).exists()
+    folder = Path(options.output) if options.output else new_run_folder(options.modality)
+    try:
+        with lock_folder(folder):
+            if (folder / "last.safetensors").exists():
+                raise FileError.at(folder, "a folder without a run in it", "one; --resume goes on with it")
+            yield folder
+    finally:
+        if not existed:
+            remove_if_unused(folder)
+            if not options.output:
+                with suppress(OSError):  # other runs are in it
+                    folder.parent.rmdir()
+
+
+def remove_if_unused(folder: Path) -> None:
+    """Remove a folder that holds nothing but the file of its lock."""
+    with suppress(OSError):  # the folder is gone already, or another run has begun in it
+        if [path.name for path in folder.iterdir()] == [".lock"]:
+            (folder / ".lock").unlink()
+            folder.rmdir()
 
 
 def begin_run(folder: Path, options: Options) -> None:
     """Write the options of a new run into its folder.
 
     Raises:
-        FileError: there is a run in it, or it cannot be written to.
+        FileError: it cannot be written to.
     """
-    if (folder / "last.safetensors").exists():
-        raise FileError.at(folder, "a folder without a run in it", "one; --resume goes on with it")
     # Also shows before the first step whether the folder can be written to.
     write_bytes(folder / "options.json", json.dumps(asdict(options), indent=2).encode())
 

@@ -1,9 +1,18 @@
 """What the project says on stderr beside its results: numbers and lists in messages, and the log that they go to."""
 
 import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+from tqdm import tqdm
 
 from utils.processes import rank
+
+Item = TypeVar("Item")
+
+PATIENCE = 5.0
+"""Seconds of work after which a log file is told how far it is."""
 
 log = logging.getLogger("EDARFusion")
 """For what is no error but should be known. Silent until a command calls `show_messages`, apart from warnings."""
@@ -22,6 +31,12 @@ def show_messages(program: str) -> None:
     log.handlers = [handler]
     log.setLevel(logging.INFO)
     log.disabled = rank() > 0
+
+
+def with_progress(items: Iterable[Item], text: str, unit: str = "pair") -> Iterable[Item]:
+    """Show how far a loop is: on a terminal as a bar that goes again, in a log every 5 s if it takes that long."""
+    waits = {} if sys.stderr.isatty() else {"delay": PATIENCE, "mininterval": PATIENCE}
+    return tqdm(items, desc=text, unit=unit, leave=False, disable=rank() > 0, dynamic_ncols=True, **waits)
 
 
 def counted(number: int, noun: str) -> str:
