@@ -65,9 +65,9 @@ def initial_network(options: Options) -> tuple[EDARFusion, dict[str, int | bool]
         return EDARFusion(options.preset or "small", **parts), usage
     checkpoint = load_checkpoint(options.init)
     network = checkpoint.model
-    wanted = parts | ({"preset": options.preset} if options.preset else {})
-    if other := {name: network.arguments[name] for name in wanted if network.arguments[name] != wanted[name]}:
-        expected, found = (", ".join(f"{name} {x[name]}" for name in other) for x in (wanted, other))
+    arguments = parts | ({"preset": options.preset} if options.preset else {})
+    if other := {name: network.arguments[name] for name in arguments if network.arguments[name] != arguments[name]}:
+        expected, found = (", ".join(f"{name} {x[name]}" for name in other) for x in (arguments, other))
         raise CheckpointError.at(options.init, f"a network of {expected}, as the options say", f"one of {found}")
     passes = max(usage["passes"], checkpoint.inference()["passes"])
     return network, usage | {"passes": passes}

@@ -65,22 +65,22 @@ def make_table(
         raise DataError(f"ratio: expected 0 to 1, found {ratio}")
     pattern = _pattern(group_pattern)
     root = Path(root)
-    wanted = _modalities_in(root) if modality == "all" else [modality]
-    parts = {name: _pairs_of(root, name, pattern, split_csv, draw_others) for name in wanted}
-    if any((part["split"] == "").any() for part in parts.values()) and (root / f"{wanted[0]}-MRI").is_dir():
+    modalities = _modalities_in(root) if modality == "all" else [modality]
+    parts = {name: _pairs_of(root, name, pattern, split_csv, draw_others) for name in modalities}
+    if any((part["split"] == "").any() for part in parts.values()) and (root / f"{modalities[0]}-MRI").is_dir():
         # One patient is on one side whatever is asked for, so all that is there is split.
-        others = set(_modalities_in(root)) - set(wanted)
+        others = set(_modalities_in(root)) - set(modalities)
         parts |= {name: _pairs_of(root, name, pattern, split_csv, draw_others=True) for name in others}
     table = pd.concat([parts[name] for name in MODALITIES if name in parts], ignore_index=True)
     drawn = table["split"] == ""
     given = table[~drawn].groupby("group")["split"].agg(lambda splits: splits.mode()[0])
     table.loc[drawn, "split"] = _draw_split(table[drawn], ratio, seed, given.to_dict())
-    for name in wanted if 0 < ratio < 1 else ():
+    for name in modalities if 0 < ratio < 1 else ():
         part = table[drawn & (table["modality"] == name)]
         if part["group"].nunique() == 1:
             found = f"one ({part['group'].iloc[0]}); is the group pattern right?"
             raise DataError.at(name, "two patients or more to split by", found)
-    return table[table["modality"].isin(wanted)].reset_index(drop=True)
+    return table[table["modality"].isin(modalities)].reset_index(drop=True)
 
 
 def _pattern(group_pattern: str) -> re.Pattern:
@@ -186,13 +186,13 @@ def shared_patients(table: pd.DataFrame) -> int:
 
 def _modalities_in(root: Path) -> list[str]:
     """List the modalities that have a folder below the root."""
-    found = [name for name in MODALITIES if (root / f"{name}-MRI").exists()]
-    if not found:
+    modalities = [name for name in MODALITIES if (root / f"{name}-MRI").exists()]
+    if not modalities:
         expected = f"one or more of the folders {', '.join(f'{name}-MRI' for name in MODALITIES)}"
-        there = "none of them" if root.is_dir() else "nothing there"
+        found = "none of them" if root.is_dir() else "nothing there"
         single = f"; for {root / 'MRI'} give one --modality" if (root / "MRI").is_dir() else ""
-        raise DataError.at(root, expected, there + single)
-    return found
+        raise DataError.at(root, expected, found + single)
+    return modalities
 
 
 def _draw_split(table: pd.DataFrame, ratio: float, seed: int, given: dict[str, str]) -> list[str]:

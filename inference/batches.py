@@ -69,7 +69,7 @@ def make_batches(
 
 
 def what_results_depend_on(options: Options, network: Network, volumes: VolumePair | None) -> dict:
-    """What results depend on beside the pairs: --resume takes over none that were made otherwise."""
+    """List what results depend on beside the pairs: --resume takes over none that were made otherwise."""
     return {
         "checkpoint": Path(options.checkpoint).name,
         "sha256": file_digest(options.checkpoint),

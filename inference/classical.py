@@ -220,8 +220,8 @@ def _by_ants(fixed: NDArray[np.float32], moving: NDArray[np.float32], **settings
 
     with tempfile.TemporaryDirectory() as folder:
         images = [ants.from_numpy(np.ascontiguousarray(image.T, np.float32)) for image in (fixed, moving)]
-        found = ants.registration(*images, outprefix=f"{folder}/", random_seed=1, **settings)
-        path = ants.apply_transforms(*images, found["fwdtransforms"], compose=f"{folder}/composed")
+        registration = ants.registration(*images, outprefix=f"{folder}/", random_seed=1, **settings)
+        path = ants.apply_transforms(*images, registration["fwdtransforms"], compose=f"{folder}/composed")
         field = ants.image_read(path).numpy()
     return np.ascontiguousarray(field.transpose(2, 1, 0), np.float32)
 

@@ -112,10 +112,10 @@ def _tells_more(fixed: Tensor, aligned: Tensor, others: list[Tensor]) -> bool:
 def _begin(estimate: Estimate, moving: Tensor, start: Tensor) -> _Found:
     """Align from a start, a matrix (3, 3): p -> start p."""
     size, matrices = tuple(moving.shape[2:]), (start, torch.linalg.inv(start))
-    there, back = (flow_of(matrix, size).to(moving.device) for matrix in matrices)
-    found = estimate(warp(moving, there))
-    flow, inverse_flow = compose(there, found.flow), compose(found.inverse_flow, back)
-    return _Found(found._replace(flow=flow, inverse_flow=inverse_flow), _length(found))
+    forward, back = (flow_of(matrix, size).to(moving.device) for matrix in matrices)
+    output = estimate(warp(moving, forward))
+    flow, inverse_flow = compose(forward, output.flow), compose(output.inverse_flow, back)
+    return _Found(output._replace(flow=flow, inverse_flow=inverse_flow), _length(output))
 
 
 def _settle(estimate: Estimate, moving: Tensor, output: Output) -> Output:

@@ -125,7 +125,7 @@ class PairFuser:
     def _shown(
         self, output: Output, fused: Tensor, fixed: Tensor, moving: Tensor, scale: Tensor | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Fused and aligned image as they are shown, in colour where there is any, and the plain overlay.
+        """Colour the fused and the aligned image where there are colours, and make the plain overlay.
 
         Args:
             fused, fixed: (1, 1, H, W).
@@ -146,36 +146,36 @@ class PairFuser:
     def _estimate(
         self, fixed: Tensor, moving: Tensor, view: View | None, passes: int, room: Tensor | None
     ) -> Output:
-        """What the model makes of grey images (1, 1, H, W) and of the room that colours leave, as
-        `EDARFusion.forward` takes it; the flow is of the whole frame, wherever it was found.
+        """Align and fuse grey images (1, 1, H, W), with the room that colours leave, as `EDARFusion.forward` takes it.
 
-        The fusion and the maps are then of the frame, whose images are aligned already.
+        The flow belongs to the whole image, also where it was estimated on a view of the head. Fusion and maps are then
+        those of the whole images, which are aligned already.
         """
         model = partial(self._run, passes=passes)
         seen = (fixed, moving) if view is None else (view.show(fixed), view.show(moving))
-        first = found = model(*seen, room=room if view is None else None)
+        first = best = model(*seen, room=room if view is None else None)
         if self.multistart and passes:
-            found = register_from_afar(model, *seen, first)
-        if view is None and found is first:
+            best = register_from_afar(model, *seen, first)
+        if view is None and best is first:
             return first
-        flow, inverse_flow, expected = found.flow, found.inverse_flow, found.expected_error
+        flow, inverse_flow, expected = best.flow, best.inverse_flow, best.expected_error
         if view is not None:
             flow, inverse_flow = (view.enlarge(x, fixed.shape[2:]) for x in (flow, inverse_flow))
             expected = None if expected is None else view.enlarge_lengths(expected, fixed.shape[2:])
         aligned = warp(moving, flow)
-        found = {"aligned": aligned, "flow": flow, "inverse_flow": inverse_flow, "disagreement": found.disagreement}
-        found["expected_error"] = expected
+        known = {"aligned": aligned, "flow": flow, "inverse_flow": inverse_flow, "disagreement": best.disagreement}
+        known["expected_error"] = expected
         room = None if room is None else warp(room, flow)
-        return self._run(fixed, aligned, passes=0, room=room)._replace(**found)
+        return self._run(fixed, aligned, passes=0, room=room)._replace(**known)
 
     def _estimate_beside(
         self, mask: np.ndarray, fixed: Tensor, moving: Tensor, view: View | None, passes: int, room: Tensor | None
     ) -> Output:
-        """What `_estimate` makes of a pair in which nothing within a mask has a say."""
+        """Align and fuse as `_estimate` does, but match nothing within a mask."""
         filled = [continue_into(image[0].cpu().numpy(), mask) for image in (fixed, moving)]
-        found = self._estimate(*(torch.from_numpy(x)[None].to(self.device) for x in filled), view, passes, None)
-        flow = torch.from_numpy(continue_into(found.flow[0].cpu().numpy(), mask))[None].to(self.device)
-        known = {"disagreement": found.disagreement, "expected_error": found.expected_error}
+        estimate = self._estimate(*(torch.from_numpy(x)[None].to(self.device) for x in filled), view, passes, None)
+        flow = torch.from_numpy(continue_into(estimate.flow[0].cpu().numpy(), mask))[None].to(self.device)
+        known = {"disagreement": estimate.disagreement, "expected_error": estimate.expected_error}
         return self._fuse_along(fixed, moving, flow, room)._replace(**known)
 
     def _fuse_along(self, fixed: Tensor, moving: Tensor, flow: Tensor, room: Tensor | None) -> Output:
@@ -206,7 +206,7 @@ class PairFuser:
 def _checked(
     fixed: np.ndarray | Tensor, moving: np.ndarray | Tensor, mask: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fixed and moving image as float32 arrays, once they are found to be what `PairFuser` takes."""
+    """Convert fixed and moving image to float32 arrays, if `PairFuser` can take them."""
     fixed, moving = _as_array(fixed), _as_array(moving)
     if fixed.ndim != 2 or moving.shape not in (fixed.shape, (*fixed.shape, 3)):
         expected = "fixed (H, W) and moving (H, W) or (H, W, 3)"
@@ -221,7 +221,7 @@ def _checked(
 
 
 def _maps_of(output: Output, expected: Tensor | None, mask: np.ndarray | None) -> dict[str, np.ndarray]:
-    """The maps (H, W) that explain an alignment, by their name in `evaluation.figures.MAPS`."""
+    """Collect the maps (H, W) that explain an alignment, by their name in `evaluation.figures.MAPS`."""
     names = "entropy_fixed", "entropy_moving", "entropy_difference", "gate", "reliability", "consistency"
     maps = {name: getattr(output, name) for name in names} | {"jacobian": jacobian_determinant(output.flow)}
     if expected is not None:

@@ -129,7 +129,7 @@ class ResultFolder:
         self.maps, self.figures, self.blend, self.colormap = maps, figures, blend, colormap
 
     def files(self, name: str, *, all_kinds: bool = False) -> dict[str, Path]:
-        """The files of a pair: fused, aligned and, if wanted, blend, flow, flow_inverse, maps/MAP, maps/values,
+        """List the files of a pair: fused, aligned and, if wanted, blend, flow, flow_inverse, maps/MAP, maps/values,
         figures, figures/strips.
 
         Args:
@@ -194,7 +194,7 @@ class ResultFolder:
         return [*sorted(names), *(path.relative_to(self.path).as_posix() for path in older)]
 
     def _other_flows(self, name: str) -> Iterator[Path]:
-        """Files of displacement fields of a pair in other formats."""
+        """List the files of a pair's displacement fields in other formats."""
         for suffix in dict.fromkeys(FLOW_SUFFIXES.values()):
             if suffix != self.flow_suffix:
                 yield from (self.path / kind / f"{name}{suffix}" for kind in ("flow", "flow_inverse"))

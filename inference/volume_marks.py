@@ -113,7 +113,7 @@ def _read_on_grid(path: str | os.PathLike, like: Volume) -> Volume:
 def _distances(
     fixed: NDArray, moving: NDArray, transform: sitk.Transform, affine: NDArray, suffix: str
 ) -> dict[str, float]:
-    """Mean distance of points that were carried to the moving space from where they belong, mm and voxels."""
+    """Average the distance of points carried to the moving space from where they belong, mm and voxels."""
     found = np.array([transform.TransformPoint((point * _FLIP).tolist()) for point in fixed]) * _FLIP
     missed = found - moving
     # In voxels it counts along the axes of the fixed volume.

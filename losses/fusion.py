@@ -56,28 +56,28 @@ class FusionWeights(NamedTuple):
 
 
 def for_modalities(weights: FusionWeights, modality: Tensor) -> FusionWeights:
-    """Weights for pairs of the modalities (B,), indices in `data.table.MODALITIES`."""
+    """Choose the weights for pairs of the modalities (B,), indices in `data.table.MODALITIES`."""
     tracer = modality != MODALITIES.index("CT")
     return weights._replace(
         information=torch.where(tracer, TRACER_INFORMATION * weights.information, weights.information)
     )
 
 
-def intensity_error(wanted: Tensor, *fused: Tensor) -> Tensor:
-    """Mean absolute difference from the wanted image; all (B, 1, H, W) in [0, 1]; (n, B) for n fused images."""
-    return torch.stack([(image - wanted).abs().mean(dim=(1, 2, 3)) for image in fused])
+def intensity_error(target: Tensor, *fused: Tensor) -> Tensor:
+    """Average the absolute difference from the target; all (B, 1, H, W) in [0, 1]; (n, B) for n fused images."""
+    return torch.stack([(image - target).abs().mean(dim=(1, 2, 3)) for image in fused])
 
 
-def tone_error(wanted: Tensor, *fused: Tensor) -> Tensor:
-    """As `intensity_error`, of local means: what one image alone shows keeps its shade, bone is no hollow outline.
+def tone_error(target: Tensor, *fused: Tensor) -> Tensor:
+    """Compute `intensity_error` of local means, so that what one image alone shows keeps its shade.
 
     The losses on edges and contrast do not mind a skull or an infarct that vanishes between its edges.
     """
-    return intensity_error(*(_local_mean(image, *TONE) for image in (wanted, *fused)))
+    return intensity_error(*(_local_mean(image, *TONE) for image in (target, *fused)))
 
 
 def lesion_loss(lesion: Tensor, fused: Tensor, fused_with_lesion: Tensor) -> Tensor:
-    """Share of a simulated lesion's contrast that the fused image lacks, and what changes where there is no lesion.
+    """Compute the share of a simulated lesion's contrast that the fused image lacks, and the change beside it.
 
     The lesion is in one source alone, and all else is the same, so the difference of the two fused images is what is
     seen of it, whatever lies around. Contrast beyond `LESION_KEPT` is not asked for.
@@ -99,7 +99,7 @@ def lesion_loss(lesion: Tensor, fused: Tensor, fused_with_lesion: Tensor) -> Ten
 
 
 def saturation_loss(room: Tensor, *fused: Tensor) -> Tensor:
-    """Share of the saturation of strong colours that the fused luma leaves no room for.
+    """Compute the share of strong colours' saturation that the fused luma leaves no room for.
 
     The room bounds what a pixel may lose. This is the price of it, so that pixels pay where the fixed image's detail is
     worth it.
@@ -119,7 +119,7 @@ def saturation_loss(room: Tensor, *fused: Tensor) -> Tensor:
 
 
 def edge_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
-    """One minus edge preservation Q^AB/F (Xydeas and Petrovic 2000), in a form that can be differentiated.
+    """Compute one minus edge preservation Q^AB/F (Xydeas and Petrovic 2000), in a differentiable form.
 
     Args:
         fixed, moving_aligned, fused: (B, 1, H, W) in [0, 1].
@@ -145,7 +145,7 @@ def _quality(share: Tensor, top: float, slope: float, middle: float) -> Tensor:
 
 
 def _edges(image: Tensor, floor: float = 1e-3) -> tuple[Tensor, Tensor]:
-    """Strength and orientation (-pi/2 to pi/2) of the edges; strength is at least `floor`, so that ratios exist."""
+    """Compute strength and orientation (-pi/2 to pi/2) of the edges. Strength is at least `floor`: ratios exist."""
     x, y = sobel(image)
     # Where an image is flat the angle has no meaning and its derivative no bound.
     flat = x.abs() + y.abs() < 1e-5
@@ -155,7 +155,7 @@ def _edges(image: Tensor, floor: float = 1e-3) -> tuple[Tensor, Tensor]:
 
 
 def structure_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
-    """One minus SSIM (Wang et al. 2004) with the image that varies more at each place.
+    """Compute one minus SSIM (Wang et al. 2004) with the image that varies more at each place.
 
     Args:
         fixed, moving_aligned, fused: (B, 1, H, W) in [0, 1].
@@ -176,7 +176,7 @@ def structure_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Ten
 
 
 def _ssim(a: Tensor, b: Tensor, moments_a: tuple[Tensor, Tensor], moments_b: tuple[Tensor, Tensor]) -> Tensor:
-    """Map of SSIM. As kornia's, whose windows are copied to the device anew in each step and convolved."""
+    """Map SSIM as kornia does, whose windows are copied to the device anew in each step and convolved."""
     (mean_a, variance_a), (mean_b, variance_b) = moments_a, moments_b
     covariance = _local_mean(a * b, *SSIM_WINDOW) - mean_a * mean_b
     c_1, c_2 = 0.01**2, 0.03**2
@@ -185,7 +185,7 @@ def _ssim(a: Tensor, b: Tensor, moments_a: tuple[Tensor, Tensor], moments_b: tup
 
 
 def information_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
-    """One minus visual information fidelity VIFF (Han et al. 2013), in a form that can be differentiated.
+    """Compute one minus visual information fidelity VIFF (Han et al. 2013), in a differentiable form.
 
     Contrast counts here: an image whose contrast is halved has all its edges in place, yet tells the eye less.
 
@@ -208,7 +208,7 @@ def information_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> T
 
 @lru_cache(maxsize=32)
 def _blurring(length: int, size: int, sigma: float, step: int, device: torch.device) -> Tensor:
-    """(length, length / step), columns that blur a row of an image and keep every step-th result.
+    """Make columns (length, length / step) that blur a row of an image and keep every step-th result.
 
     As a product with a matrix the wide windows here take a tenth of a convolution's time on a CPU.
     """
@@ -223,13 +223,13 @@ def _local_mean(image: Tensor, size: int, sigma: float, step: int = 1) -> Tensor
 
 
 def _moments(image: Tensor, size: int, sigma: float) -> tuple[Tensor, Tensor]:
-    """Local mean and variance under a Gaussian window."""
+    """Compute local mean and variance under a Gaussian window."""
     mean, square = (_local_mean(values, size, sigma) for values in (image, image.square()))
     return mean, (square - mean.square()).clamp_min(0)
 
 
 def _fidelity(sources: list[Tensor], moments: list[tuple[Tensor, Tensor]], fused: Tensor, size: int) -> Tensor:
-    """What the eye draws about the sources from the fused image, as a share of what it draws from themselves."""
+    """Compute the information about the sources in the fused image, as a share of that in themselves."""
     mean_f, variance_f = _moments(fused, size, size / 5)
     kept, total, gains = [], [], []
     for source, (mean, variance) in zip(sources, moments, strict=True):
@@ -246,7 +246,7 @@ def _fidelity(sources: list[Tensor], moments: list[tuple[Tensor, Tensor]], fused
 
 
 def visibility_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
-    """Root of Q_CV (Chen and Varshney 2007): what the eye sees to be wrong where each source is most salient.
+    """Compute the root of Q_CV (Chen and Varshney 2007): visible error where each source is most salient.
 
     Args:
         fixed, moving_aligned, fused: (B, 1, H, W) in [0, 1].
@@ -272,7 +272,7 @@ def visibility_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Te
 
 @lru_cache(maxsize=32)
 def _sensitivity(size: tuple[int, int], device: torch.device) -> Tensor:
-    """`contrast_sensitivity` on a device."""
+    """Bring `contrast_sensitivity` to a device."""
     with torch.inference_mode(False):
         return torch.from_numpy(contrast_sensitivity(size)).to(device, torch.float32)
 
@@ -320,9 +320,9 @@ def fusion_loss(
         `FusionLoss` of scalars, means over the batch.
     """
     image = fused.predicted
-    wanted = plain_fusion(fixed, moving_aligned, room)
+    target = plain_fusion(fixed, moving_aligned, room)
     losses = (edge_loss, structure_loss, information_loss, visibility_loss)
-    parts = [intensity_error(wanted, image), tone_error(wanted, image)]
+    parts = [intensity_error(target, image), tone_error(target, image)]
     parts += [loss(fixed, moving_aligned, image) for loss in losses]
     parts += [lesion_loss(lesion, image, fused.with_lesion), saturation_loss(room, image)]
     parts += [intensity_error(fused.true.detach(), image)]

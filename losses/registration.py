@@ -152,9 +152,9 @@ def registration_loss(
     flow = sum(masked_mean((step.flow - truth).abs(), mask) for step in registration.steps)
     strength = edge_strength(torch.cat((moving_aligned, moving)), size)
     edges = sum(edge_error(step.flow - truth, strength) for step in registration.steps)
-    there = slice(len(moving))
-    refined_flow = masked_mean((refined - truth[there]).abs(), mask[there])
-    refined_edges = edge_error(refined - truth[there], strength[there])
+    first = slice(len(moving))
+    refined_flow = masked_mean((refined - truth[first]).abs(), mask[first])
+    refined_edges = edge_error(refined - truth[first], strength[first])
     matching = sum(
         matching_error(scores, truth - step.before.detach(), mask, step.radius)
         for step in registration.steps
@@ -165,6 +165,6 @@ def registration_loss(
     aligned = warp(halved(moving), resize_flow(refined / CELL, half))
     similarity = (aligned - halved(moving_aligned)).abs().mean()
     smooth = smoothness(last.flow) + smoothness(refined)
-    inverse = CELL * inverse_error(forward / CELL, backward / CELL, mask[there])
+    inverse = CELL * inverse_error(forward / CELL, backward / CELL, mask[first])
     parts = (flow, edges, refined_flow, refined_edges, matching, similarity, smooth, inverse)
     return RegistrationLoss(sum(w * part for w, part in zip(weights, parts, strict=True)), *parts)

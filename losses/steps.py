@@ -35,9 +35,7 @@ def has_colors(color: Tensor) -> Tensor:
 
 
 def colored_room(color: Tensor, grey: Tensor) -> Tensor:
-    """`models.room.room_of` images by their colours (B, 3, H, W), or by their grey values (B, 1, H, W) where they have
-    none.
-    """
+    """Compute `models.room.room_of` colours (B, 3, H, W), or of grey values (B, 1, H, W) where there are none."""
     return torch.where(has_colors(color), room_of(color), room_of(grey))
 
 
@@ -52,11 +50,11 @@ class RegistrationStep(nn.Module):
         self.teacher_registers = teacher and teacher.register_averaged  # no part of this module, which learns
 
     def forward(self, pair: Pair, amp: Autocast) -> RegistrationLoss:
-        """A batch with its true flows -> `RegistrationLoss` of scalars; `amp` is for the networks, not for the loss."""
+        """Compute the loss of a batch with its true flows. `amp` is for the networks, not for the loss."""
         if self.teacher_registers:
             with torch.no_grad(), amp:
-                found = self.teacher_registers(pair.fixed, pair.moving)
-                pair = pair.with_truth(found.flow, found.inverse_flow)
+                taught = self.teacher_registers(pair.fixed, pair.moving)
+                pair = pair.with_truth(taught.flow, taught.inverse_flow)
         with amp:
             registration = self.register_pair(pair.fixed, pair.moving, both=True)
         return registration_loss(
@@ -87,7 +85,7 @@ class FusionStep(nn.Module):
         self.teacher_fuses = teacher and teacher.fuse
 
     def forward(self, pair: Pair, amp: Autocast) -> FusionLoss:
-        """A batch with its true alignment -> `FusionLoss` of scalars; `amp` is for the registration alone."""
+        """Compute the loss of a batch with its true alignment. `amp` is for the registration alone."""
         registration = self.registered(pair, amp)
         room_true = colored_room(pair.color, pair.moving_aligned)
         aligned, room = pair.moving_aligned, room_true
@@ -119,8 +117,8 @@ class FusionStep(nn.Module):
         if numbers and all(number in self.remembered for number in numbers):
             return Registered(*map(torch.stack, zip(*map(self.remembered.get, numbers), strict=True)))
         with amp:
-            found = self.register_pair(pair.fixed, pair.moving)
-        found = Registered(found.flow, found.reliability, found.gate)
+            registered = self.register_pair(pair.fixed, pair.moving)
+        registered = Registered(registered.flow, registered.reliability, registered.gate)
         if numbers:
-            self.remembered |= zip(numbers, zip(*(field.unbind() for field in found), strict=True), strict=True)
-        return found
+            self.remembered |= zip(numbers, zip(*(field.unbind() for field in registered), strict=True), strict=True)
+        return registered

@@ -381,8 +381,8 @@ def _text(value: float | None, name: str) -> str:
 
 
 def _size(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)x(\d+)", text)
-    size = (int(found[1]), int(found[2])) if found else (0, 0)
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    size = (int(match[1]), int(match[2])) if match else (0, 0)
     if min(size) < MIN_SIDE:
         raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH with sides from {MIN_SIDE}, found {text!r}")
     return size

@@ -120,8 +120,8 @@ def write_benchmark(root: Path, output: Path, source: Path = DRAW) -> pd.DataFra
             modality, name = row["modality"], row["name"]
             fixed, label = _read(root, modality, name)
             stored = deformations[f"{modality}/{name}"]
-            found = {"fixed": _bytes_of(fixed), "label": _bytes_of(label), "deformation": stored}
-            for role, array in found.items():
+            contents = {"fixed": _bytes_of(fixed), "label": _bytes_of(label), "deformation": stored}
+            for role, array in contents.items():
                 if checksum(array) != row[f"{role}_sha256"]:
                     path = root / f"{modality}-MRI" / {"fixed": "MRI", "label": modality}.get(role, "") / f"{name}.png"
                     expected = f"the {role} of the draw, SHA-256 of its values {row[f'{role}_sha256'][:12]}..."

@@ -78,13 +78,13 @@ def check_command(options: argparse.Namespace, checkpoint: Checkpoint, device: t
     if options.heads:
         sets |= {f"simulated {name}": pairs for name, pairs in simulated_sets(options.heads, options.pairs).items()}
     passes = checkpoint.inference()["passes"]
-    found = {name: collect(checkpoint.model, pairs, device, passes=passes) for name, pairs in sets.items()}
-    found["all"] = Mistakes(*map(torch.cat, zip(*found.values(), strict=True)))
+    mistakes_of = {name: collect(checkpoint.model, pairs, device, passes=passes) for name, pairs in sets.items()}
+    mistakes_of["all"] = Mistakes(*map(torch.cat, zip(*mistakes_of.values(), strict=True)))
     network = checkpoint.model.expected_error.cpu()
     header = ["images", "pairs", "error, px", "expected, px", "coverage", "within pairs", "over pairs",
               "sparsification", "by disagreement", *(f"surest {share:.0%}" for share in SHARES)]  # fmt: skip
     lines = []
-    for name, mistakes in found.items():
+    for name, mistakes in mistakes_of.items():
         c = calibration(network, mistakes)
         lines.append([
             name, str(c.pairs), f"{c.error:.2f}", f"{c.expected:.2f}", f"{c.coverage:.1%}", f"{c.within:.2f}",

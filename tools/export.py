@@ -100,8 +100,8 @@ def largest_differences(data: bytes, graph: AtSettings, fixed: Tensor, moving: T
     """Measure the largest difference of each output between the ONNX file and the network: grey value, or px."""
     with torch.inference_mode(), accurate_means(graph):
         expected = graph(fixed, moving)
-    found = run_onnx(data, fixed, moving)
-    return {name: (a - b).abs().max().item() for name, a, b in zip(Exported._fields, found, expected, strict=True)}
+    exported = run_onnx(data, fixed, moving)
+    return {name: (a - b).abs().max().item() for name, a, b in zip(Exported._fields, exported, expected, strict=True)}
 
 
 def export(options: argparse.Namespace) -> None:

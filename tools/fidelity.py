@@ -39,11 +39,11 @@ def folders_of(root: str, modality: str) -> dict[str, Path] | None:
     for folder in (Path(root, modality), Path(root, f"{modality}-MRI")):
         if folder.is_dir():
             fused = folder / "fused_rgb"
-            found = {"fused": fused if fused.is_dir() else folder / "fused", "aligned": folder / "aligned"}
-            for path in found.values():
+            folders = {"fused": fused if fused.is_dir() else folder / "fused", "aligned": folder / "aligned"}
+            for path in folders.values():
                 if not path.is_dir():
                     raise FileError.at(path, "a folder of images", "none")
-            return found
+            return folders
     return None
 
 

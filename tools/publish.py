@@ -51,8 +51,8 @@ def publish(
     training = {name: known[name] for name in ("step", "seconds", "history", "expected_error") if name in known}
     options = known.get("options", {})
     training["options"] = {name: value for name, value in options.items() if name not in PATHS}
-    wanted = {"average": average, "passes": passes}
-    inference = known.get("inference", {}) | {name: value for name, value in wanted.items() if value is not None}
+    settings = {"average": average, "passes": passes}
+    inference = known.get("inference", {}) | {name: value for name, value in settings.items() if value is not None}
     if inference:
         training["inference"] = inference
     metrics = checkpoint.metrics

@@ -162,7 +162,7 @@ def _moved(transform: sitk.Transform, points: NDArray[np.float64]) -> NDArray[np
 
 
 def error(pair: SimulatedPair, transform: sitk.Transform) -> float:
-    """Mean distance between where a transform puts the points and where they lie, mm."""
+    """Compute the mean distance between where a transform puts the points and where they lie, mm."""
     return float(np.linalg.norm(_moved(transform, pair.points) - pair.truth, axis=1).mean())
 
 

@@ -51,17 +51,17 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank % torch.cuda.device_count()) if name == "cuda" else torch.device(name)
 
 
-def choose_threads(device: torch.device, wanted: int | None) -> None:
+def choose_threads(device: torch.device, count: int | None) -> None:
     """Set how many threads this process computes with on a CPU.
 
     Args:
         device: where the network computes; beside an accelerator nothing changes.
-        wanted: number of threads; None leaves OMP_NUM_THREADS in force or takes this process's share of idle cores.
+        count: number of threads; None leaves OMP_NUM_THREADS in force or takes this process's share of idle cores.
     """
-    if wanted is None and device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        wanted = max(1, idle_cores() // local_world())
-    if wanted:
-        torch.set_num_threads(wanted)
+    if count is None and device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        count = max(1, idle_cores() // local_world())
+    if count:
+        torch.set_num_threads(count)
 
 
 def prefer_speed(device: torch.device) -> None:

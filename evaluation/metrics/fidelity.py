@@ -153,8 +153,9 @@ def color_kept(reference: np.ndarray, fused: np.ndarray) -> dict[str, float]:
 
 
 def tracer_order(reference: np.ndarray, fused: np.ndarray) -> float:
-    """Rank correlation between the tracer and what a reader takes it for by the fused colour. In [-1, 1]; higher is
-    better.
+    """Compute the rank correlation between the tracer and what a reader takes it for by the fused colour.
+
+    It lies in [-1, 1]; higher is better.
 
     The colour scale is read off the reference: the place of a colour on it is the length of the shortest path from the
     darkest colour through the colours that occur. A fused colour is taken for the colour of the scale that is most like

@@ -51,5 +51,5 @@ def write_index(
 
 def _references(table: pd.DataFrame) -> str:
     """Describe what the fused images of a table are scored against."""
-    found = table["reference"].dropna().astype(str).unique() if "reference" in table else []
-    return " or ".join(found) or "–"
+    references = table["reference"].dropna().astype(str).unique() if "reference" in table else []
+    return " or ".join(references) or "–"

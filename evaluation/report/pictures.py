@@ -150,9 +150,9 @@ def _check_pair(pair: PairImages) -> None:
             raise ValueError(f"pair {pair.name}: expected {view} of shape (H, W) or (H, W, 3), found {shape}")
     height, width = np.shape(pair.fixed)[:2]
     for view, image in _views(pair._replace(extra={})):
-        found = np.shape(image)[:2]
-        if found != (height, width):
+        size = np.shape(image)[:2]
+        if size != (height, width):
             raise ValueError(
                 f"pair {pair.name}: expected {view} of {height} x {width} like Fixed, "
-                f"found {found[0]} x {found[1]}"
+                f"found {size[0]} x {size[1]}"
             )
