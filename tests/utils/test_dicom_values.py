@@ -140,6 +140,40 @@ def test_a_range_limit_without_a_padding_value_means_nothing(tmp_path: Path) -> 
     np.testing.assert_array_equal(found, stored)
 
 
+def test_the_least_number_of_the_type_is_padding_though_no_tag_says_so(tmp_path: Path) -> None:
+    stored = brain()
+    stored[:3] = -32768
+    found = read_volume(mr(tmp_path / "a.dcm", stored)).slices[0]
+    assert (found[:3] == stored[3:].min()).all()
+    np.testing.assert_array_equal(found[3:], stored[3:])
+
+
+def test_the_least_number_of_the_type_may_be_measured(tmp_path: Path) -> None:
+    stored = brain(low=-32768, high=32767)
+    stored[:3] = -32768
+    np.testing.assert_array_equal(read_volume(mr(tmp_path / "a.dcm", stored)).slices[0], stored)
+
+
+# --- tags that contradict each other ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        ({"BitsStored": 12, "HighBit": 8}, "expected a HighBit from 11 to 15 for 12 bits, found 8"),
+        ({"BitsStored": 12, "HighBit": 16}, "expected a HighBit from 11 to 15 for 12 bits, found 16"),
+        ({"RescaleSlope": 0, "RescaleIntercept": 1}, "expected a RescaleSlope other than 0, found 0"),
+        ({"PixelSpacing": [-1, -1]}, "expected a PixelSpacing above 0, found -1 -1"),
+        ({"PixelSpacing": [0, 1]}, "expected a PixelSpacing above 0, found 0 1"),
+        ({"ImageOrientationPatient": [1, 0, 0, 0.5, 0.87, 0]}, "at a right angle as ImageOrientationPatient, found 1"),
+        ({"ImageOrientationPatient": [0, 0, 0, 0, 0, 0]}, "two unit vectors at a right angle .* found 0 0 0"),
+    ],
+)
+def test_tags_without_a_meaning_are_named(tmp_path: Path, tags: dict, words: str) -> None:
+    with pytest.raises(ImageError, match=f"a.dcm: .*{words}"):
+        read_volume(mr(tmp_path / "a.dcm", brain(), **tags))
+
+
 # --- bits ---------------------------------------------------------------------------------------------------
 
 
@@ -211,7 +245,8 @@ def test_other_units_are_not_hounsfield_units(tmp_path: Path, written: str, unit
 
 @pytest.mark.parametrize(
     ("written", "modality"),
-    [("mr", "MR"), ("MRI", "MR"), ("Pet", "PT"), ("pt", "PT"), ("SPECT", "NM"), ("ST", "NM"), ("Ct", "CT"), ("OT", "")],
+    [("mr", "MR"), ("MRI", "MR"), ("Pet", "PT"), ("pt", "PT"), ("SPECT", "NM"), ("ST", "NM"), ("Ct", "CT"), ("OT", ""),
+     ("C.T.", "CT"), ("Computed Tomography", "CT")],
 )
 def test_spellings_of_modalities(tmp_path: Path, written: str, modality: str) -> None:
     path = mr(tmp_path / "a.dcm", brain())

@@ -16,7 +16,7 @@ from data.pairs import PairFiles
 from data.splits import make_table
 from inference.checks import check_pairs
 from utils.files import FileError, remove_unfinished, write_bytes
-from utils.imaging.images import MIN_SIDE, ImageError, check_same_size, read_image, write_image
+from utils.imaging.images import MIN_SIDE, ImageError, check_same_size, has_16_bits, read_image, write_image
 from utils.imaging.pairing import list_images, pair_files
 
 HEIGHT, WIDTH = 70, 90
@@ -424,3 +424,27 @@ class TestFolders:
         for shape in ((64, 81), (65, 80)):
             with pytest.raises(ImageError):
                 check_same_size({"fixed": np.zeros((64, 80)), "moving": np.zeros(shape)}, paths)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+@pytest.mark.parametrize("orientation", [None, 3, 6])
+def test_all_bits_of_a_deep_png_are_read_whatever_its_channels(tmp_path, channels, orientation):
+    values = np.random.default_rng(0).integers(0, 2**16, (64, 72, channels)).astype(np.uint16)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    exif = Image.Exif()
+    exif[0x112] = orientation or 1
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", 72, 64, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0),
+        b"eXIf": exif.tobytes().removeprefix(b"Exif\0\0"),
+        b"IDAT": zlib.compress(rows),
+        b"IEND": b"",
+    }
+    path = tmp_path / "a.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks.items()
+    ))  # fmt: skip
+    seen = values[..., 0] if channels == 2 else values[..., :3]
+    seen = {None: seen, 3: seen[::-1, ::-1], 6: np.rot90(seen, -1)}[orientation]
+    np.testing.assert_allclose(read_image(path, color=channels > 2), seen / 65535, atol=1e-7)
+    assert has_16_bits(path)

@@ -1,6 +1,7 @@
 """DICOM files: which they are, and the arrays that they hold with their place in space."""
 
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -34,10 +35,20 @@ _MACROS = (
 """Functional groups of a multi-frame DICOM file that say where a frame lies and what its values mean."""
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
-_MODALITIES = {"MRI": "MR", "PET": "PT", "SPECT": "NM", "ST": "NM", "OT": ""}
-"""DICOM's term for other spellings and for the retired ST; OT, "other", says nothing."""
-_HOUNSFIELD = {"HU", "HUMOD", "HOUNSFIELD", "HOUNSFIELDUNIT", "HOUNSFIELDUNITS", "HNSFU"}
-"""RescaleType for Hounsfield units, letters only. HU_MOD is DICOM's term for modified ones, [hnsf'U] that of UCUM."""
+_MODALITIES = {
+    "COMPUTEDTOMOGRAPHY": "CT",
+    "MRI": "MR",
+    "MAGNETICRESONANCE": "MR",
+    "PET": "PT",
+    "POSITRONEMISSIONTOMOGRAPHY": "PT",
+    "SPECT": "NM",
+    "NUCLEARMEDICINE": "NM",
+    "ST": "NM",
+    "OT": "",
+}
+"""Other spellings, letters only, and the retired ST -> DICOM's term; OT, "other", says nothing."""
+_HOUNSFIELD = re.compile(r"\bH\.?U\b|\bHU_?MOD\b|\bHOUN|\bHNSF", re.IGNORECASE)
+"""RescaleType for Hounsfield units. HU_MOD is DICOM's term for modified ones, [hnsf'U] that of UCUM."""
 _UNSPECIFIED = {"", "US", "UNSPECIFIED", "UNKNOWN", "NONE", "NORMALIZED"}
 _PADDING = {
     "PixelData": ("PixelPaddingValue", "PixelPaddingRangeLimit"),
@@ -176,7 +187,7 @@ def _read_frames(path: Path) -> list[_Frame]:
             if not photometric.startswith("MONOCHROME"):
                 raise ImageError.at(path, "one value a pixel (MONOCHROME1 or MONOCHROME2)", photometric)
             stored = _decoded(path, dataset).reshape(shape)
-            values = _within_bits_stored(dataset, stored)
+            values = _within_bits_stored(path, dataset, stored)
             padded = _padded(dataset, stored) | _padded(dataset, values)
             frames = enumerate(zip(values, padded, strict=True))
             return [_frame(path, dataset, number, *pixels) for number, pixels in frames]
@@ -251,14 +262,20 @@ def _decoded(path: Path, dataset: Dataset) -> np.ndarray:
         raise
 
 
-def _within_bits_stored(dataset: Dataset, stored: np.ndarray) -> np.ndarray:
-    """Remove the bits beside BitsStored, such as overlays (DICOM PS3.5 8.1.1), and keep the sign."""
+def _within_bits_stored(path: Path, dataset: Dataset, stored: np.ndarray) -> np.ndarray:
+    """Remove the bits beside BitsStored, such as overlays (DICOM PS3.5 8.1.1), and keep the sign.
+
+    Raises:
+        ImageError: the tags say of no bits which ones they are.
+    """
     allocated = 8 * stored.dtype.itemsize
     bits = int(dataset.get("BitsStored") or allocated)
     if stored.dtype.kind == "f" or bits >= allocated:
         return stored
     # Decoders of compressed pixels put the lowest bit in its place.
     high = bits - 1 if dataset.file_meta.TransferSyntaxUID.is_compressed else int(dataset.get("HighBit", bits - 1))
+    if not bits - 1 <= high < allocated:
+        raise ImageError.at(path, f"a HighBit from {bits - 1} to {allocated - 1} for {bits} bits", str(high))
     return (stored << (allocated - 1 - high)) >> (allocated - bits)
 
 
@@ -268,7 +285,7 @@ def _padded(dataset: Dataset, values: np.ndarray) -> np.ndarray:
     limits = [dataset.get(name) for name in names]
     limits = [limit for limit in limits if limit is not None]
     if dataset.get(names[0]) is None:
-        return np.zeros(values.shape, bool)
+        return _unnamed_padding(values)
     if values.dtype.kind == "f":
         low, high = min(limits), max(limits)
         return (values >= low) & (values <= high) | (np.isnan(low) & np.isnan(values))
@@ -279,12 +296,31 @@ def _padded(dataset: Dataset, values: np.ndarray) -> np.ndarray:
     return (values >= min(limits)) & (values <= max(limits))
 
 
+def _unnamed_padding(values: np.ndarray) -> np.ndarray:
+    """Mark the least number of a signed type, or NaN, where no tag names a padding.
+
+    Only if no other value lies in the lower half of the type: else it may be measured.
+    """
+    if values.dtype.kind == "f":
+        return np.isnan(values)
+    if values.dtype.kind != "i":
+        return np.zeros(values.shape, bool)
+    lowest = np.iinfo(values.dtype).min
+    padded = values == lowest
+    alone = padded.any() and not padded.all() and values[~padded].min() > lowest // 2
+    return padded if alone else np.zeros(values.shape, bool)
+
+
 def _units(text: str) -> str:
     """Spell units as the project does: "HU" for every spelling of it, "" for unspecified ones, others in capitals."""
-    letters = "".join(letter for letter in text.upper() if letter.isalpha())
-    if letters in _HOUNSFIELD:
+    if _HOUNSFIELD.search(text):
         return "HU"
-    return "" if letters in _UNSPECIFIED else text.strip().upper()
+    return "" if _letters(text) in _UNSPECIFIED else text.strip().upper()
+
+
+def _letters(text: str) -> str:
+    """Leave the letters of a text alone, as capitals."""
+    return "".join(letter for letter in text.upper() if letter.isalpha())
 
 
 def _frame(path: Path, dataset: Dataset, number: int, values: np.ndarray, padded: np.ndarray) -> _Frame:
@@ -299,6 +335,12 @@ def _frame(path: Path, dataset: Dataset, number: int, values: np.ndarray, padded
 
     position = numbers("ImagePositionPatient", 3)
     directions = numbers("ImageOrientationPatient", 6).reshape(2, 3)
+    if not np.allclose(directions @ directions.T, np.eye(2), atol=0.01):
+        expected = "two unit vectors at a right angle as ImageOrientationPatient"
+        raise ImageError.at(path, expected, _text(directions))
+    spacing = numbers("PixelSpacing", 2)
+    if not (spacing > 0).all():
+        raise ImageError.at(path, "a PixelSpacing above 0", _text(spacing))
     thickness = next((n for n in ("SpacingBetweenSlices", "SliceThickness") if groups.get(n) or dataset.get(n)), None)
     count = int(dataset.get("NumberOfFrames") or 1)
     if count > 1 and "PerFrameFunctionalGroupsSequence" not in dataset:
@@ -306,13 +348,37 @@ def _frame(path: Path, dataset: Dataset, number: int, values: np.ndarray, padded
         if dataset.get("NumberOfSlices", count) != count:
             raise ImageError.at(path, f"one volume of {dataset.NumberOfSlices} slices", f"{count} frames")
         position = position + number * numbers("SpacingBetweenSlices", 1) * np.cross(*directions)
-    modality = str(dataset.get("Modality") or "").strip().upper()
+    modality = _letters(str(dataset.get("Modality") or ""))
     modality = _MODALITIES.get(modality, modality)
+    values, units = _measured(path, dataset, groups, modality, values)
+    taken = [dataset.get(name) for name in ("AcquisitionDate", "AcquisitionTime")]
+    return _Frame(
+        file=path,
+        values=values,
+        padded=padded,
+        position=position,
+        directions=directions,
+        spacing=spacing,
+        thickness=abs(numbers(thickness, 1)[0]) if thickness else 1.0,
+        series=str(dataset.get("SeriesInstanceUID") or ""),
+        modality=modality,
+        units=units,
+        space=str(dataset.get("FrameOfReferenceUID") or ""),
+        time=("".join(map(str, taken)), float(dataset.get("FrameReferenceTime") or 0), _number(dataset, number)),
+    )
+
+
+def _measured(
+    path: Path, dataset: Dataset, groups: Dataset, modality: str, values: np.ndarray
+) -> tuple[np.ndarray, str]:
+    """Rescale the stored values of one frame; return float32 values and their units."""
     tags = Dataset()  # of this frame alone; `dataset` is that of the others as well
     tags.file_meta = dataset.file_meta  # has the byte order of a table of values
     tags.update(dataset)
     tags.update(groups)
     given = [name for name in ("RescaleSlope", "RescaleIntercept") if tags.get(name) is not None]
+    if tags.get("RescaleSlope") == 0:
+        raise ImageError.at(path, "a RescaleSlope other than 0", "0")
     # pydicom wants both; one may be missing, or there but empty.
     tags.RescaleSlope, tags.RescaleIntercept = tags.get("RescaleSlope") or 1, tags.get("RescaleIntercept") or 0
     table = (dataset.get("ModalityLUTSequence") or [None])[0]
@@ -323,21 +389,7 @@ def _frame(path: Path, dataset: Dataset, number: int, values: np.ndarray, padded
     values = apply_modality_lut(values, tags).astype(np.float32)
     if factor := suv_factor(dataset):
         values, units = values * np.float32(factor), "SUV"
-    taken = [dataset.get(name) for name in ("AcquisitionDate", "AcquisitionTime")]
-    return _Frame(
-        file=path,
-        values=values,
-        padded=padded,
-        position=position,
-        directions=directions,
-        spacing=numbers("PixelSpacing", 2),
-        thickness=abs(numbers(thickness, 1)[0]) if thickness else 1.0,
-        series=str(dataset.get("SeriesInstanceUID") or ""),
-        modality=modality,
-        units=units,
-        space=str(dataset.get("FrameOfReferenceUID") or ""),
-        time=("".join(map(str, taken)), float(dataset.get("FrameReferenceTime") or 0), _number(dataset, number)),
-    )
+    return values, units
 
 
 def _number(dataset: Dataset, number: int) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from utils.files import FileError, lacking, write_bytes
 
@@ -41,6 +41,18 @@ _OTHER_FORMATS = {
 """How files begin that are no images -> what they are."""
 
 
+UPRIGHT = {
+    2: np.fliplr,
+    3: lambda image: np.rot90(image, 2),
+    4: np.flipud,
+    5: lambda image: image.swapaxes(0, 1),
+    6: lambda image: np.rot90(image, -1),
+    7: lambda image: np.rot90(image, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+"""Orientation tag of TIFF and EXIF -> what turns the image upright; 1 and unknown values leave it."""
+
+
 class ImageError(FileError):
     """An image file, or a folder of them, that cannot be used or written. The message is one line."""
 
@@ -50,9 +62,8 @@ def read_image(path: str | os.PathLike, *, color: bool | None = False) -> np.nda
 
     Integers are divided by the largest value of their type (8 bit: 255, 16 bit: 65535), so that an 8-bit value v is
     read as exactly v / 255. Float images must lie in [0, 1] already. Transparency is ignored: it says how a viewer
-    should paint a pixel, not what was measured there. Of a PNG in colour with 16 bits, which medical images do not use,
-    8 are read. Of a file with several frames the first is read, and a rotation noted in EXIF is carried out. For TIFF
-    see `utils.imaging.tiff.read_tiff`.
+    should paint a pixel, not what was measured there. Of a file with several frames the first is read, and a rotation
+    noted in EXIF is carried out. For TIFF see `utils.imaging.tiff.read_tiff`.
 
     Args:
         path: PNG, TIFF, JPEG, BMP, GIF, WebP, PGM or PPM file.
@@ -136,13 +147,14 @@ def check_same_size(images: Mapping[str, np.ndarray | None], paths: Mapping[str,
 def has_16_bits(path: str | os.PathLike) -> bool:
     """Return, by its header, whether a readable image file holds integers of more than 8 bits."""
     with open(path, "rb") as file:
-        if is_tiff(file.read(4)):
-            # Takes a while to import, which only TIFF files are to cost.
-            from utils.imaging.tiff import has_16_bits as tiff_has
+        head = file.read(32)
+    if is_tiff(head):
+        # Takes a while to import, which only TIFF files are to cost.
+        from utils.imaging.tiff import has_16_bits as tiff_has
 
-            return tiff_has(path)
+        return tiff_has(path)
     with Image.open(path) as image:
-        return image.mode.startswith("I")
+        return image.mode.startswith("I") or _is_deep_png(head)
 
 
 def is_tiff(data: bytes) -> bool:
@@ -163,7 +175,8 @@ def _levels(path: str | os.PathLike) -> np.ndarray:
         from utils.imaging.tiff import read_tiff
 
         return read_tiff(path, data)
-    return _scaled(path, _decode(path, data))
+    image = _decode(path, data)
+    return _deep_png(data, image) if _is_deep_png(data) else _scaled(path, image)
 
 
 def _decode(path: Path, data: bytes) -> Image.Image:
@@ -177,7 +190,9 @@ def _decode(path: Path, data: bytes) -> Image.Image:
             # Decoding alone does not check the checksums of a PNG; verify() uses the opened file up.
             Image.open(io.BytesIO(data), formats=_FORMATS).verify()
             image.load()
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
             image = ImageOps.exif_transpose(image)
+            image.info["orientation"] = orientation
             # Some forms of it make Pillow warn in conversions.
             image.info.pop("transparency", None)
             return image
@@ -190,6 +205,26 @@ def _decode(path: Path, data: bytes) -> Image.Image:
     except Exception as error:
         # Pillow's decoders let many kinds escape on damaged files: OSError, SyntaxError, struct.error, KeyError ...
         raise ImageError.at(path, "a complete image", f"a damaged or truncated file ({error})") from error
+
+
+def _is_deep_png(data: bytes) -> bool:
+    """Return whether a file is a PNG of 16 bits with several channels, of which Pillow reads 8 bits."""
+    return data.startswith(b"\x89PNG") and data[24] == 16 and data[25] in (2, 4, 6)
+
+
+def _deep_png(data: bytes, image: Image.Image) -> np.ndarray:
+    """Read all 16 bits of the channels of a PNG.
+
+    Args:
+        data: the whole file.
+        image: what Pillow read of it, which has been found to be complete.
+    """
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)[..., 2::-1]  # of BGR and BGRA
+    values = values.astype(np.float32) / np.float32(65535)
+    if data[25] == 4:  # grey with transparency
+        values = values[..., 0]
+    turn = UPRIGHT.get(image.info.get("orientation", 1))
+    return np.ascontiguousarray(turn(values) if turn else values)
 
 
 def _scaled(path: str | os.PathLike, image: Image.Image) -> np.ndarray:

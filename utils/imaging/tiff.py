@@ -12,23 +12,12 @@ from pathlib import Path
 import numpy as np
 from tifffile import COMPRESSION, PHOTOMETRIC, SAMPLEFORMAT, TiffFile, TiffPage
 
-from utils.imaging.images import MAX_PIXELS, ImageError, check_floats, check_size
+from utils.imaging.images import MAX_PIXELS, UPRIGHT, ImageError, check_floats, check_size
 
 _JPEG = {COMPRESSION.OJPEG, COMPRESSION.JPEG, COMPRESSION.JPEG_LOSSY, COMPRESSION.ALT_JPEG}
 """Compressions that tifffile turns from YCbCr into RGB."""
 _COLORS = {PHOTOMETRIC.MINISWHITE: 1, PHOTOMETRIC.MINISBLACK: 1, PHOTOMETRIC.PALETTE: 1, PHOTOMETRIC.RGB: 3}
 """Photometric interpretation -> channels beside transparency."""
-_TURNS = {
-    2: np.fliplr,
-    3: lambda image: np.rot90(image, 2),
-    4: np.flipud,
-    5: lambda image: image.swapaxes(0, 1),
-    6: lambda image: np.rot90(image, -1),
-    7: lambda image: np.rot90(image, 2).swapaxes(0, 1),
-    8: np.rot90,
-}
-"""Orientation tag -> what turns the image upright; 1 and unknown values leave it."""
-
 # What is odd about a file is an error here or no matter; tifffile would write it to stderr.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
@@ -66,7 +55,7 @@ def read_tiff(path: Path, data: bytes) -> np.ndarray:
             # Planes of one channel each, or the channels of a pixel side by side.
             samples = samples[0] if page.planarconfig == 1 else np.moveaxis(samples[..., 0], 0, -1)
             image = _levels(path, page, samples[..., :channels])
-            turn = _TURNS.get(page.tags.valueof("Orientation", 1))
+            turn = UPRIGHT.get(page.tags.valueof("Orientation", 1))
     except ImageError:
         raise
     except Exception as error:
