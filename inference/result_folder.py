@@ -167,7 +167,7 @@ class ResultFolder:
             write_bytes(probe, b"")
         except FileError as error:
             cause = error.__cause__
-            raise FileError.at(self.path, "a folder to write to", cause.strerror or str(cause)) from error
+            raise type(error).at(self.path, "a folder to write to", cause.strerror or str(cause)) from error
         remove(probe)
 
     def strangers(

@@ -25,7 +25,7 @@ from inference.result_folder import (
     fingerprint,
     reference_of,
 )
-from utils.files import InputError
+from utils.files import MachineError
 from utils.geometry.field_of_view import field_of_view
 from utils.processes import check_shared_memory, pool_size
 from utils.signals import STOPPING
@@ -75,7 +75,7 @@ def scoring_pool(workers: int) -> AbstractContextManager[ProcessPoolExecutor | N
     """Start processes for `scored`; for one worker return None, which leaves all to this process.
 
     Raises:
-        InputError: the system has no room for what they share.
+        MachineError: the system has no room for what they share.
     """
     if workers == 1:
         return nullcontext()
@@ -99,7 +99,7 @@ def scored(
 
     Raises:
         FileError: as `save_and_score`.
-        InputError: one of the processes was killed.
+        MachineError: one of the processes was killed.
     """
     if pool is None:
         yield from map(save_and_score, jobs)
@@ -112,7 +112,7 @@ def scored(
             process.kill()
         expected = "processes that save and score to live"
         found = "one killed, maybe as memory ran out; with --workers 1 there are none, --resume goes on"
-        raise InputError(f"--workers: expected {expected}, found {found}") from error
+        raise MachineError(f"--workers: expected {expected}, found {found}") from error
 
 
 def _scored_by(pool: ProcessPoolExecutor, jobs: Iterable[Job], most_waiting: int) -> Iterator[dict[str, float | str]]:

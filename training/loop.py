@@ -28,8 +28,7 @@ from training.validation import check, picture
 from training.verdict import describe_losses, describe_validation, early_warning
 from utils.device import loading_processes
 from utils.files import InputError
-from utils.processes import check_shared_memory, local_world, rank, world
-from utils.signals import leave_signals_to_parent
+from utils.processes import begin_loading, check_shared_memory, local_world, rank, world
 
 AHEAD = 20
 """Steps that an accelerator is given before anyone waits for what they bring; on a CPU there is nothing to wait for."""
@@ -122,7 +121,7 @@ class Training:
             sampler=BatchSampler(sampler, options.batch_size, drop_last=False),
             num_workers=workers,
             pin_memory=self.device.type == "cuda" and workers > 0,
-            worker_init_fn=leave_signals_to_parent,
+            worker_init_fn=begin_loading,
         )
         batches = iter(loader)
         # The processes that make the pairs take seconds to start, which are no training time.

@@ -1,14 +1,10 @@
 """How the work of a command ends: with an exit status, and with one line where it failed for a reason to be mended."""
 
-import errno
 import sys
 from collections.abc import Callable
 
-from utils.files import InputError
+from utils.files import FULL, InputError, MachineError
 from utils.signals import INTERRUPTED, READER_GONE, stop_printing
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Errors of a full disk, a used-up quota, and shared memory (/dev/shm) in which no process can be started."""
 
 
 def run_command(program: str, work: Callable[..., int | None], *arguments: object, hint: str = "") -> int:
@@ -21,17 +17,17 @@ def run_command(program: str, work: Callable[..., int | None], *arguments: objec
         hint: follows "interrupted", to say how the work goes on.
 
     Returns:
-        The status of the work; 2 after an `InputError`; 130 after Ctrl-C; 1 if a disk or the shared memory is full, or
-        whoever read the output is gone.
+        The status of the work; 2 after an `InputError`; 130 after Ctrl-C; 1 after a `MachineError`, if a disk or the
+        shared memory is full, or if whoever read the output is gone.
     """
     try:
         return work(*arguments) or 0
     except InputError as error:
         print(f"{program}: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, MachineError) else 2
     except OSError as error:
         if error.errno in FULL:
-            place = error.filename or "the temporary folder or /dev/shm, through which processes work together"
+            place = error.filename or "the output, the temporary folder or /dev/shm, through which processes work together"
             print(f"{program}: {place}: expected room to write, found {error.strerror}", file=sys.stderr)
         elif error.errno in READER_GONE:
             stop_printing()

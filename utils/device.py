@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from utils.files import InputError
-from utils.processes import available_cores, idle_cores, local_world
+from utils.processes import NO_ROOM, available_cores, idle_cores, local_world
 
 SHARED_MEMORY = "/dev/shm"
 """Where Linux keeps what processes hand each other."""
@@ -90,13 +90,17 @@ def memory_advice(error: BaseException) -> str | None:
     text = " ".join(str(error).split())
     if isinstance(error, torch.OutOfMemoryError):
         return f"out of memory on the GPU: try a smaller --batch-size, --amp or a smaller --preset ({text[:120]})"
-    if "bus error" in text.lower() or "shared memory" in text.lower():
+    no_room = f"exit code {NO_ROOM}." in text
+    if no_room or "bus error" in text.lower() or "shared memory" in text.lower():
         return (
             "out of shared memory for the processes that prepare the pairs: try fewer --workers, or more of it "
             f"(docker run --shm-size 1g) ({text[:120]})"
         )
     if "DataLoader worker" in text:
-        return f"a process that prepares the pairs was killed: out of memory? Try fewer --workers ({text[:120]})"
+        return (
+            "a process that prepares the pairs ended early: out of memory, or of shared memory (/dev/shm)? "
+            f"Try fewer --workers ({text[:120]})"
+        )
     if isinstance(error, MemoryError) or "allocate memory" in text or "not enough memory" in text:
         return f"out of memory: try a smaller --batch-size or fewer --workers ({text[:120]})"
     return None

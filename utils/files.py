@@ -2,6 +2,7 @@
 names the path at fault.
 """
 
+import errno
 import os
 import re
 import time
@@ -13,8 +14,16 @@ ATTEMPTS = 20 if os.name == "nt" else 1
 """How often a file is tried to be replaced or removed, 0.1 s apart: Windows refuses while a viewer holds it."""
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a full disk, a used-up quota, and shared memory (/dev/shm) in which no process can be started."""
+
+
 class InputError(ValueError):
     """What a user can mend. Commands say the message, one line, and exit with 2; other errors are the project's own."""
+
+
+class MachineError(InputError):
+    """What the machine lacks for the work, such as memory, while the input is good. Commands exit with 1."""
 
 
 class FileError(InputError):
@@ -26,6 +35,10 @@ class FileError(InputError):
         line = re.sub(r"\s*[\r\n]+\s*", " ", f"{os.fspath(path)}: expected {expected}, found {found}")
         # Names in another encoding cannot be written as they are.
         return cls(line.encode(errors="replace").decode())
+
+
+class FullDiskError(FileError, MachineError):
+    """A file that could not be written as its disk is full or a quota is used up."""
 
 
 def entries(folder: str | os.PathLike) -> list[Path]:
@@ -106,7 +119,8 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     """Write a file atomically: a temporary file beside it takes its place once it is complete and on the disk.
 
     Raises:
-        FileError: the system refused (no permission, disk full, a folder in the way); an earlier file is left alone.
+        FileError: the system refused (no permission, a folder in the way); an earlier file is left alone.
+        FullDiskError: there is no room; an earlier file is left alone.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -123,7 +137,8 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise FileError.at(path, "a place to write to", error.strerror or str(error)) from error
+        kind = FullDiskError if error.errno in FULL else FileError
+        raise kind.at(path, "a place to write to", error.strerror or str(error)) from error
 
 
 def _flush_folder(folder: Path) -> None:

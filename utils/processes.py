@@ -4,15 +4,22 @@ Nothing here imports torch at once: the processes that score start the faster fo
 """
 
 import multiprocessing
+import multiprocessing.queues
 import os
 import signal
+import traceback
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from utils.files import InputError
+from utils.files import InputError, MachineError
+from utils.signals import leave_signals_to_parent
 
 if TYPE_CHECKING:
     import torch
+
+
+NO_ROOM = 28
+"""Exit status of a loading process for whose batch the shared memory has no room: Linux's number of that error."""
 
 
 def rank() -> int:
@@ -105,13 +112,31 @@ def check_shared_memory(alternative: str) -> None:
         alternative: option by which the work needs no further processes.
 
     Raises:
-        InputError: it has none.
+        MachineError: it has none.
     """
     try:
         multiprocessing.get_context("spawn").Lock()
     except OSError as error:
         expected = "a system that processes can share memory in (/dev/shm)"
-        raise InputError(f"--workers: expected {expected}, found {error.strerror}; {alternative} needs none") from error
+        found = f"{error.strerror}; {alternative} needs none"
+        raise MachineError(f"--workers: expected {expected}, found {found}") from error
+
+
+def begin_loading(worker: int) -> None:
+    """Prepare a worker of a DataLoader (`worker_init_fn`): it leaves signals to its parent, and ends where it must.
+
+    Where a batch cannot be handed over, as /dev/shm is full, Python prints that and goes on: the parent would wait for
+    the batch forever.
+    """
+    leave_signals_to_parent(worker)
+
+    def end(error: Exception, batch: object) -> None:
+        if "shared memory" in str(error):
+            os._exit(NO_ROOM)
+        traceback.print_exception(error)
+        os._exit(1)
+
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(end)
 
 
 def kill_children() -> None:

@@ -5,7 +5,7 @@ import errno
 import pytest
 
 from utils.command import run_command
-from utils.files import FileError
+from utils.files import FileError, MachineError, write_bytes
 from utils.signals import INTERRUPTED
 
 
@@ -26,6 +26,7 @@ def test_the_status_of_the_work_is_that_of_the_command(capsys):
     ("error", "status", "line"),
     [
         (FileError.at("a.png", "an image", "none"), 2, "tool: a.png: expected an image, found none\n"),
+        (MachineError("--workers: expected room, found none"), 1, "tool: --workers: expected room, found none\n"),
         (KeyboardInterrupt(), INTERRUPTED, "tool: interrupted; go on\n"),
         (
             OSError(errno.ENOSPC, "No space left on device", "/full/a.npy"),
@@ -35,8 +36,8 @@ def test_the_status_of_the_work_is_that_of_the_command(capsys):
         (
             OSError(errno.ENOSPC, "No space left on device"),  # of a semaphore
             1,
-            "tool: the temporary folder or /dev/shm, through which processes work together: expected room to write, "
-            "found No space left on device\n",
+            "tool: the output, the temporary folder or /dev/shm, through which processes work together: "
+            "expected room to write, found No space left on device\n",
         ),
     ],
 )
@@ -49,3 +50,17 @@ def test_the_project_s_own_errors_are_not_hidden():
     for error in (RuntimeError("bug"), OSError(errno.ENOENT, "no such file")):
         with pytest.raises(type(error)):
             run_command("tool", ending_with(error))
+
+
+def test_a_full_disk_is_status_1_and_leaves_the_earlier_file_whole(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "a.csv"
+    write_bytes(path, b"earlier")
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    assert run_command("tool", write_bytes, path, b"later") == 1
+    assert path.read_bytes() == b"earlier" and list(tmp_path.iterdir()) == [path]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"tool: {path}: expected") and line.endswith("No space left on device")
