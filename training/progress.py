@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import threading
 import time
 
 from tqdm import tqdm
@@ -42,6 +43,13 @@ def show_log() -> None:
     log.handlers = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
+    threading.excepthook = _leave_out_lost_files
+
+
+def _leave_out_lost_files(arguments: threading.ExceptHookArgs) -> None:
+    """Print what ends a thread, but for the OSError of TensorBoard's: the run folder says that in a line."""
+    if not issubclass(arguments.exc_type, OSError):
+        threading.__excepthook__(arguments)
 
 
 class Progress:

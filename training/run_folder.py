@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -46,7 +46,7 @@ class RunFolder:
     def __init__(self, path: Path, network: EDARFusion, record: Record, next_epoch: int) -> None:
         self.path, self.network, self.record = path, network, record
         self.board = SummaryWriter(str(path / "tensorboard"), purge_step=next_epoch)
-        self._refused = 0
+        self._refused, self._board_failed = 0, False
 
     def save(self, name: str, state: Mapping[str, Tensor] | None = None) -> None:
         """Write the checkpoint `name` with the latest validation's figures.
@@ -96,11 +96,22 @@ class RunFolder:
     def add_scalars(self, group: str, values: Mapping[str, float], epoch: int) -> None:
         """Show values in TensorBoard."""
         for name, value in values.items():
-            self.board.add_scalar(f"{group}/{name}", value, epoch)
+            self._show(lambda name=name, value=value: self.board.add_scalar(f"{group}/{name}", value, epoch))
 
     def add_picture(self, group: str, picture: Figure, epoch: int) -> None:
         """Show a pair in TensorBoard."""
-        self.board.add_figure(f"{group}/pair", picture, epoch)
+        self._show(lambda: self.board.add_figure(f"{group}/pair", picture, epoch))
+
+    def _show(self, add: Callable[[], None]) -> None:
+        """Add something to TensorBoard, whose writer fails for good once its file cannot be written."""
+        if self._board_failed:
+            return
+        try:
+            add()
+        except OSError as error:
+            self._board_failed = True
+            found = f"{error.strerror or error}; TensorBoard shows no more of this run"
+            log.warning(f"{self.path / 'tensorboard'}: expected a place to write to, found {found}")
 
     def write_history(self, with_curve: bool) -> None:
         """Write the log as history.csv and with it, if its last row was validated, learning_curve.png.
@@ -120,7 +131,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Write what TensorBoard has not been given yet."""
-        self.board.close()
+        self._show(self.board.close)
 
 
 def new_run_folder(modality: str) -> Path:

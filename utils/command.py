@@ -27,7 +27,7 @@ def run_command(program: str, work: Callable[..., int | None], *arguments: objec
         return 1 if isinstance(error, MachineError) else 2
     except OSError as error:
         if error.errno in FULL:
-            place = error.filename or "the output, the temporary folder or /dev/shm, through which processes work together"
+            place = error.filename or "the output, the temporary folder or /dev/shm (shared memory of processes)"
             print(f"{program}: {place}: expected room to write, found {error.strerror}", file=sys.stderr)
         elif error.errno in READER_GONE:
             stop_printing()

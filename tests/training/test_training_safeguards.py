@@ -1,6 +1,7 @@
 """EDARFusion_train.py where something is not as it should be: other options, other processes, numbers that are none."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from models.checkpoint import CheckpointError, save_checkpoint
 from models.edarfusion import EDARFusion
 from tests.examples import ONE_THREAD, REPOSITORY, sample_table
 from tests.kill_training import command
-from training import distributed, run_folder, validation
+from training import distributed, progress, run_folder, validation
 from utils import device, processes
 from utils.files import FileError, InputError
 
@@ -249,3 +250,25 @@ def test_threads_are_those_that_are_idle(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     device.choose_threads(torch.device("cpu"), None)
     assert chosen == [3, 6, 1]
+
+
+def test_a_folder_that_is_removed_costs_tensorboard_and_no_training(tmp_path, caplog, capfd):
+    monitored = tmp_path / "run"
+    monitored.mkdir()
+    hook = threading.excepthook
+    threading.excepthook = progress._leave_out_lost_files
+    try:
+        folder = run_folder.RunFolder(monitored, None, None, 1)
+        shutil.rmtree(monitored)
+        for step in range(100):
+            folder.add_scalars("train", {"lr": 1.0}, step)
+            if folder._board_failed:
+                break
+            time.sleep(0.05)
+        folder.add_scalars("train", {"lr": 1.0}, 101)
+        folder.close()
+    finally:
+        threading.excepthook = hook
+    (line,) = caplog.messages
+    assert line.startswith(f"{monitored / 'tensorboard'}: expected a place to write to, found ")
+    assert capfd.readouterr().err == ""

@@ -36,7 +36,7 @@ def test_the_status_of_the_work_is_that_of_the_command(capsys):
         (
             OSError(errno.ENOSPC, "No space left on device"),  # of a semaphore
             1,
-            "tool: the output, the temporary folder or /dev/shm, through which processes work together: "
+            "tool: the output, the temporary folder or /dev/shm (shared memory of processes): "
             "expected room to write, found No space left on device\n",
         ),
     ],
