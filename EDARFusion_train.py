@@ -74,7 +74,7 @@ def initial_network(options: Options) -> tuple[EDARFusion, dict[str, int | bool]
 
 
 def load_pairs(options: Options) -> tuple[TrainingPairs, pd.DataFrame, str]:
-    """Find the pairs of a run; returns them, their table, and what tells them from others."""
+    """Find the pairs of a run; return them, their table, and what tells them from others."""
     table, digest = load_table(options.root, options.modality, csv=options.csv, group_pattern=options.group_pattern)
     place = options.csv or options.root[0]
     pairs = build_datasets(table, place, seed=options.seed, wide=options.wide, overfit=options.overfit,

@@ -106,7 +106,7 @@ class Page:
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[Any, ...]:
-        """Align and fuse what a visitor has given; returns updates of the results' components."""
+        """Align and fuse what a visitor has given; return updates of the results' components."""
         progress(0.0, desc="Reading")
         try:
             for role, files in (("fixed image (MRI)", fixed), ("moving image (CT, PET or SPECT)", moving)):

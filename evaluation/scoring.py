@@ -72,7 +72,7 @@ def score_pair(pair: dict, seen: np.ndarray | None = None) -> dict[str, float | 
 
 
 def _colors(paths: dict[str, Path], seen: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
-    """Reference and fused image, (H, W, 3) in grey levels 0..255, black beyond `seen`; None for a grey reference."""
+    """Read reference and fused image, (H, W, 3), grey levels 0..255, black beyond `seen`; None for a grey reference."""
     reference = read_image(paths["reference"], color=None)
     if reference.ndim == 2:
         return None

@@ -143,8 +143,8 @@ def register_within(
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or [f"its process ended with status {done.returncode}"]
             raise RegistrationFailed(last[0][-200:])
-        with np.load(Path(folder, "flow.npz")) as found:
-            flow, seconds = found["flow"], float(found["seconds"])
+        with np.load(Path(folder, "flow.npz")) as result:
+            flow, seconds = result["flow"], float(result["seconds"])
     if not np.isfinite(flow).all():
         raise RegistrationFailed("displacements that are not finite")
     return flow, seconds

@@ -103,8 +103,8 @@ def dice_columns(after: Mapping[int, float], before: Mapping[int, float]) -> dic
     return means | {f"dice_{label}": value for label, value in after.items()}
 
 
-def _distance(found: NDArray[np.float64], truth: NDArray[np.float64]) -> float:
-    return float(np.linalg.norm(found - truth, axis=1).mean())
+def _distance(carried: NDArray[np.float64], truth: NDArray[np.float64]) -> float:
+    return float(np.linalg.norm(carried - truth, axis=1).mean())
 
 
 def _check_size(array: NDArray, path: Path, size: tuple[int, int], like: Path) -> None:

@@ -65,10 +65,10 @@ def measured(data: str, systems: dict[str, str], workers: int | None = None) -> 
     for modality, label in LABELS.items():
         truth = Path(data, f"{modality}-MRI")
         for system, root in systems.items():
-            if found := folders_of(root, modality):
+            if folders := folders_of(root, modality):
                 scores = score_folders(
                     workers=workers, description=f"{modality} {system}", fixed=truth / "MRI", reference=truth / label,
-                    label=truth / label, **found,
+                    label=truth / label, **folders,
                 )  # fmt: skip
                 scores.insert(0, "system", system)
                 scores.insert(0, "modality", modality)

@@ -119,7 +119,7 @@ def _shows_enough(tissue: NDArray[np.uint8]) -> bool:
 
 
 def write_heads(output: Path, train: Iterator[LabelledSlice], test: Iterator[LabelledSlice]) -> int:
-    """Write ``mri/NAME.png``, ``tissue/NAME.png`` and last ``heads.csv``; returns how many slices.
+    """Write ``mri/NAME.png``, ``tissue/NAME.png`` and last ``heads.csv``; return how many slices.
 
     Raises:
         FileError: a file cannot be written or read.

@@ -115,21 +115,21 @@ def outputs_of(folder: str | Path, pairs: pd.DataFrame) -> dict[str, dict[str, P
     place = next((path for path in places if path.is_dir()), None)
     if place is None:
         raise FileError.at(folder, f"a folder {modality} with the results", "nothing there")
-    found: dict[str, dict[str, Path]] = {name: {} for name in pairs["name"]}
+    results: dict[str, dict[str, Path]] = {name: {} for name in pairs["name"]}
     for kind, folders in KINDS.items():
         path = next((place / name for name in folders if (place / name).is_dir()), None)
         if path is None:
             continue
         files = sorted(path.glob("*.npy")) if kind == "flow" else list_images(path)
         by_name = {plain_stem(file): file for file in files}
-        missing = [name for name in found if name not in by_name]
+        missing = [name for name in results if name not in by_name]
         if missing:
-            raise FileError.at(path, f"a result for each of {len(found)} pairs", f"none for {missing[0]}")
-        for name in found:
-            found[name][kind] = by_name[name]
-    if not any(found.values()):
+            raise FileError.at(path, f"a result for each of {len(results)} pairs", f"none for {missing[0]}")
+        for name in results:
+            results[name][kind] = by_name[name]
+    if not any(results.values()):
         raise FileError.at(place, f"one or more of the folders {', '.join(KINDS)}", "none of them")
-    return found
+    return results
 
 
 def score_outputs(pair: Mapping, outputs: Mapping[str, Path]) -> dict[str, float]:

@@ -109,11 +109,11 @@ def carry_points_back(points: NDArray[np.float64], flow: NDArray[np.float32]) ->
     along = np.stack((ends[1] - ends[0] + ends[3] - ends[2], ends[2] - ends[0] + ends[3] - ends[1]), axis=-1)
     back = np.linalg.inv(along / (size - 1))
     centre, middle = corners.mean(axis=0), ends.mean(axis=0)
-    found = centre + (points - middle) @ back.T
+    origins = centre + (points - middle) @ back.T
     for _ in range(ROUNDS):
-        missed = points - carry_points(found, flow)
+        missed = points - carry_points(origins, flow)
         if np.abs(missed).max() < CLOSE:
             break
-        found = found + missed @ back.T
-    found[np.linalg.norm(missed, axis=1) > FAR] = np.nan
-    return found
+        origins = origins + missed @ back.T
+    origins[np.linalg.norm(missed, axis=1) > FAR] = np.nan
+    return origins

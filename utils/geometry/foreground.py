@@ -7,13 +7,13 @@ from utils.geometry.head_box import TISSUE
 
 
 def channel_means(values: Tensor, mask: Tensor) -> Tensor:
-    """Average each channel of `values` (B, C, H, W) with weights `mask` (B, 1, H, W); returns (B, C, 1, 1)."""
+    """Average each channel of `values` (B, C, H, W) with weights `mask` (B, 1, H, W); return (B, C, 1, 1)."""
     total = mask.sum(dim=(2, 3), keepdim=True).clamp_min(1e-6)
     return (values * mask).sum(dim=(2, 3), keepdim=True) / total
 
 
 def masked_means(values: Tensor, mask: Tensor) -> Tensor:
-    """Average `values` (B, C, H, W) with weights `mask` (B, 1, H, W) for each image; returns (B,)."""
+    """Average `values` (B, C, H, W) with weights `mask` (B, 1, H, W) for each image; return (B,)."""
     return channel_means(values, mask).mean(dim=(1, 2, 3))
 
 
