@@ -38,7 +38,7 @@ def to_table(summary: pd.DataFrame, ours: str, title: str) -> Table:
         best = rows["mean"].min() if lower else rows["mean"].max()
         by_system = rows.set_index("system")
         cells = [_cell(by_system.loc[name], best) if name in by_system.index else "–" for name in systems]
-        table.add_row(f"{escape(metric)} {'↓' if lower else '↑'}", *cells)
+        table.add_row(f"{escape(metric_of(metric).text)} {'↓' if lower else '↑'}", *cells)
     return table
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from data.table import MODALITIES
+from evaluation.report.columns import metric_of
 from evaluation.scoring import score_folders
 from utils.arguments import OneLineParser, add_workers, print_anywhere
 from utils.command import run_command
@@ -91,8 +92,15 @@ def report(table: pd.DataFrame) -> str:
             ]
             lines.append([system, str(len(own)), *(f"{x:.1f}" if abs(x) >= 100 else f"{x:.3f}" for x in values)])
         names = [name for name in (*SHOWN[modality], *USUAL_METRICS) if name.removesuffix(", worst") in rows]
-        parts += [f"## {modality}", markdown_table(["system", "pairs", *names], lines)]
+        parts += [f"## {modality}", markdown_table(["system", "pairs", *map(_heading, names)], lines)]
     return "\n\n".join(parts) + "\n"
+
+
+def _heading(name: str) -> str:
+    """Name a column of the report, such as "Bone holes, worst ↓", by its column of metrics.csv."""
+    column, comma, worst = name.partition(", ")
+    metric = metric_of(column)
+    return f"{metric.text}{comma}{worst} {metric.arrow}"
 
 
 def run(options: argparse.Namespace) -> None:

@@ -45,7 +45,7 @@ def test_systems_are_measured_on_all_modalities(benchmark, capsys):
     assert table.loc["PET", "good"]["near_white"].item() == 0 and table.loc["PET", "bad"]["near_white"].item() == 1
     text = capsys.readouterr().out
     assert text.strip() == (benchmark / "out/fidelity.md").read_text().strip()
-    assert "## CT" in text and "bone_holes, worst" in text and "near_white" in text.split("## PET")[1]
+    assert "## CT" in text and "| Bone holes, worst ↓ |" in text and "| Near white ↓ |" in text.split("## PET")[1]
 
 
 def test_a_system_without_aligned_images_is_named(benchmark, capsys):
