@@ -167,6 +167,7 @@ class Page:
 
     def blocks(self) -> gr.Blocks:
         """Lay out the page and connect its parts to their actions."""
+        # Over 60 lines, as it is a layout read from top to bottom: parts of it would hand a dozen components around.
         # Files that were uploaded and never used go within the hour.
         with gr.Blocks(title="EDARFusion", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
             gr.Markdown(INTRODUCTION)
