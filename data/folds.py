@@ -28,8 +28,8 @@ def make_folds(table: pd.DataFrame, count: int = 3) -> pd.DataFrame:
     """
     sizes = table.groupby(["group", "modality"]).size().unstack(fill_value=0)
     for modality in sizes:
-        if (patients := int((sizes[modality] > 0).sum())) < count:
-            raise DataError.at(modality, f"{count} patients or more, one a fold", f"{patients}")
+        if (found := int((sizes[modality] > 0).sum())) < count:
+            raise DataError.at(modality, f"{count} patients or more, one a fold", f"{found}")
     shares = sizes / sizes.sum()
     filled = pd.DataFrame(0.0, index=range(1, count + 1), columns=sizes.columns)
     fold: dict[str, int] = {}

@@ -196,7 +196,7 @@ def _modalities_in(root: Path) -> list[str]:
 
 
 def _draw_split(table: pd.DataFrame, ratio: float, seed: int, given: dict[str, str]) -> list[str]:
-    """Draw train or val for each row: patients in random order go to val while that brings it nearer its share.
+    """Train or val for each row: patients in random order go to val as long as that brings it nearer its share.
 
     Args:
         given: patient -> split, where that is known already.

@@ -71,15 +71,15 @@ def read_table(
     if modality is not None and "modality" not in table:
         table["modality"] = modality
     table = _usable(csv, table, lambda line, row: _check_kind(csv, line, row), left_out)
-    for column, choice in (("modality", modality), ("split", split)):
-        if choice is None:
+    for column, wanted in (("modality", modality), ("split", split)):
+        if wanted is None:
             continue
         if column not in table:
-            raise DataError.at(csv, f"a column {column} to choose {choice} by", f"columns {', '.join(table.columns)}")
+            raise DataError.at(csv, f"a column {column} to choose {wanted} by", f"columns {', '.join(table.columns)}")
         found = ", ".join(sorted(set(table[column])))
-        table = table[table[column] == choice]
+        table = table[table[column] == wanted]
         if table.empty:
-            raise DataError.at(csv, f"rows of {column} {choice}", f"only {found}")
+            raise DataError.at(csv, f"rows of {column} {wanted}", f"only {found}")
     table = with_names(table)
     seen: dict[tuple[str, str], int] = {}
 
