@@ -36,7 +36,7 @@ def describe_validation(row: Row) -> str:
     line = f"  validation, endpoint error of zero flow's: {', '.join(parts)}"
     quality = [f"{kind} {row[f'qabf_{kind}']:.3f}" for kind in kinds if f"qabf_{kind}" in row]
     if quality:
-        line += f"; QAB/F: {', '.join(quality)}"
+        line += f"; Q^AB/F: {', '.join(quality)}"
     folded = [f"{kind} {row[f'folding_{kind}']:.2%}" for kind in kinds if row.get(f"folding_{kind}", 0) > 0]
     return line + (f"; folded pixels: {', '.join(folded)}" if folded else "")
 

@@ -95,7 +95,7 @@ METRICS: dict[str, Metric] = {
         "Contrast of moving", better=1, digits=2, description="the same of the moving image, in luma: colour is extra"
     ),
     "saturation_kept": Metric(
-        "Saturation", better=1, digits=2, description="share of strong colours' saturation that is kept"
+        "Saturation kept", better=1, digits=2, description="share of strong colours' saturation that is kept"
     ),
     "near_white": Metric("Near white", better=-1, description="share of strong colours that came out near white"),
     "hue_error": Metric("Hue error", better=-1, digits=1, description="of strong colours, degrees"),

@@ -58,7 +58,7 @@ def test_a_registration_that_does_not_learn_is_warned_of_early(share, error, war
 
 def test_a_validation_is_one_line_without_what_is_nothing():
     line = describe_validation(row(2, folding_CT=0.0, folding_PET=0.02, qabf_CT=0.5123, qabf_PET=0.7))
-    assert "QAB/F: CT 0.512, PET 0.700" in line and line.endswith("folded pixels: PET 2.00%") and "\n" not in line
+    assert "Q^AB/F: CT 0.512, PET 0.700" in line and line.endswith("folded pixels: PET 2.00%") and "\n" not in line
 
 
 def test_a_file_gets_the_first_progress_at_once_and_then_now_and_then(monkeypatch, caplog):
