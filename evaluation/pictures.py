@@ -22,8 +22,8 @@ def _check_flow(flow: np.ndarray) -> np.ndarray:
 def _check_same_size(**images: np.ndarray) -> None:
     sizes = {name: image.shape[:2] for name, image in images.items()}
     if len(set(sizes.values())) > 1:
-        found = ", ".join(f"{name} {height} x {width}" for name, (height, width) in sizes.items())
-        raise ValueError(f"expected images of one height and width, found {found}")
+        shapes = ", ".join(f"{name} {height} x {width}" for name, (height, width) in sizes.items())
+        raise ValueError(f"expected images of one height and width, found {shapes}")
 
 
 def _grey(image: np.ndarray) -> np.ndarray:

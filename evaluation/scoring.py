@@ -115,8 +115,8 @@ def _warn_of_other_renderings(pair: dict) -> None:
     label, *others = ("in colour" if has_color(read_image(pair[role], color=None)) else "in grey" for role in roles)
     for role, kind in zip(roles[1:], others, strict=True):
         if kind != label:
-            found = f"expected an image {label} like {pair['label']}, found one {kind}"
-            print(f"{pair[role]}: {found}; {OTHER_RENDERING}", file=sys.stderr)
+            difference = f"expected an image {label} like {pair['label']}, found one {kind}"
+            print(f"{pair[role]}: {difference}; {OTHER_RENDERING}", file=sys.stderr)
 
 
 def with_mean(table: pd.DataFrame) -> pd.DataFrame:

@@ -57,15 +57,15 @@ def load_network(options: Options, kinds: list[str]) -> Network:
             raise InputError(f"--engine {options.engine}: expected {expected}, found none") from error
     # The weights start at zero. The record does not tell whether --init brought a trained fusion.
     if not checkpoint.model.fusion.head.weight.any():
-        found = "an untrained one (stage registration only, or a run broken off before its fusion)"
+        state = "an untrained one (stage registration only, or a run broken off before its fusion)"
         shown = "the fused images show hardly more than the brighter of both"
-        log.warning(f"{options.checkpoint}: expected a trained fusion, found {found}: {shown}")
+        log.warning(f"{options.checkpoint}: expected a trained fusion, found {state}: {shown}")
     settings = checkpoint.inference(options.passes, options.average)
     barely_trained = left_of_displacement(checkpoint.metrics) > BARELY
     if barely_trained:
-        found = f"one that left {100 * left_of_displacement(checkpoint.metrics):.0f} % of it on its validation pairs"
+        state = f"one that left {100 * left_of_displacement(checkpoint.metrics):.0f} % of it on its validation pairs"
         log.warning(
-            f"{options.checkpoint}: expected a network trained to remove displacement, found {found}: train it longer; "
+            f"{options.checkpoint}: expected a network trained to remove displacement, found {state}: train it longer; "
             "its disagreement says nothing about the images, and no other poses are tried"
         )
     settings["multistart"] = settings["average"] and options.multistart and not barely_trained

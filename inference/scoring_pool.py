@@ -111,8 +111,8 @@ def scored(
         for process in active_children():
             process.kill()
         expected = "processes that save and score to live"
-        found = "one killed, maybe as memory ran out; with --workers 1 there are none, --resume goes on"
-        raise MachineError(f"--workers: expected {expected}, found {found}") from error
+        state = "one killed, maybe as memory ran out; with --workers 1 there are none, --resume goes on"
+        raise MachineError(f"--workers: expected {expected}, found {state}") from error
 
 
 def _scored_by(pool: ProcessPoolExecutor, jobs: Iterable[Job], most_waiting: int) -> Iterator[dict[str, float | str]]:

@@ -101,8 +101,8 @@ def load_checkpoint(
             another modality, or with weights that do not fit its arguments.
     """
     path = Path(path)
-    if found := lacking(path):
-        raise CheckpointError.at(path, "a complete safetensors file" if path.is_file() else "a checkpoint", found)
+    if problem := lacking(path):
+        raise CheckpointError.at(path, "a complete safetensors file" if path.is_file() else "a checkpoint", problem)
     try:
         with path.open("rb") as file:
             start = file.read(9)

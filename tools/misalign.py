@@ -57,7 +57,7 @@ def true_flow(pair: str | os.PathLike, deformation: Tensor) -> Tensor:
     Raises:
         DataError: there is no such field, as the deformation folds, or it is not found, as it turns too far.
     """
-    found = "one that folds"
+    result = "one that folds"
     if (jacobian_determinant(deformation) > 0).all():
         unit = sum(deformation.shape[2:]) / 512
         # Strong ones take longer; the others keep the inverse that training and validation have.
@@ -66,9 +66,9 @@ def true_flow(pair: str | os.PathLike, deformation: Tensor) -> Tensor:
             error = (compose(deformation, flow).norm(dim=1).max() / unit).item()
             if error <= TRUE_WITHIN:
                 return flow
-        found = f"one that leaves {error:.1f} px"
+        result = f"one that leaves {error:.1f} px"
     expected = f"a deformation that can be undone to {TRUE_WITHIN} px (lower --rotation or --amplitude, higher --sigma)"
-    raise DataError.at(pair, expected, found)
+    raise DataError.at(pair, expected, result)
 
 
 def files_of(folder: Path, name: str) -> dict[str, Path]:

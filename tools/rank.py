@@ -84,8 +84,8 @@ def read_pairs(
         raise DataError.at(csv, f"both columns {' and '.join(GREY_COLUMNS)}, or neither", "one of them")
     if fold is not None:
         if "fold" not in table or str(fold) not in set(table["fold"]):
-            found = f"folds {', '.join(sorted(set(table['fold'])))}" if "fold" in table else "no column fold"
-            raise DataError.at(csv, f"pairs of fold {fold}", found)
+            folds = f"folds {', '.join(sorted(set(table['fold'])))}" if "fold" in table else "no column fold"
+            raise DataError.at(csv, f"pairs of fold {fold}", folds)
         table = table[table["fold"] == str(fold)].reset_index(drop=True)
     table["group"] = patients_of(table, pattern)
     for column in (*FILES, *GREY_COLUMNS):

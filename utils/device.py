@@ -42,9 +42,9 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(kind for kind, there in available.items() if there)
+        name = next(kind for kind, present in available.items() if present)
     if not available.get(name):
-        here = ", ".join(kind for kind, there in available.items() if there)
+        here = ", ".join(kind for kind, present in available.items() if present)
         raise InputError(f"--device: expected one that is here ({here}), found {name}")
     if name == "cpu":
         keep_memory()

@@ -32,8 +32,8 @@ def read_landmarks(
         FileError: the file cannot be read, lacks a column, holds no points, no numbers, or points beside the image.
     """
     expected = f"a table with numbers in the columns {', '.join(columns)}"
-    if found := lacking(path):
-        raise FileError.at(path, expected, found)
+    if problem := lacking(path):
+        raise FileError.at(path, expected, problem)
     try:
         table = pd.read_csv(path, skipinitialspace=True)
     except (OSError, ValueError) as error:
@@ -52,8 +52,8 @@ def read_landmarks(
         beside = ((points < -0.5) | (points > np.array(size[::-1]) - 0.5)).any(axis=1)
         if beside.any():
             line = int(beside.argmax())
-            found = f"({points[line, 0]:g}, {points[line, 1]:g}) in line {line + 2}"
-            raise FileError.at(path, f"points x, y within the image, {size[1]} x {size[0]} px", found)
+            place = f"({points[line, 0]:g}, {points[line, 1]:g}) in line {line + 2}"
+            raise FileError.at(path, f"points x, y within the image, {size[1]} x {size[0]} px", place)
     return points
 
 

@@ -149,6 +149,6 @@ def kill_children() -> None:
         child.kill()
 
 
-def pool_size(wanted: int) -> int:
+def pool_size(count: int) -> int:
     """Limit the wanted processes to the largest pool: Windows waits for no more than 61."""
-    return min(wanted, 61) if os.name == "nt" else wanted
+    return min(count, 61) if os.name == "nt" else count
