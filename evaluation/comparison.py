@@ -133,7 +133,7 @@ def comparison_report(summary: pd.DataFrame, ours: str, title: str) -> str:
     others = [system for system in systems if system != ours]
     means, tests = [], []
     for metric, rows in summary.groupby("metric", sort=False):
-        label = f"{metric} {'↓' if rows['better'].iloc[0] == 'lower' else '↑'}"
+        label = f"{metric_of(metric).text} {'↓' if rows['better'].iloc[0] == 'lower' else '↑'}"
         by_system = rows.set_index("system")
         means.append([label, *(_mean_cell(by_system, system) for system in systems)])
         if by_system["p"].notna().any():
@@ -179,6 +179,6 @@ def _test_cell(rows: pd.DataFrame, system: str) -> str:
 
 
 def _legend(metrics: Sequence[str]) -> str:
-    named = [f"{metric}: {metric_of(metric).text}, {metric_of(metric).description}" for metric in metrics
+    named = [f"{metric_of(metric).text} (column {metric}): {metric_of(metric).description}" for metric in metrics
              if metric_of(metric).description]  # fmt: skip
     return "; ".join(named) + "." if named else ""

@@ -79,7 +79,7 @@ def test_pairs_are_matched_by_name_not_by_order() -> None:
 def test_one_pair_has_no_spread() -> None:
     summary = compare.summarise({"ours": OURS.iloc[:1], "peer": PEER.iloc[:1]}, "ours")
     assert summary["std"].isna().all()
-    assert "| qabf ↑ | **0.500** | 0.400 |" in compare.comparison_report(summary, "ours", "CT")
+    assert "| Q^AB/F ↑ | **0.500** | 0.400 |" in compare.comparison_report(summary, "ours", "CT")
 
 
 # --- report -------------------------------------------------------------------------------------------------
@@ -90,11 +90,11 @@ def test_report_marks_the_best_and_the_direction() -> None:
     lines = compare.comparison_report(summary, "ours", "CT: ours, a|b").splitlines()
     assert lines[0] == "# CT: ours, a|b"
     assert r"| metric | ours | a\|b |" in lines
-    assert any(re.fullmatch(r"\| qabf ↑ \| \*\*0.650 \[0.5\d\d, 0.7\d\d\]\*\* \| – \|", line) for line in lines)
-    assert any(line.startswith("| rmse ↓ | **3.500 [2") and "| 3.900 [1" in line for line in lines)
+    assert any(re.fullmatch(r"\| Q\^AB/F ↑ \| \*\*0.650 \[0.5\d\d, 0.7\d\d\]\*\* \| – \|", line) for line in lines)
+    assert any(line.startswith("| RMSE ↓ | **3.500 [2") and "| 3.900 [1" in line for line in lines)
     tested = row(summary, "rmse", "a|b")
     effect, share = f"{tested['effect']:+.2f}", f"{tested['ours_better']:.0%}"
-    assert f"| rmse ↓ | p = {tested['p_holm']:.3f}, r = {effect}, {share} |" in lines
+    assert f"| RMSE ↓ | p = {tested['p_holm']:.3f}, r = {effect}, {share} |" in lines
 
 
 def test_report_of_one_system_has_no_tests() -> None:
@@ -109,6 +109,7 @@ def test_table_has_effects_and_stars_where_the_corrected_test_is_clear() -> None
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(to_table(summary, "ours", "CT"))
     text = console.export_text()
+    assert "RMSE ↓" in text and "Q^AB/F ↑" in text
     assert "[b]" in text and "] +1.00*" in text  # rmse: all pairs are worse
     assert "] +0.00 " in text  # qabf: no pair differs, no star
     assert "0.650 [" in text
