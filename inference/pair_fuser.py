@@ -71,6 +71,7 @@ class PairFuser:
         longest: float | None = None,
         flow: np.ndarray | None = None,
         disagreement: float | None = None,
+        expected_error: np.ndarray | None = None,
         mask: np.ndarray | None = None,
     ) -> FusedPair:
         """Align and fuse a pair.
@@ -85,7 +86,7 @@ class PairFuser:
                 colour scale gives to grey. Both may be tensors as well, on any device.
             aspect, longest: of `inference.view.choose_view`.
             flow: (2, H, W), px, where the displacement is known already, as of a volume; nothing is estimated then.
-            disagreement: of the estimates that it came from.
+            disagreement, expected_error: of the estimates that it came from; the latter (H, W), px.
             mask: bool (H, W), True where nothing is to be matched, as in a lesion. What both images show there has no
                 say, and the displacement is the smooth continuation of that around it. The gate is 0 there.
 
@@ -115,10 +116,9 @@ class PairFuser:
             disagreement = output.disagreement.item() if self.average and not blank else None
         images = self._shown(output, torch.maximum(fixed, grey) if blank else output.fused, fixed, moving, scale)
         seconds = time.perf_counter() - start - self._preparing
-        expected, mean = None if blank else output.expected_error, None
-        if expected is not None:
-            mean = masked_means(expected, as_weight(foreground(output.aligned, tuple(expected.shape[2:])))).item()
-        maps = _maps_of(output, expected, mask)
+        expected = output.expected_error if expected_error is None else torch.from_numpy(expected_error)[None, None]
+        expected = None if blank else expected
+        mean, maps = _mean_in_head(expected, output.aligned), _maps_of(output, expected, mask)
         flow = output.flow[0].cpu().numpy()
         return FusedPair(*images[:2], flow, maps, seconds, disagreement, mean, blend=images[2])
 
@@ -218,6 +218,14 @@ def _checked(
     if mask is not None and (mask.shape != fixed.shape or mask.dtype != bool):
         raise ValueError(f"mask: expected bool {fixed.shape}, found {mask.dtype} {mask.shape}")
     return tuple(np.ascontiguousarray(image, np.float32) for image in (fixed, moving))
+
+
+def _mean_in_head(lengths: Tensor | None, aligned: Tensor) -> float | None:
+    """Average lengths (1, 1, H, W) in the head that an aligned image (1, 1, H, W) shows; None without any."""
+    if lengths is None:
+        return None
+    head = as_weight(foreground(aligned, tuple(lengths.shape[2:])))
+    return masked_means(lengths.to(head.device), head).item()
 
 
 def _maps_of(output: Output, expected: Tensor | None, mask: np.ndarray | None) -> dict[str, np.ndarray]:

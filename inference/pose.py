@@ -118,8 +118,8 @@ def heads_apart(fixed: Volume, moving: Volume) -> bool:
         PoseError: one of the volumes shows no head.
     """
     heads = [_head(_prepared(volume), role) for volume, role in ((fixed, "fixed"), (moving, "moving"))]
-    there = sitk.Resample(heads[1], heads[0], sitk.Transform(3, sitk.sitkIdentity), sitk.sitkNearestNeighbor)
-    masks = [sitk.GetArrayViewFromImage(head) > 0 for head in (heads[0], there)]
+    moving_head = sitk.Resample(heads[1], heads[0], sitk.Transform(3, sitk.sitkIdentity), sitk.sitkNearestNeighbor)
+    masks = [sitk.GetArrayViewFromImage(head) > 0 for head in (heads[0], moving_head)]
     smaller = min(int(sitk.GetArrayViewFromImage(head).sum()) for head in heads)
     return float((masks[0] & masks[1]).sum()) < LEAST_TOGETHER * smaller
 

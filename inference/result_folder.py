@@ -115,13 +115,14 @@ class ResultFolder:
         self.has_colors = modality in COLOR_MODALITIES
         kinds = ["aligned", "fused", *["fused_rgb"] * self.has_colors]
         self.volume_paths = [self.path / f"{kind}.nii.gz" for kind in kinds]
+        self.map_paths = {kind: self.path / "maps" / f"{kind}.nii.gz" for kind in MAPS}
         self.pose_path = self.path / "pose.tfm"
         self.flow_suffix = FLOW_SUFFIXES[flow_format]
         # Volumes in npy are those of their slices alone: other programs need the field in space.
         suffix = ".mha" if self.flow_suffix == ".mha" else ".nii.gz"
         self.field_paths = [self.path / f"{kind}{suffix}" for kind in FIELDS]
         fields = [self.path / f"{kind}{suffix}" for kind in FIELDS for suffix in (".nii.gz", ".mha")]
-        self.space_paths = [*self.volume_paths, self.pose_path, *fields]
+        self.space_paths = [*self.volume_paths, *self.map_paths.values(), self.pose_path, *fields]
         self.outdated: list[Path] = []
         """Of an earlier run, maybe of other pairs; removed before the first new row is written."""
         self._settings_written = False

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
 from utils.geometry.continuation import continue_into
+from utils.geometry.head_box import TISSUE
 from utils.geometry.warp import invert_steep, resize_flow
 from utils.imaging.resampling import itk_image
 from utils.imaging.volumes import Volume
@@ -29,7 +30,7 @@ from utils.maps import jacobian_determinant
 STRIDE = 4
 """Pixels between the points at which the field is kept: estimates are no finer than that."""
 
-REACH = 8.0
+SMOOTHING = 8.0
 """Standard deviation of the smoothing along the slices, mm."""
 
 TOLERANCE = 1.5
@@ -44,7 +45,6 @@ UNSURE = 0.5
 LITTLE = 1.0
 """Mean displacement below which two volumes lie right already, px; of twice the disagreement as well."""
 
-TISSUE = 0.08  # intensity in [0, 1] above which a pixel counts as tissue
 _ROUNDS, _LEAST_DETERMINANT = 4, 0.02
 
 
@@ -55,11 +55,14 @@ class VolumeField(NamedTuple):
         flows: float32 (S, 2, h, w), one of every `STRIDE`-th pixel for each slice, px of that grid.
         disagreements: (S,), of each slice's estimates, px; None where they are not known.
         size: height and width of the slices, px.
+        errors: float32 (S, h, w), expected endpoint errors on the same grid, px of the image; None where the network
+            tells none.
     """
 
     flows: NDArray[np.float32]
     disagreements: Sequence[float | None]
     size: tuple[int, int]
+    errors: NDArray[np.float32] | None = None
 
     def flow(self, number: int) -> NDArray[np.float32]:
         """Return the displacement field of a slice: (2, H, W), px."""
@@ -67,7 +70,11 @@ class VolumeField(NamedTuple):
 
     def of(self, number: int) -> dict:
         """Return the arguments of `inference.pair_fuser.PairFuser` for a slice."""
-        return {"flow": self.flow(number), "disagreement": self.disagreements[number]}
+        known = {"flow": self.flow(number), "disagreement": self.disagreements[number]}
+        if self.errors is not None:
+            errors = torch.from_numpy(self.errors[number])[None, None]
+            known["expected_error"] = F.interpolate(errors, self.size, mode="bilinear")[0, 0].numpy()
+        return known
 
     def transform(self, grid: Volume) -> sitk.Transform:
         """Convert the field to a SimpleITK transform: point of the fixed space -> place of that tissue in the moving.
@@ -115,6 +122,12 @@ def coarse(flow: NDArray[np.float32]) -> NDArray[np.float32]:
     return resize_flow(torch.from_numpy(flow)[None], size)[0].numpy()
 
 
+def coarse_lengths(lengths: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Average lengths (H, W), in px of the image, to the grid of `coarse`: (h, w), in the same px."""
+    size = tuple(-(-side // STRIDE) for side in lengths.shape)
+    return F.adaptive_avg_pool2d(torch.from_numpy(lengths)[None], size)[0].numpy()
+
+
 def coarse_mask(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Mark the points of the grid of `coarse` whose pixels touch a mask: (S, H, W) -> (S, h, w)."""
     size = tuple(-(-side // STRIDE) for side in mask.shape[1:])
@@ -142,23 +155,46 @@ def join_slices(
     Returns:
         float32 (S, 2, h, w), px of the same grid: smooth along the slices, with a positive Jacobian determinant.
     """
-    known = np.array([np.nan if x is None else x for x in disagreements], np.float64)
-    if np.isnan(known).all():
-        known[:] = 0  # single estimates, which cannot disagree
-    trust = np.nan_to_num(shares / (UNSURE + known) ** 2)
+    trust = _trust(shares, disagreements)
     if not trust.any():
         return np.zeros_like(flows)
-    trust = (trust / trust.max()).astype(np.float32)[:, None, None, None]
     if mask is not None:
         trust = trust * ~mask[:, None]
     weights = np.broadcast_to(trust, (len(flows), 1, *flows.shape[2:]))
     for _ in range(_ROUNDS):
-        mean = _mean_along(flows, weights, REACH / spacing)
+        mean = _mean_along(flows, weights, SMOOTHING / spacing)
         distance = np.linalg.norm(flows - mean, axis=1, keepdims=True) * STRIDE
         weights = trust / (1 + (distance / TOLERANCE) ** 2)
     if mask is not None:
         mean = np.moveaxis(continue_into(np.moveaxis(mean, 1, 0), mask, (spacing, *pixel)), 0, 1)
     return _unfolded(mean)
+
+
+def join_errors(
+    errors: NDArray[np.float32], shares: NDArray, disagreements: Sequence[float | None], spacing: float
+) -> NDArray[np.float32]:
+    """Average the expected errors of the slices' estimates along the slices, with the weights of `join_slices`.
+
+    The joined field is a mean of several estimates, so its own errors are rather smaller.
+
+    Args:
+        errors: (S, h, w), px.
+        shares, disagreements, spacing: as of `join_slices`.
+
+    Returns:
+        float32 (S, h, w), px.
+    """
+    trust = _trust(shares, disagreements)
+    return _mean_along(errors[:, None], np.broadcast_to(trust, errors[:, None].shape), SMOOTHING / spacing)[:, 0]
+
+
+def _trust(shares: NDArray, disagreements: Sequence[float | None]) -> NDArray[np.float32]:
+    """Compute how much the estimate of each slice counts: (S, 1, 1, 1), 0 to 1."""
+    known = np.array([np.nan if x is None else x for x in disagreements], np.float64)
+    if np.isnan(known).all():
+        known[:] = 0  # single estimates, which cannot disagree
+    trust = np.nan_to_num(shares / (UNSURE + known) ** 2)
+    return (trust / max(trust.max(), 1e-12)).astype(np.float32)[:, None, None, None]
 
 
 def _mean_along(flows: NDArray[np.float32], weights: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:

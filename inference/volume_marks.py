@@ -53,8 +53,8 @@ class VolumeMarks(NamedTuple):
                 scores |= _distances(*self.points, transform, fixed.slices_affine, suffix)
         if self.maps:
             like, carried = self.maps
-            found = (dice_of_labels(_carried(carried, like, x), like.slices) for x in (after, before))
-            scores |= dice_columns(*found)
+            dice = (dice_of_labels(_carried(carried, like, x), like.slices) for x in (after, before))
+            scores |= dice_columns(*dice)
         return scores
 
 
@@ -114,8 +114,8 @@ def _distances(
     fixed: NDArray, moving: NDArray, transform: sitk.Transform, affine: NDArray, suffix: str
 ) -> dict[str, float]:
     """Average the distance of points carried to the moving space from where they belong, mm and voxels."""
-    found = np.array([transform.TransformPoint((point * _FLIP).tolist()) for point in fixed]) * _FLIP
-    missed = found - moving
+    carried = np.array([transform.TransformPoint((point * _FLIP).tolist()) for point in fixed]) * _FLIP
+    missed = carried - moving
     # In voxels it counts along the axes of the fixed volume.
     turn = np.linalg.inv(linear_part(transform, fixed.mean(axis=0))[:3, :3] @ affine[:3, :3])
     lengths = {"tre": np.linalg.norm(missed @ turn.T, axis=1), "tre_mm": np.linalg.norm(missed, axis=1)}

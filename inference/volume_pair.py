@@ -1,6 +1,7 @@
 """Volumes dealt with slice by slice: each axial slice is a pair, and the results are put together again."""
 
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from inference.pose import Pose, PoseError, estimate_pose, heads_apart, write_fi
 from inference.result_folder import ResultFolder
 from inference.volume_field import VolumeField
 from inference.volume_marks import VolumeMarks, read_marks, slice_by_slice
-from utils.files import FileError
+from utils.files import FileError, remove
 from utils.imaging.dicom import DICOM_SUFFIX
 from utils.imaging.images import luma, read_image, write_image
 from utils.imaging.resampling import coverage, distance_between, resample_labels, resample_volume
@@ -77,8 +78,8 @@ class VolumePair(NamedTuple):
         """Describe the pose found for the moving head."""
         if self.pose is None:
             return "by the headers" if self.covered else "slice by slice, as the files lie"
-        found = f"{self.pose.moved:.1f} mm from where the headers put it"
-        return f"{self.pose.kind}, {found} (from {self.pose.start}; pose.tfm)"
+        distance = f"{self.pose.moved:.1f} mm from where the headers put it"
+        return f"{self.pose.kind}, {distance} (from {self.pose.start}; pose.tfm)"
 
     def unplaced(self) -> list[str]:
         """List the roles of volumes whose files do not say how they lie."""
@@ -100,8 +101,8 @@ class VolumePair(NamedTuple):
 
     def of_other_kind(self, modality: str) -> dict[str, str]:
         """Return role -> DICOM modality of volumes that say to be something else than an MRI and `modality`."""
-        wanted = {"fixed": {"MR"}, "moving": DICOM_KINDS[modality], "label": DICOM_KINDS[modality]}
-        return {role: x.modality for role, x in self.volumes.items() if x.modality not in wanted[role] | {""}}
+        kinds = {"fixed": {"MR"}, "moving": DICOM_KINDS[modality], "label": DICOM_KINDS[modality]}
+        return {role: x.modality for role, x in self.volumes.items() if x.modality not in kinds[role] | {""}}
 
     def write_slices(self, folder: str | os.PathLike) -> list[PairFiles]:
         """Write the slices as images and return the pairs that they make.
@@ -138,7 +139,8 @@ class VolumePair(NamedTuple):
         The aligned volume is sampled once, from the moving file's own values, through pose and displacement together.
         Of these, pose.tfm is written wherever there is one, the displacement field and its inverse where flows are.
 
-        Where the fused images have colours, fused.nii.gz is their luma, and fused_rgb.nii.gz shows them.
+        Where the fused images have colours, fused.nii.gz is their luma, and fused_rgb.nii.gz shows them. Maps become
+        volumes where they are saved.
 
         Args:
             folder: holds the fused images of all slices.
@@ -153,19 +155,51 @@ class VolumePair(NamedTuple):
         written = [resample_volume(self.sources["moving"], target, pose, displacement).slices]
         shown = [read_image(folder.files(pair.name)["fused"], color=folder.has_colors) for pair in pairs]
         fused = np.stack([luma(image) for image in shown] if folder.has_colors else shown)
-        for slices in (fused, *[np.stack(shown)] * folder.has_colors):
-            if grid is not target:
-                channels = np.moveaxis(slices, -1, 0) if slices.ndim == 4 else [slices]
-                channels = [resample_volume(grid._replace(slices=channel), target).slices for channel in channels]
-                slices = np.stack(channels, axis=-1) if slices.ndim == 4 else channels[0]
-            written.append(slices)
+        written += [self._on_fixed_grid(slices) for slices in (fused, *[np.stack(shown)] * folder.has_colors)]
         for path, slices in zip(folder.volume_paths, written, strict=True):
             write_volume(path, slices, target)
+        if folder.maps:
+            self._write_maps(folder, pairs)
         if self.pose:
             write_transform(folder.pose_path, self.pose.transform)
         if field and folder.field:
             for path, one_way in zip(folder.field_paths, (field, field.inverse()), strict=True):
                 write_field(path, one_way.transform(grid))
+
+    def _write_maps(self, folder: ResultFolder, pairs: list[PairFiles]) -> None:
+        """Write each map of the slices as a volume on the fixed file's grid; memory holds one of them at a time."""
+        files = [folder.files(pair.name)["maps/values"] for pair in pairs]
+        for kind, path in folder.map_paths.items():
+            maps = [read_map(file, kind) for file in files]
+            known = next((map_ for map_ in maps if map_ is not None), None)
+            if known is None:
+                remove(path)  # of an earlier network, which made one
+                continue
+            # A blank slice has no expected error.
+            slices = np.stack([np.zeros_like(known) if map_ is None else map_ for map_ in maps])
+            write_volume(path, self._on_fixed_grid(slices), self.sources["fixed"])
+
+    def _on_fixed_grid(self, slices: np.ndarray) -> np.ndarray:
+        """Bring slices (S, H, W) or (S, H, W, 3) from the grid of the pairs to that of the fixed file."""
+        grid, target = self.volumes["fixed"], self.sources["fixed"]
+        if grid is target:
+            return slices
+        channels = np.moveaxis(slices, -1, 0) if slices.ndim == 4 else [slices]
+        channels = [resample_volume(grid._replace(slices=channel), target).slices for channel in channels]
+        return np.stack(channels, axis=-1) if slices.ndim == 4 else channels[0]
+
+
+def read_map(path: Path, kind: str) -> np.ndarray | None:
+    """Read a map (H, W) of a pair from its numbers, maps/values/NAME.npz; None where it has none of the kind.
+
+    Raises:
+        FileError: the file cannot be read.
+    """
+    try:
+        with np.load(path) as maps:
+            return maps[kind].astype(np.float32) if kind in maps else None
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise FileError.at(path, "the maps of a pair", str(error)) from error
 
 
 def read_volumes(

@@ -8,7 +8,16 @@ from tqdm import tqdm
 
 from data.pairs import PairFiles
 from inference.pair_fuser import PairFuser
-from inference.volume_field import STRIDE, VolumeField, coarse, coarse_mask, join_slices, shown_shares
+from inference.volume_field import (
+    STRIDE,
+    VolumeField,
+    coarse,
+    coarse_lengths,
+    coarse_mask,
+    join_errors,
+    join_slices,
+    shown_shares,
+)
 from inference.volume_pair import VolumePair
 from utils.messages import log
 from utils.processes import rank
@@ -39,7 +48,7 @@ def register_volume(
     every = max(1, round(EVERY / spacing))
     count, *size = fixed.shape
     flows = np.zeros((count, 2, *(-(-side // STRIDE) for side in size)), np.float32)
-    disagreements: list[float | None] = [None] * count
+    errors, disagreements = np.zeros_like(flows[:, 0]), [None] * count
     todo = [number for number in range(0, count, every) if shares[number] > 0]
     # A single estimate does not tell how far it can be trusted; a share of 0 says that it cannot at all.
     shares[[number for number in range(count) if number not in set(todo)]] = 0
@@ -48,12 +57,15 @@ def register_volume(
             return None
         pair = pairs[number]
         beside = None if mask is None else mask[number]
-        found = fuse(fixed[number], moving[number], aspect=pair.aspect, longest=pair.longest, mask=beside)
-        flows[number], disagreements[number] = coarse(found.flow), found.disagreement
+        result = fuse(fixed[number], moving[number], aspect=pair.aspect, longest=pair.longest, mask=beside)
+        flows[number], disagreements[number] = coarse(result.flow), result.disagreement
+        if "expected_error" in result.maps:
+            errors[number] = coarse_lengths(result.maps["expected_error"])
     beside = None if mask is None else coarse_mask(mask)
     pixel = tuple(STRIDE * np.linalg.norm(volumes.volumes["fixed"].slices_affine[:3, axis]) for axis in (1, 0))
     joined = join_slices(flows, shares, disagreements, spacing, beside, pixel)
-    field = VolumeField(joined, disagreements, tuple(size))
+    expected = join_errors(errors, shares, disagreements, spacing) if errors.any() else None
+    field = VolumeField(joined, disagreements, tuple(size), expected)
     if rank() == 0 and field.lies_right(shares):
         log.warning(f"{volumes.name}: these lie right already; --passes 0 fuses them as they are")
     return field

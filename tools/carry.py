@@ -91,11 +91,11 @@ def _check_modality(volume: Volume, options: argparse.Namespace) -> None:
         FileError: it is of another one.
     """
     expected = stated_modality(options.results) or named_modality(options.results)
-    found = options.modality or modality_of_volume(volume, options.volume, expected)
-    if expected and found and found != expected:
+    modality = options.modality or modality_of_volume(volume, options.volume, expected)
+    if expected and modality and modality != expected:
         hint = "" if options.modality else f" by its file or name (--modality {expected} if that misleads)"
-        wanted = f"a {expected} volume, whose displacement is in {options.results}"
-        raise FileError.at(options.volume, wanted, f"a {found} volume{hint}")
+        needed = f"a {expected} volume, whose displacement is in {options.results}"
+        raise FileError.at(options.volume, needed, f"a {modality} volume{hint}")
 
 
 def _by_kind(steps: list[sitk.Transform]) -> tuple[sitk.Transform | None, sitk.Transform | None]:
@@ -112,13 +112,13 @@ def carry_table(options: argparse.Namespace) -> None:
         FileError: a file cannot be used, or the truth has another number of points.
     """
     points = read_landmarks(options.points, AXES)
-    found = carry_points(points, read_steps(options.results, options.inverse))
-    table = pd.DataFrame(found, columns=["x", "y", "z"])
+    carried = carry_points(points, read_steps(options.results, options.inverse))
+    table = pd.DataFrame(carried, columns=["x", "y", "z"])
     if options.truth:
         truth = read_landmarks(options.truth, AXES)
-        if len(truth) != len(found):
-            raise FileError.at(options.truth, f"the {len(found)} points of {options.points}", f"{len(truth)}")
-        table["error_mm"] = np.linalg.norm(found - truth, axis=1)
+        if len(truth) != len(carried):
+            raise FileError.at(options.truth, f"the {len(carried)} points of {options.points}", f"{len(truth)}")
+        table["error_mm"] = np.linalg.norm(carried - truth, axis=1)
         before = np.linalg.norm(points - truth, axis=1).mean()
         print(f"target registration error: {before:.2f} mm by the headers, {table['error_mm'].mean():.2f} mm now")
     write_bytes(options.output, table.to_csv(index=False).encode())

@@ -245,6 +245,8 @@ def run(options: argparse.Namespace) -> None:
         if options.output:  # each time, as a run takes long
             write_bytes(options.output, table.to_csv(index=False, float_format="%.3f").encode())
     print(table.to_string(index=False, float_format="{:.2f}".format))
+    if options.deform:
+        return  # the pose alone cannot be right then
     right = int((table["pose"] < 1.5).sum())
     print(f"after the pose: {right} of {len(table)} below 1.5 mm, median {table['pose'].median():.2f} mm, "
           f"largest {table['pose'].max():.2f} mm")  # fmt: skip

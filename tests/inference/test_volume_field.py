@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from inference.volume_field import STRIDE, coarse, join_slices, shown_shares
+from inference.volume_field import STRIDE, VolumeField, coarse, coarse_lengths, join_errors, join_slices, shown_shares
 from utils.maps import jacobian_determinant
 
 SLICES, SIDE = 40, 16
@@ -89,3 +89,17 @@ def test_the_coarse_grid_covers_sides_that_are_no_multiple() -> None:
     assert found.shape == (2, 17, 18)
     np.testing.assert_allclose(found[0], 18 / 70, rtol=1e-5)
     np.testing.assert_allclose(found[1], 17 / 66, rtol=1e-5)
+
+
+def test_expected_errors_of_slices_that_show_little_are_those_of_their_neighbours() -> None:
+    shares = np.r_[np.ones(30), np.zeros(10)]
+    errors = np.concatenate([np.full((30, 4, 4), 1.5, np.float32), np.full((10, 4, 4), 30, np.float32)])
+    np.testing.assert_allclose(join_errors(errors, shares, [0.3] * SLICES, 5.0), 1.5, atol=1e-3)
+
+
+def test_a_slice_of_a_field_comes_with_its_expected_errors_in_px_of_the_image() -> None:
+    lengths = np.tile(np.linspace(1, 3, 64, dtype=np.float32), (48, 1))
+    errors = coarse_lengths(lengths)[None]
+    known = VolumeField(np.zeros((1, 2, 12, 16), np.float32), [0.3], (48, 64), errors).of(0)
+    np.testing.assert_allclose(known["expected_error"][:, 2:-2], lengths[:, 2:-2], atol=1e-5)
+    assert "expected_error" not in VolumeField(np.zeros((1, 2, 12, 16), np.float32), [0.3], (48, 64)).of(0)

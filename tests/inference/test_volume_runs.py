@@ -7,10 +7,13 @@ from itertools import islice
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from inference import volume_checks
 from inference.scoring_pool import scored
 from inference.volume_pair import read_volumes
+from models.checkpoint import save_checkpoint
+from models.edarfusion import EDARFusion
 from tests.examples import folders, picture, pull, read_table, run_command
 from utils.imaging.images import read_image, write_image
 from utils.imaging.volumes import looks_like_hu, robust_window
@@ -308,6 +311,40 @@ class TestVolumes:
         aligned = nib.load(tmp_path / "out/CT/aligned.nii.gz")
         assert aligned.shape == stack.shape and np.allclose(aligned.affine, affine)
         np.testing.assert_allclose(aligned.get_fdata(), nib.load(paths[1]).get_fdata(), atol=0.1)
+
+    @pytest.mark.parametrize("sagittal", [True, False])
+    def test_maps_become_volumes_on_the_fixed_grid(self, tmp_path, sagittal):
+        torch.manual_seed(0)
+        model = EDARFusion("tiny", expected_error=True).eval()
+        torch.nn.init.normal_(model.fusion.head.weight, std=0.01)
+        checkpoint = tmp_path / "tiny.safetensors"
+        save_checkpoint(checkpoint, model, modality="all", training={"note": "untrained, for tests"}, metrics={})
+        head = np.tile(picture(1, (72, 72)), (16, 1, 1))  # the same in each slice
+        affine = np.array([[6.5, 0, 0, -49], [0, 0, -1.5, 53], [0, -1.5, 0, 53], [0, 0, 0, 1]])
+        if not sagittal:
+            affine = np.diag([-1.5, -1.5, 5, 1])
+            head = head.transpose(2, 1, 0)
+        paths = [tmp_path / f"{name}.nii.gz" for name in ("mri", "pet")]
+        for path in paths:
+            nib.save(nib.Nifti1Image(900 * head.astype(np.float32), affine), path)
+        options = ["--modality", "PET", "--fixed", str(paths[0]), "--moving", str(paths[1])]
+        options += ["--save-maps", "--save-flow", "--prealign", "none", "--average"]
+        assert run_command(checkpoint, tmp_path / "out", *options) == 0
+        folder = tmp_path / "out/PET"
+        names = ["aligned", "fused", "fused_rgb", "maps/gate", "maps/jacobian", "maps/expected_error"]
+        for image in (nib.load(folder / f"{name}.nii.gz") for name in names):
+            assert image.shape == head.shape and np.allclose(image.affine, affine)
+        expected, jacobian = (nib.load(folder / f"maps/{x}.nii.gz").get_fdata() for x in ("expected_error", "jacobian"))
+        assert expected.min() > 0 and jacobian.min() > 0
+        assert read_table(folder / "metrics.csv")[0]["expected_error"]
+        if not sagittal:
+            slice_ = np.load(folder / "maps/values/mri_007.npz")["expected_error"]
+            np.testing.assert_allclose(expected[..., 7].T, slice_, rtol=1e-5)
+        field = nib.load(folder / "displacement.nii.gz")
+        corners = [nib.affines.apply_affine(x.affine, np.array([[-0.5] * 3, np.array(x.shape[:3]) - 0.5]))
+                   for x in (field, image)]
+        for low_high in (np.min, np.max):
+            np.testing.assert_allclose(*(low_high(x, axis=0) for x in corners), atol=0.01)
 
     @pytest.mark.parametrize("role", ["fixed", "moving"])
     def test_of_a_volume_and_something_unknown_the_latter_is_named(self, checkpoint, tmp_path, options, capsys, role):

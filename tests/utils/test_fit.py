@@ -49,3 +49,9 @@ def test_a_field_for_the_frame_becomes_one_for_the_original_image() -> None:
     np.testing.assert_allclose(places[:, 4, 7], [25, 13.5])
     shown = fit.apply(original, (40, 50))
     assert shown[7, 10] == pytest.approx((original[13, 25] + original[14, 25]) / 2, abs=1e-3)
+
+
+def test_beyond_the_original_image_the_frame_is_black() -> None:
+    # What touches the border, such as the table of a scanner, is not drawn out.
+    shown = Fit(1.0, -20.0, -10.0).apply(np.ones((40, 50), np.float32), (60, 90))
+    assert shown[10:50, 20:70].min() == 1 and shown.sum() == 40 * 50

@@ -630,10 +630,19 @@ def test_nifti_that_is_no_volume(tmp_path: Path) -> None:
     message_of(patch(flat, third_row_of_the_affine, 0, 0, 0, 0), "affine")
     across = nifti(tmp_path / "across.nii", np.zeros((1, X, Y), np.float32), np.eye(4)[[1, 2, 0, 3]])
     message_of(across, "one slice along the third axis")
-    for value in (np.nan, np.inf):
-        array = np.zeros((X, Y, 3), np.float32)
-        array[3, 4, :2] = value
-        message_of(nifti(tmp_path / "nan.nii", array), "finite", "2 voxels")
+    array = np.zeros((X, Y, 3), np.float32)
+    array[3, 4, :2] = np.inf
+    message_of(nifti(tmp_path / "infinite.nii", array), "finite", "infinity in 2 voxels")
+    message_of(nifti(tmp_path / "nan.nii", np.full((X, Y, 3), np.nan, np.float32)), "finite", "NaN alone")
+
+
+def test_nan_is_background_and_named(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).random((X, Y, 3)).astype(np.float32) - 0.5
+    array[:10] = np.nan
+    filled = np.nan_to_num(array, nan=np.nanmin(array))
+    volume, clean = (read_volume(nifti(tmp_path / "a.nii", x)) for x in (array, filled))
+    np.testing.assert_array_equal(volume.slices, clean.slices)
+    assert "NaN in 13.9% of the voxels" in volume.note and not clean.note
 
 
 def test_header_that_promises_too_much_is_refused_unread(tmp_path: Path) -> None:
@@ -718,8 +727,31 @@ def test_slices_of_differing_size(tmp_path: Path) -> None:
 )
 def test_missing_and_doubled_slices(tmp_path: Path, heights: tuple[float, ...], words: tuple[str, ...]) -> None:
     for number, z in enumerate(heights):
-        dicom(tmp_path / f"{number}.dcm", noise(64, 64), ImagePositionPatient=[0, 0, z])
+        dicom(tmp_path / f"{number}.dcm", noise(64, 64) + number, ImagePositionPatient=[0, 0, z])
     message_of(tmp_path, *words)
+
+
+def test_localizers_and_copies_of_slices_are_left_out(tmp_path: Path) -> None:
+    slices = noise(4, 64, 66)
+    series(tmp_path, slices, [(0.0, 0.0, 3.0 * k) for k in range(4)], ImageType=["ORIGINAL", "PRIMARY", "AXIAL"])
+    alone = read_volume(tmp_path)
+    assert not alone.note
+    dicom(tmp_path / "copy.dcm", slices[2], ImagePositionPatient=[0, 0, 6])
+    localizer = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "SeriesInstanceUID": "1.2.99"}
+    dicom(tmp_path / "scout.dcm", noise(80, 90), ImageOrientationPatient=[0, 1, 0, 0, 0, -1], **localizer)
+    volume = read_volume(tmp_path)
+    np.testing.assert_array_equal(volume.slices, alone.slices)
+    np.testing.assert_array_equal(volume.affine, alone.affine)
+    assert volume.note == "left out 1 localizer and 1 doubled slice"
+
+
+def test_frames_in_time_that_are_equal_by_chance_stay(tmp_path: Path) -> None:
+    for number, (z, minute) in enumerate([(0, 0), (3, 0), (0, 1), (3, 1)]):
+        dicom(tmp_path / f"{number}.dcm", np.full((64, 66), 9 * (number == 3)), ImagePositionPatient=[0, 0, z],
+              Modality="PT", AcquisitionDate="20240301", AcquisitionTime=f"12{minute:02}00")  # fmt: skip
+    volume = read_volume(tmp_path)
+    assert "2 frames in time" in volume.note
+    np.testing.assert_array_equal(volume.slices[:, 0, 0], [0, 4.5])
 
 
 def test_uneven_slices_are_interpolated_and_named(tmp_path: Path) -> None:

@@ -39,15 +39,15 @@ def continue_into(
         weight = 1.0 if spacing is None else 1.0 / spacing[axis] ** 2
         before = (slice(None),) * axis
         ahead, behind = (*before, slice(1, None)), (*before, slice(None, -1))
-        for here, there in ((ahead, behind), (behind, ahead)):
-            inside = mask[here]
-            both, rim = inside & mask[there], inside & ~mask[there]
-            rows.append(number[here][both])
-            columns.append(number[there][both])
+        for cell, neighbour in ((ahead, behind), (behind, ahead)):
+            inside = mask[cell]
+            both, rim = inside & mask[neighbour], inside & ~mask[neighbour]
+            rows.append(number[cell][both])
+            columns.append(number[neighbour][both])
             weights.append(np.full(int(both.sum()), -weight))
-            np.add.at(total, number[here][inside], weight)
+            np.add.at(total, number[cell][inside], weight)
             for channel, values in enumerate(field):
-                np.add.at(known[channel], number[here][rim], weight * values[there][rim])
+                np.add.at(known[channel], number[cell][rim], weight * values[neighbour][rim])
     around = np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))
     matrix = sparse.csr_array(sparse.coo_array(around, shape=(count, count))) + sparse.diags_array(total)
     nearest = distance_transform_edt(mask, return_distances=False, return_indices=True)

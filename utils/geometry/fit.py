@@ -27,9 +27,10 @@ class Fit(NamedTuple):
             size: height and width of the frame.
 
         Returns:
-            (*size) or (*size, 3); finer pixels are averaged, beyond the image its border goes on.
+            (*size) or (*size, 3); finer pixels are averaged. It is black beyond the image: a border that goes on would
+            draw out what touches it, such as the table of a scanner, to bars.
         """
-        return self._sample(before_sampling(image, self.scale), size)
+        return self._sample(before_sampling(image, self.scale), size, cv2.BORDER_CONSTANT)
 
     def to_original(self, flow: NDArray[np.float32]) -> NDArray[np.float32]:
         """Convert a displacement field for the fitted image to one for the original image.
@@ -82,11 +83,13 @@ class Fit(NamedTuple):
     def _shift(self) -> NDArray[np.float32]:
         return np.array([self.x, self.y], np.float32).reshape(2, 1, 1)
 
-    def _sample(self, image: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    def _sample(
+        self, image: NDArray[np.float32], size: tuple[int, int], border: int = cv2.BORDER_REPLICATE
+    ) -> NDArray[np.float32]:
         matrix = np.array([[self.scale, 0, self.x], [0, self.scale, self.y]])
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         image = np.ascontiguousarray(image, np.float32)
-        return cv2.warpAffine(image, matrix, size[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        return cv2.warpAffine(image, matrix, size[::-1], flags=flags, borderMode=border)
 
 
 def _points(size: tuple[int, int]) -> NDArray[np.float32]:

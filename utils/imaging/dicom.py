@@ -22,6 +22,7 @@ from utils.files import entries, lacking
 from utils.imaging.images import IMAGE_SUFFIXES, ImageError, check_voxels
 from utils.imaging.stacking import Places, choose_frames, places_of, same_place
 from utils.imaging.suv import suv_factor
+from utils.messages import counted
 
 DICOM_SUFFIX = ".dcm"
 _IN_TIME = {"PT", "NM"}
@@ -61,7 +62,7 @@ _PADDING = {
 def read_dicom(path: Path, frame: int | None = None) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
     """Read a DICOM file, or all those of a folder, which are put in order along the slices' normal.
 
-    What a folder holds beside images, such as a report, is left out.
+    What a folder holds beside the slices is left out: reports, localizers and copies of slices.
 
     Pixels of padding get the lowest value that was measured anywhere in the series: the background.
 
@@ -87,6 +88,7 @@ def read_dicom(path: Path, frame: int | None = None) -> tuple[np.ndarray, np.nda
             no_images.append(error)
     if not frames:
         raise no_images[0]
+    frames, left_out = _without_strangers(frames)
     _check_alike(frames)
     frames, note = _one_a_place(path, frames, frame)
     first = frames[0]
@@ -104,7 +106,7 @@ def read_dicom(path: Path, frame: int | None = None) -> tuple[np.ndarray, np.nda
     array[padded] = array[~padded].min()
     array = places.apply(array).transpose(2, 1, 0)
     about = {"modality": first.modality, "units": first.units, "space": first.space}
-    return array, _LPS_TO_RAS @ lps, about | {"note": "; ".join(filter(None, (note, places.note)))}
+    return array, _LPS_TO_RAS @ lps, about | {"note": "; ".join(filter(None, (left_out, note, places.note)))}
 
 
 def dicom_files(folder: Path) -> list[Path]:
@@ -171,6 +173,7 @@ class _Frame(NamedTuple):
     units: str
     space: str  # UID of the frame of reference
     time: tuple[str, float, int]  # what puts frames of one place in order: when it was taken, its number
+    is_localizer: bool
 
 
 def _read_frames(path: Path) -> list[_Frame]:
@@ -328,10 +331,10 @@ def _frame(path: Path, dataset: Dataset, number: int, values: np.ndarray, padded
     groups = _functional_groups(dataset, number)
 
     def numbers(name: str, count: int) -> np.ndarray:
-        found = groups.get(name) or dataset.get(name)
-        if found is None or np.size(found) != count:
-            raise ImageError.at(path, f"the position tag {name}", "none" if found is None else f"{found}")
-        return np.array(found, np.float64).reshape(count)
+        values = groups.get(name) or dataset.get(name)
+        if values is None or np.size(values) != count:
+            raise ImageError.at(path, f"the position tag {name}", "none" if values is None else f"{values}")
+        return np.array(values, np.float64).reshape(count)
 
     position = numbers("ImagePositionPatient", 3)
     directions = numbers("ImageOrientationPatient", 6).reshape(2, 3)
@@ -365,6 +368,7 @@ def _frame(path: Path, dataset: Dataset, number: int, values: np.ndarray, padded
         units=units,
         space=str(dataset.get("FrameOfReferenceUID") or ""),
         time=("".join(map(str, taken)), float(dataset.get("FrameReferenceTime") or 0), _number(dataset, number)),
+        is_localizer="LOCALIZER" in (dataset.get("ImageType") or []),
     )
 
 
@@ -411,6 +415,20 @@ def _functional_groups(dataset: Dataset, number: int) -> Dataset:
     return flat
 
 
+def _without_strangers(frames: list[_Frame]) -> tuple[list[_Frame], str]:
+    """Leave out localizers and copies of slices, with a note. A folder of localizers alone keeps them."""
+    slices = [frame for frame in frames if not frame.is_localizer] or frames
+    single: dict[tuple, _Frame] = {}
+    for frame in slices:
+        # Frames in time may be equal by chance, as before a tracer arrives.
+        time = frame.time if frame.modality in _IN_TIME else None
+        place = *frame.position, *frame.directions.ravel()
+        single.setdefault((frame.values.tobytes(), tuple(np.round(place, 3)), time), frame)
+    counts = {"localizer": len(frames) - len(slices), "doubled slice": len(slices) - len(single)}
+    names = [counted(count, noun) for noun, count in counts.items() if count]
+    return list(single.values()), f"left out {' and '.join(names)}" if names else ""
+
+
 def _check_alike(frames: list[_Frame]) -> None:
     """Check that all frames go together with the first one.
 
@@ -419,38 +437,38 @@ def _check_alike(frames: list[_Frame]) -> None:
     """
     first, *others = frames
     for frame in others:
-        for what, here, there in (
+        for quality, expected, value in (
             ("the series", first.series, frame.series),
             ("the rows and columns", first.values.shape, frame.values.shape),
             ("the pixel spacing", first.spacing, frame.spacing),
             ("the direction", first.directions, frame.directions),
             ("the units", first.units or "unknown", frame.units or "unknown"),
         ):
-            same = np.allclose(here, there, atol=1e-3) if isinstance(here, np.ndarray) else here == there
+            same = np.allclose(expected, value, atol=1e-3) if isinstance(value, np.ndarray) else expected == value
             if not same:
-                raise ImageError.at(frame.file, f"{what} of {first.file.name}, {_text(here)}", _text(there))
+                raise ImageError.at(frame.file, f"{quality} of {first.file.name}, {_text(expected)}", _text(value))
 
 
-def _one_a_place(path: Path, frames: list[_Frame], wanted: int | None) -> tuple[list[_Frame], str]:
+def _one_a_place(path: Path, frames: list[_Frame], number: int | None) -> tuple[list[_Frame], str]:
     """Choose one frame of each place along the normal, with a note. Several stay where that is odd.
 
     Raises:
-        ImageError: a frame is wanted that is not there.
+        ImageError: there is no such frame.
     """
     normal = np.cross(*frames[0].directions)
     frames = sorted(frames, key=lambda frame: float(frame.position @ normal))
     numbers = same_place(np.array([frame.position for frame in frames]))
     counts = np.bincount(numbers)
-    in_time = frames[0].modality in _IN_TIME or wanted is not None
+    in_time = frames[0].modality in _IN_TIME or number is not None
     if counts.min() != counts.max() or not in_time:
         return frames, ""  # the places are checked later
-    chosen, note = choose_frames(path, int(counts[0]), wanted)
+    chosen, note = choose_frames(path, int(counts[0]), number)
     if counts[0] == 1:
         return frames, note
     one_each = []
-    for number in range(len(counts)):
-        here = sorted((frames[k] for k in np.flatnonzero(numbers == number)), key=lambda frame: frame.time)
-        taken = [here[k] for k in chosen]
+    for place in range(len(counts)):
+        series = sorted((frames[k] for k in np.flatnonzero(numbers == place)), key=lambda frame: frame.time)
+        taken = [series[k] for k in chosen]
         values = np.mean([frame.values for frame in taken], axis=0, dtype=np.float32)
         one_each.append(taken[0]._replace(values=values, padded=np.all([frame.padded for frame in taken], axis=0)))
     return one_each, note

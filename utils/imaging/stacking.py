@@ -72,21 +72,21 @@ def places_of(path: str | os.PathLike, positions: NDArray[np.float64], names: li
     if lengths[widest] > LARGEST_GAP:
         raise ImageError.at(path, f"slices no more than {LARGEST_GAP:g} mm apart", gap)
     step = float(np.median(lengths))
-    wanted = np.arange(int(along[-1] / step + 1e-6) + 1) * step
+    even = np.arange(int(along[-1] / step + 1e-6) + 1) * step
     note = (
         f"expected evenly spaced slices, found {lengths[narrowest]:.3f} mm from {names[narrowest]} to "
         f"{names[narrowest + 1]} and {gap}; interpolated to one every {step:.3f} mm"
     )
-    return Places(line * step, np.interp(wanted, along, np.arange(len(along))), note)
+    return Places(line * step, np.interp(even, along, np.arange(len(along))), note)
 
 
-def choose_frames(path: str | os.PathLike, count: int, wanted: int | None) -> tuple[range, str]:
+def choose_frames(path: str | os.PathLike, count: int, number: int | None) -> tuple[range, str]:
     """Choose the images of one place to use, and a note for the user.
 
     Args:
         path: for messages.
         count: how many there are.
-        wanted: one of them, from 1; None for the mean of all.
+        number: one of them, from 1; None for the mean of all.
 
     Returns:
         Their numbers, from 0, and a note, "" for nothing.
@@ -94,12 +94,12 @@ def choose_frames(path: str | os.PathLike, count: int, wanted: int | None) -> tu
     Raises:
         ImageError: there is no such image.
     """
-    if wanted is None:
+    if number is None:
         note = f"expected one volume, found {count} frames in time; their mean is taken (--frame N takes one)"
         return range(count), note if count > 1 else ""
-    if not 1 <= wanted <= count:
-        raise ImageError.at(path, f"frame {wanted} (--frame)", f"{counted(count, 'frame')}")
-    return range(wanted - 1, wanted), ""
+    if not 1 <= number <= count:
+        raise ImageError.at(path, f"frame {number} (--frame)", f"{counted(count, 'frame')}")
+    return range(number - 1, number), ""
 
 
 def same_place(positions: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -124,10 +124,10 @@ def read_volume(path: str | os.PathLike, frame: int | None = None) -> Volume:
         frame: which image of a series in time, from 1; None for their mean. A volume of one time has one frame.
 
     Raises:
-        ImageError: nothing there, damaged or truncated, another format, colour, NaN or infinity, slices of one row or
-            column, more than `MAX_VOXELS` voxels, an affine that cannot be inverted, no such frame; and for DICOM: no
-            position tags, nothing installed that decodes the pixels, or slices of more than one series, size, spacing
-            or direction, too far apart, or of several times at some places only.
+        ImageError: nothing there, damaged or truncated, another format, colour, infinity, NaN alone, slices of one row
+            or column, more than `MAX_VOXELS` voxels, an affine that cannot be inverted, no such frame; and for DICOM:
+            no position tags, nothing installed that decodes the pixels, or slices of more than one series, size,
+            spacing or direction, too far apart, or of several times at some places only.
     """
     path = Path(path)
     if not os.path.exists(path):
@@ -139,8 +139,7 @@ def read_volume(path: str | os.PathLike, frame: int | None = None) -> Volume:
     array, affine, about = _read_by_nibabel(path, frame) if by_nibabel else read_dicom(path, frame)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise ImageError.at(path, "an affine that can be inverted", f"{np.array2string(affine, precision=3)}")
-    if not np.isfinite(array).all():
-        raise ImageError.at(path, "finite values", f"NaN or infinity in {int((~np.isfinite(array)).sum())} voxels")
+    array = _without_nan(path, array, about)
     slices = _to_slices(array, affine)
     count, height, width = slices.shape
     # What is too coarse to be aligned may still be resampled.
@@ -242,6 +241,24 @@ def _orientations(affine: np.ndarray, single: bool) -> tuple[np.ndarray, np.ndar
     own = io_orientation(affine)
     normal = int(own[2, 0]) if single else 2
     return own, axcodes2ornt(_VIEWS[normal])
+
+
+def _without_nan(path: Path, array: np.ndarray, about: dict) -> np.ndarray:
+    """Replace NaN, which many programs write where nothing was measured, by the lowest value, and note it in `about`.
+
+    Raises:
+        ImageError: infinity in it, or nothing else than NaN.
+    """
+    if count := int(np.isinf(array).sum()):
+        raise ImageError.at(path, "finite values", f"infinity in {count} voxels")
+    unknown = np.isnan(array)
+    if not unknown.any():
+        return array
+    if unknown.all():
+        raise ImageError.at(path, "finite values", "NaN alone")
+    note = f"expected finite values, found NaN in {unknown.mean():.1%} of the voxels; they count as background"
+    about["note"] = "; ".join(filter(None, (about["note"], note)))
+    return np.where(unknown, array[~unknown].min(), array)
 
 
 def _to_slices(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
