@@ -186,7 +186,9 @@ class ResultFolder:
         """
         pairs = list(pairs)
         names = {path.stem for path in self.path.glob("fused/*.png")} - {pair.name for pair in pairs}
-        older = [] if volumes else [path for path in self.volume_paths if path.exists()]
+        others = [] if volumes else list(self.volume_paths)
+        others += [] if volumes and self.maps else self.map_paths.values()
+        older = [path for path in others if path.exists()]
         for pair in pairs:
             if pair.name not in kept:
                 wanted, known = (self.files(pair.name, all_kinds=kinds) for kinds in (False, True))

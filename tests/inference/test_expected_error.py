@@ -46,3 +46,12 @@ def test_the_map_is_saved_and_that_of_an_earlier_network_goes(tmp_path: Path) ->
     assert "expected_error" in np.load(files["maps/values"])
     folder.save(pair, fuser(False)(image, image))
     assert not files["maps/expected_error"].exists() and folder.has_files("a")
+
+
+def test_maps_of_an_earlier_volume_are_named_where_no_maps_are_asked_for(tmp_path: Path) -> None:
+    path = ResultFolder(tmp_path, "CT").map_paths["gate"]
+    path.parent.mkdir()
+    path.touch()
+    assert ResultFolder(tmp_path, "CT", maps=True).strangers([], volumes=True) == []
+    for volumes in (True, False):
+        assert ResultFolder(tmp_path, "CT").strangers([], volumes=volumes) == ["maps/gate.nii.gz"]
