@@ -319,11 +319,12 @@ class TestVolumes:
         torch.nn.init.normal_(model.fusion.head.weight, std=0.01)
         checkpoint = tmp_path / "tiny.safetensors"
         save_checkpoint(checkpoint, model, modality="all", training={"note": "untrained, for tests"}, metrics={})
-        head = np.tile(picture(1, (72, 72)), (16, 1, 1))  # the same in each slice
-        affine = np.array([[6.5, 0, 0, -49], [0, 0, -1.5, 53], [0, -1.5, 0, 53], [0, 0, 0, 1]])
+        axial = picture(1, (72, 72))
+        head = np.repeat(axial[::4][:16, None], 3, axis=1)  # 16 thick sagittal slices, 3 thin axial ones
+        affine = np.array([[6.5, 0, 0, -49], [0, 0, -1.5, 53], [0, -1.5, 0, 4], [0, 0, 0, 1]])
         if not sagittal:
             affine = np.diag([-1.5, -1.5, 5, 1])
-            head = head.transpose(2, 1, 0)
+            head = np.repeat(axial[..., None], 3, axis=2)
         paths = [tmp_path / f"{name}.nii.gz" for name in ("mri", "pet")]
         for path in paths:
             nib.save(nib.Nifti1Image(900 * head.astype(np.float32), affine), path)
@@ -336,15 +337,15 @@ class TestVolumes:
             assert image.shape == head.shape and np.allclose(image.affine, affine)
         expected, jacobian = (nib.load(folder / f"maps/{x}.nii.gz").get_fdata() for x in ("expected_error", "jacobian"))
         assert expected.min() > 0 and jacobian.min() > 0
-        assert read_table(folder / "metrics.csv")[0]["expected_error"]
+        assert read_table(folder / "metrics.csv")["expected_error"].min() > 0
         if not sagittal:
-            slice_ = np.load(folder / "maps/values/mri_007.npz")["expected_error"]
-            np.testing.assert_allclose(expected[..., 7].T, slice_, rtol=1e-5)
+            slice_ = np.load(folder / "maps/values/mri_002.npz")["expected_error"]
+            np.testing.assert_allclose(expected[..., 2].T, slice_, rtol=1e-5)
         field = nib.load(folder / "displacement.nii.gz")
         corners = [nib.affines.apply_affine(x.affine, np.array([[-0.5] * 3, np.array(x.shape[:3]) - 0.5]))
                    for x in (field, image)]
         for low_high in (np.min, np.max):
-            np.testing.assert_allclose(*(low_high(x, axis=0) for x in corners), atol=0.01)
+            np.testing.assert_allclose(*(low_high(x, axis=0) for x in corners), atol=0.75)  # half a pixel
 
     @pytest.mark.parametrize("role", ["fixed", "moving"])
     def test_of_a_volume_and_something_unknown_the_latter_is_named(self, checkpoint, tmp_path, options, capsys, role):
