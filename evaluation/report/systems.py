@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from evaluation.comparison import mean_with_interval
 from evaluation.figures import MUTED, new_figure
@@ -60,15 +61,22 @@ def figure_error_against_time(summaries: Mapping[str, pd.DataFrame]) -> Figure:
             ends = np.nan_to_num([[row["mean"] - row["low"]], [row["high"] - row["mean"]]])
             axes.errorbar(seconds[system], row["mean"], ends, color=color, marker="o", capsize=3, label=system)
         axes.set_xscale("log")
+        for of_ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            of_ticks(FuncFormatter(_plain_seconds))
         axes.set_ylim(bottom=0)
         axes.set_title(modality, loc="left")
         axes.set_xlabel("seconds a pair")
         axes.set_ylabel(f"{metric_of(by).text}, {'px' if by == 'epe' else 'grey levels'}")
-        axes.tick_params(labelsize=8, colors=MUTED)
+        axes.tick_params(which="both", labelsize=8, colors=MUTED)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=7, frameon=False)
     figure.tight_layout()
     return figure
+
+
+def _plain_seconds(seconds: float, _: int) -> str:
+    """Label the ticks of a logarithmic axis that begin with 1, 2, 3 or 5, without powers of ten."""
+    return f"{seconds:g}" if f"{seconds:e}"[0] in "1235" else ""
 
 
 def write_systems_page(
