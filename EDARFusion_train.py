@@ -41,6 +41,7 @@ from utils.arguments import print_anywhere
 from utils.command import run_command
 from utils.device import choose_threads, memory_advice, prefer_speed
 from utils.files import remove_unfinished
+from utils.messages import counted
 from utils.processes import kill_children, rank, world
 from utils.signals import stop_on_signal
 
@@ -67,8 +68,8 @@ def initial_network(options: Options) -> tuple[EDARFusion, dict[str, int | bool]
     network = checkpoint.model
     arguments = parts | ({"preset": options.preset} if options.preset else {})
     if other := {name: network.arguments[name] for name in arguments if network.arguments[name] != arguments[name]}:
-        expected, found = (", ".join(f"{name} {x[name]}" for name in other) for x in (arguments, other))
-        raise CheckpointError.at(options.init, f"a network of {expected}, as the options say", f"one of {found}")
+        chosen, stored = (", ".join(f"{name} {x[name]}" for name in other) for x in (arguments, other))
+        raise CheckpointError.at(options.init, f"a network of {chosen}, as the options say", f"one of {stored}")
     passes = max(usage["passes"], checkpoint.inference()["passes"])
     return network, usage | {"passes": passes}
 
@@ -116,7 +117,7 @@ def check_resumed(record: Record, pairs: str, teacher: str | None) -> None:
 def log_pairs(pairs: TrainingPairs, table: pd.DataFrame, device: torch.device) -> None:
     """Say what is trained on and where it computes."""
     numbers, limits = describe(pairs, table)
-    place = f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else f"{device}"
+    place = f"{device}, {counted(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else f"{device}"
     log.info(f"{numbers}; {place}")
     for limit in limits:
         log.warning(limit)

@@ -28,8 +28,8 @@ def make_folds(table: pd.DataFrame, count: int = 3) -> pd.DataFrame:
     """
     sizes = table.groupby(["group", "modality"]).size().unstack(fill_value=0)
     for modality in sizes:
-        if (found := int((sizes[modality] > 0).sum())) < count:
-            raise DataError.at(modality, f"{count} patients or more, one a fold", f"{found}")
+        if (patients := int((sizes[modality] > 0).sum())) < count:
+            raise DataError.at(modality, f"{count} patients or more, one a fold", f"{patients}")
     shares = sizes / sizes.sum()
     filled = pd.DataFrame(0.0, index=range(1, count + 1), columns=sizes.columns)
     fold: dict[str, int] = {}
@@ -81,8 +81,8 @@ def split_by_fold(table: pd.DataFrame, folds: pd.DataFrame, fold: int) -> pd.Dat
     known = {(row.modality, row.name): row for row in folds.itertuples(index=False)}
     keys = [(m, Path(path).stem) for m, path in zip(table["modality"], table["fixed"], strict=True)]
     if missing := [key for key in keys if key not in known]:
-        found = f"none for {len(missing)}, such as {' '.join(missing[0])}"
-        raise DataError.at(FOLDS.name, "a fold for each pair", found)
+        example = " ".join(missing[0])
+        raise DataError.at(FOLDS.name, "a fold for each pair", f"none for {len(missing)}, such as {example}")
     rows = [known[key] for key in keys]
     return table.assign(
         group=[row.group for row in rows], split=["val" if row.fold == fold else "train" for row in rows]

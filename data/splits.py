@@ -78,8 +78,8 @@ def make_table(
     for name in modalities if 0 < ratio < 1 else ():
         part = table[drawn & (table["modality"] == name)]
         if part["group"].nunique() == 1:
-            found = f"one ({part['group'].iloc[0]}); is the group pattern right?"
-            raise DataError.at(name, "two patients or more to split by", found)
+            single = f"one ({part['group'].iloc[0]}); is the group pattern right?"
+            raise DataError.at(name, "two patients or more to split by", single)
     return table[table["modality"].isin(modalities)].reset_index(drop=True)
 
 
@@ -189,14 +189,16 @@ def _modalities_in(root: Path) -> list[str]:
     modalities = [name for name in MODALITIES if (root / f"{name}-MRI").exists()]
     if not modalities:
         expected = f"one or more of the folders {', '.join(f'{name}-MRI' for name in MODALITIES)}"
-        found = "none of them" if root.is_dir() else "nothing there"
+        content = "none of them" if root.is_dir() else "nothing there"
         single = f"; for {root / 'MRI'} give one --modality" if (root / "MRI").is_dir() else ""
-        raise DataError.at(root, expected, found + single)
+        raise DataError.at(root, expected, content + single)
     return modalities
 
 
 def _draw_split(table: pd.DataFrame, ratio: float, seed: int, given: dict[str, str]) -> list[str]:
-    """Train or val for each row: patients in random order go to val as long as that brings it nearer its share.
+    """Choose train or val for each row.
+
+    Patients in random order go to val as long as that brings it nearer its share.
 
     Args:
         given: patient -> split, where that is known already.

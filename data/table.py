@@ -71,15 +71,15 @@ def read_table(
     if modality is not None and "modality" not in table:
         table["modality"] = modality
     table = _usable(csv, table, lambda line, row: _check_kind(csv, line, row), left_out)
-    for column, wanted in (("modality", modality), ("split", split)):
-        if wanted is None:
+    for column, choice in (("modality", modality), ("split", split)):
+        if choice is None:
             continue
         if column not in table:
-            raise DataError.at(csv, f"a column {column} to choose {wanted} by", f"columns {', '.join(table.columns)}")
-        found = ", ".join(sorted(set(table[column])))
-        table = table[table[column] == wanted]
+            raise DataError.at(csv, f"a column {column} to choose {choice} by", f"columns {', '.join(table.columns)}")
+        values = ", ".join(sorted(set(table[column])))
+        table = table[table[column] == choice]
         if table.empty:
-            raise DataError.at(csv, f"rows of {column} {wanted}", f"only {found}")
+            raise DataError.at(csv, f"rows of {column} {choice}", f"only {values}")
     table = with_names(table)
     seen: dict[tuple[str, str], int] = {}
 
@@ -245,8 +245,8 @@ def _check_path(csv: str | os.PathLike, line: int, value: str, root: str | os.Pa
         raise DataError.at(csv, f"a path inside the root in line {line}, relative to it (--root DIR)", repr(value))
     file = os.path.join(root, value)
     if not os.path.isfile(file):
-        found = "nothing" if not os.path.lexists(file) else lacking(file)
-        raise DataError.at(csv, f"a file in line {line}", f"{found} at {file!r}")
+        state = "nothing" if not os.path.lexists(file) else lacking(file)
+        raise DataError.at(csv, f"a file in line {line}", f"{state} at {file!r}")
 
 
 def modality_name(text: str) -> str:

@@ -87,8 +87,8 @@ def _brain_tissue(smooth: NDArray[np.float32], brain: NDArray[np.bool_]) -> NDAr
     values = smooth[brain].astype(np.float32)
     start = np.searchsorted(np.percentile(values, (33, 67)), values).astype(np.int32)
     criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 15, 1e-3)
-    _, found, centres = cv2.kmeans(values[:, None], 3, start[:, None], criteria, 1, cv2.KMEANS_USE_INITIAL_LABELS)
-    rank = np.argsort(np.argsort(centres[:, 0]))[found[:, 0]]
+    _, labels, centres = cv2.kmeans(values[:, None], 3, start[:, None], criteria, 1, cv2.KMEANS_USE_INITIAL_LABELS)
+    rank = np.argsort(np.argsort(centres[:, 0]))[labels[:, 0]]
     depth = ndimage.distance_transform_edt(brain)[brain]
     shallow = [depth[rank == k].mean() if (rank == k).any() else np.inf for k in (0, 2)]
     order = (Tissue.FLUID, Tissue.GREY, Tissue.WHITE)

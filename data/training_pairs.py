@@ -152,8 +152,8 @@ def build_datasets(
         return TrainingPairs(pairs, pairs)
     train, val = (table[table["split"] == split] for split in ("train", "val"))
     if train.empty or val.empty:
-        found = ", ".join(f"{(table['split'] == split).sum()} {split}" for split in SPLITS)
-        raise DataError.at(place, "pairs of the splits train and val", found)
+        counts = ", ".join(f"{(table['split'] == split).sum()} {split}" for split in SPLITS)
+        raise DataError.at(place, "pairs of the splits train and val", counts)
     labelled = LabelledHeads(heads, without=_validated_only(train, val)) if heads else None
     return TrainingPairs(
         PairDataset(

@@ -24,8 +24,8 @@ def learning_curve_figure(history: pd.DataFrame) -> Figure:
     """
     modalities = [column.removeprefix("epe_") for column in history.columns if column.startswith("epe_")]
     if "epoch" not in history.columns or not modalities:
-        found = ", ".join(map(str, history.columns))
-        raise ValueError(f"history: expected the columns 'epoch' and 'epe_MODALITY', found {found or 'none'}")
+        columns = ", ".join(map(str, history.columns))
+        raise ValueError(f"history: expected the columns 'epoch' and 'epe_MODALITY', found {columns or 'none'}")
     figure = new_figure(7.2, 4.2)
     axes = figure.add_axes((0.085, 0.13, 0.76, 0.72))
     for index, modality in enumerate(modalities):

@@ -222,8 +222,8 @@ def open_run(resumption: Resumption) -> tuple[Checkpoint, Record]:
     path = resumption.folder / "last.safetensors"
     checkpoint = load_checkpoint(path)
     if not checkpoint.state:
-        expected, found = "a run's last.safetensors, with its training state", "published weights or the best ones"
-        raise CheckpointError.at(path, expected, found)
+        expected = "a run's last.safetensors, with its training state"
+        raise CheckpointError.at(path, expected, "published weights or the best ones")
     record = Record.from_json(checkpoint.training)
     if (record.processes or world()) != world():
         # The number of steps, and which pairs a step sees, follow from it.

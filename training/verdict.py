@@ -33,7 +33,7 @@ def describe_validation(row: Row) -> str:
     """Describe a validation in one line: errors beside those of zero flow."""
     kinds = _modalities(row)
     parts = [f"{kind} {row[f'epe_{kind}']:.2f} px of {row[f'zero_{kind}']:.2f}" for kind in kinds]
-    line = f"  validation, endpoint error of zero flow's: {', '.join(parts)}"
+    line = f"  validation, endpoint error beside that of zero flow: {', '.join(parts)}"
     quality = [f"{kind} {row[f'qabf_{kind}']:.3f}" for kind in kinds if f"qabf_{kind}" in row]
     if quality:
         line += f"; Q^AB/F: {', '.join(quality)}"
