@@ -1,15 +1,21 @@
 """Train and check the map of expected errors of a network whose registration is finished.
 
     python -m tools.expected_error fit CHECKPOINT TARGET --root HARVARD --heads HEADS
+    python -m tools.expected_error calibrate CHECKPOINT TARGET --root HARVARD --folds FOLDS
     python -m tools.expected_error check CHECKPOINT --root HARVARD --heads HEADS
 
 `fit` trains on mistakes that the registration makes on the validation pairs of HARVARD and on heads simulated anew; all
-other weights stay as they are. `check` reports on pairs with deformations of the benchmark's kind: coverage of the 90 %
-bound, rank correlations of expected and true error, areas of sparsification, and the error of the surest places.
+other weights stay as they are. `calibrate` brings a fitted map to the scale of patients never seen. It adapts two
+numbers and the bound to the mistakes that the networks of FOLDS, the folder of `tools.crossvalidate`, make on patients
+left out, and prints the calibration on each fold when only the others were used. `check` reports on pairs with
+deformations of the benchmark's kind: coverage of the 90 % bound, rank correlations of expected and true error, areas of
+sparsification, and the error of the surest places.
 """
 
 import argparse
 import sys
+from copy import deepcopy
+from pathlib import Path
 
 import torch
 
@@ -19,13 +25,14 @@ from data.splits import add_group_pattern, find_table
 from data.table import SPLITS, split_name
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.edarfusion import EDARFusion
+from models.expected_error import ExpectedError
 from tools.unseen import real_sets, simulated_sets
-from training.expected_error import Mistakes, calibration, collect, fit, risk_coverage
+from training.expected_error import Mistakes, calibration, collect, fit, joined, rescale, risk_coverage
 from utils.arguments import OneLineParser, add_device, natural, positive, print_anywhere
 from utils.command import run_command
 from utils.device import choose_device
 from utils.files import InputError, check_inputs_stay
-from utils.messages import markdown_table
+from utils.messages import counted, markdown_table
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 """Of the places, the surest first, whose mean error `check` reports."""
@@ -55,12 +62,74 @@ def fit_command(options: argparse.Namespace, checkpoint: Checkpoint, device: tor
     )  # fmt: skip
     mistakes = collect(model, pairs, device, passes=checkpoint.inference()["passes"], draws=options.pairs)
     loss = fit(model.expected_error.cpu(), mistakes, seed=options.seed)
-    training = checkpoint.training | {"expected_error": {"pairs": options.pairs, "seed": options.seed, "loss": loss}}
+    save(options.target, model, checkpoint, {"pairs": options.pairs, "seed": options.seed, "loss": loss})
+
+
+def save(target: str, model: EDARFusion, checkpoint: Checkpoint, notes: dict[str, float]) -> None:
+    """Write a model with its new part in place of a checkpoint's, and say where the bound lies."""
+    training = checkpoint.training | {"expected_error": checkpoint.training.get("expected_error", {}) | notes}
     save_checkpoint(
-        options.target, model.cpu().half(), modality=checkpoint.modality, training=training, metrics=checkpoint.metrics
+        target, model.cpu().half(), modality=checkpoint.modality, training=training, metrics=checkpoint.metrics
     )
     bound = model.expected_error.bound_ratio.item()
-    print(f"{options.target}: loss {loss:.3f}, bound at {bound:.2f} times the expected error")
+    print(f"{target}: loss {notes['loss']:.3f}, bound at {bound:.2f} times the expected error")
+
+
+def calibrate_command(options: argparse.Namespace, checkpoint: Checkpoint, device: torch.device) -> None:
+    """Adapt the scale of the map to patients never seen, and write the checkpoint with it.
+
+    Raises:
+        InputError: pairs or folds cannot be used, the network expects no errors, or the target cannot be written.
+    """
+    check_expectation(checkpoint, options.checkpoint)
+    model = checkpoint.model.cpu()
+    parts = mistakes_of_folds(options, model, device)
+    checks = {}
+    for name, mistakes in parts.items():
+        network = deepcopy(model.expected_error)
+        rescale(network, joined([part for other, part in parts.items() if other != name]))
+        checks[name] = network, mistakes
+    print(calibration_table(checks))
+    loss = rescale(model.expected_error, joined(list(parts.values())))
+    save(options.target, model, checkpoint, {"calibration_pairs": options.pairs, "loss": loss})
+
+
+def mistakes_of_folds(options: argparse.Namespace, model: EDARFusion, device: torch.device) -> dict[str, Mistakes]:
+    """Collect the mistakes that the networks of folds make on the patients left out, by the name of the fold.
+
+    Raises:
+        InputError: pairs, tables or networks cannot be used, or a network has another preset than `model`.
+    """
+    tables = sorted(options.folds.glob("fold*.csv"))
+    if len(tables) < 2:
+        raise InputError(f"{options.folds}: expected fold1.csv, fold2.csv, ... of tools.crossvalidate, found "
+                         f"{counted(len(tables), 'table')}")  # fmt: skip
+    parts = {}
+    for csv in tables:
+        path = options.folds / csv.stem / "last.safetensors"
+        fold = load_checkpoint(path, device=device)
+        presets = [network.arguments["preset"] for network in (model, fold.model)]
+        if presets[0] != presets[1]:
+            raise InputError(f"{path}: expected preset {presets[0]}, found {presets[1]}")
+        table = find_table(options.root, csv=csv, split="val", group_pattern=options.group_pattern)
+        table = table.sample(frac=1, random_state=options.seed)
+        # Equally many of each modality, the first slices of a random order.
+        order = table.groupby("modality").cumcount().sort_values(kind="stable").index
+        pairs = PairDataset(table.loc[order].reset_index(drop=True), options.root, seed=options.seed)
+        draws = min(len(pairs), max(1, options.pairs // len(tables)))
+        network = with_expectation(fold.model).to(device)
+        parts[csv.stem] = collect(network, pairs, device, passes=fold.inference()["passes"], draws=draws)
+    return parts
+
+
+def check_expectation(checkpoint: Checkpoint, path: str) -> None:
+    """Check that a network has a map of expected errors.
+
+    Raises:
+        InputError: it has none.
+    """
+    if checkpoint.model.expected_error is None:
+        raise InputError(f"{path}: expected a network with a map of expected errors, found one without")
 
 
 def check_command(options: argparse.Namespace, checkpoint: Checkpoint, device: torch.device) -> None:
@@ -69,8 +138,7 @@ def check_command(options: argparse.Namespace, checkpoint: Checkpoint, device: t
     Raises:
         InputError: pairs or heads cannot be used, or the network expects no errors.
     """
-    if checkpoint.model.expected_error is None:
-        raise InputError(f"{options.checkpoint}: expected a network with a map of expected errors, found one without")
+    check_expectation(checkpoint, options.checkpoint)
     sets = {}
     if options.root:
         table = find_table(options.root, csv=options.csv, split=options.split, group_pattern=options.group_pattern)
@@ -78,20 +146,25 @@ def check_command(options: argparse.Namespace, checkpoint: Checkpoint, device: t
     if options.heads:
         sets |= {f"simulated {name}": pairs for name, pairs in simulated_sets(options.heads, options.pairs).items()}
     passes = checkpoint.inference()["passes"]
-    mistakes_of = {name: collect(checkpoint.model, pairs, device, passes=passes) for name, pairs in sets.items()}
-    mistakes_of["all"] = Mistakes(*map(torch.cat, zip(*mistakes_of.values(), strict=True)))
+    parts = {name: collect(checkpoint.model, pairs, device, passes=passes) for name, pairs in sets.items()}
+    parts["all"] = joined(list(parts.values()))
     network = checkpoint.model.expected_error.cpu()
+    print(calibration_table({name: (network, mistakes) for name, mistakes in parts.items()}))
+
+
+def calibration_table(checks: dict[str, tuple[ExpectedError, Mistakes]]) -> str:
+    """Format the calibration of networks on mistakes as Markdown, a line for each name."""
     header = ["images", "pairs", "error, px", "expected, px", "coverage", "within pairs", "over pairs",
               "sparsification", "by disagreement", *(f"surest {share:.0%}" for share in SHARES)]  # fmt: skip
     lines = []
-    for name, mistakes in mistakes_of.items():
+    for name, (network, mistakes) in checks.items():
         c = calibration(network, mistakes)
         lines.append([
             name, str(c.pairs), f"{c.error:.2f}", f"{c.expected:.2f}", f"{c.coverage:.1%}", f"{c.within:.2f}",
             f"{c.over:.2f}", f"{c.sparsification:.2f}", f"{c.by_disagreement:.2f}",
             *(f"{risk:.2f}" for risk in risk_coverage(network, mistakes, SHARES)),
         ])  # fmt: skip
-    print(markdown_table(header, lines))
+    return markdown_table(header, lines)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -100,7 +173,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         InputError: as `fit_command` and `check_command`, or the checkpoint or device cannot be used.
     """
-    if options.command == "fit":
+    if options.command != "check":
         check_inputs_stay([options.checkpoint], [options.target], "another TARGET")
     device = choose_device(options.device)
     options.work(options, load_checkpoint(options.checkpoint, device=device), device)
@@ -112,6 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = OneLineParser("python -m tools.expected_error", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     _add_fit(commands.add_parser("fit", help="train the part and write the checkpoint with it"))
+    _add_calibrate(commands.add_parser("calibrate", help="adapt the part to patients never seen"))
     _add_check(commands.add_parser("check", help="print how well expected errors agree with true ones"))
     options = parser.parse_args(arguments)
     if options.command == "check" and not (options.root or options.heads):
@@ -128,6 +202,22 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", type=positive, default=600, metavar="N",
                         help="number of pairs to draw and register (default: %(default)s)")
     _add_images(parser, root_required=True)
+
+
+def _add_calibrate(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(work=calibrate_command)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint that fit has written")
+    parser.add_argument("target", metavar="TARGET", help="checkpoint to write")
+    parser.add_argument("--root", metavar="DIR", required=True,
+                        help="folder of aligned pairs in the layout of the training data")
+    parser.add_argument("--folds", type=Path, metavar="DIR", required=True,
+                        help="folder that tools.crossvalidate wrote, with networks of CHECKPOINT's preset")
+    parser.add_argument("--seed", type=natural, default=0, metavar="N",
+                        help="seed of all random draws (default: %(default)s)")
+    parser.add_argument("--pairs", type=positive, default=216, metavar="N",
+                        help="number of pairs of all folds together (default: %(default)s)")
+    add_group_pattern(parser)
+    add_device(parser)
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:

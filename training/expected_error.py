@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from data.dataset import Pair
 from models.eda_flowreg import CELL
 from models.edarfusion import EDARFusion
-from models.expected_error import COVERAGE, ExpectedError, expected_error_loss
+from models.expected_error import COVERAGE, LEAST, ExpectedError, expected_error_loss
 from utils.geometry.foreground import channel_means, foreground
 from utils.geometry.warp import resize_flow
 
@@ -34,6 +34,11 @@ class Mistakes(NamedTuple):
     error: Tensor
     mask: Tensor
     spread: Tensor
+
+
+def joined(parts: list[Mistakes]) -> Mistakes:
+    """Join mistakes on several sets of pairs."""
+    return Mistakes(*map(torch.cat, zip(*parts, strict=True)))
 
 
 class Calibration(NamedTuple):
@@ -80,8 +85,8 @@ def collect(
         draws: the first so many of `pairs`; None takes all.
         batch: pairs at once.
     """
-    seen: list[Tensor] = []
-    hook = model.expected_error.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].cpu()))
+    batches: list[Tensor] = []
+    hook = model.expected_error.register_forward_hook(lambda module, inputs, output: batches.append(inputs[0].cpu()))
     errors, masks = [], []
     numbers = range(len(pairs) if draws is None else draws)
     try:
@@ -94,7 +99,7 @@ def collect(
             masks.append(foreground(pair.moving_aligned, tuple(errors[-1].shape[2:])).cpu())
     finally:
         hook.remove()
-    signs = torch.cat(seen)
+    signs = torch.cat(batches)
     return Mistakes(signs, torch.cat(errors), torch.cat(masks), signs[:, :1])
 
 
@@ -119,11 +124,43 @@ def fit(network: ExpectedError, mistakes: Mistakes, *, steps: int = 800, batch: 
         schedule.step()
         losses.append(loss.item())
     network.eval()
-    with torch.no_grad():
-        inside = mistakes.mask > IN_HEAD
-        ratios = (mistakes.error / network(mistakes.signs))[inside]
-        network.bound_ratio.fill_(float(np.quantile(ratios.numpy(), COVERAGE)))
+    set_bound(network, mistakes)
     return float(np.mean(losses[-max(1, steps // 10) :]))
+
+
+def rescale(network: ExpectedError, mistakes: Mistakes, iterations: int = 20) -> float:
+    """Adapt the scale and offset of a network's last layer to mistakes, in place, and its bound; return the loss.
+
+    The map keeps the order in which it doubts the places of a pair. It needs few mistakes, so that they can come from
+    networks that stand for the one which the map belongs to.
+    """
+    last, head = network.layers[-1], mistakes.mask > IN_HEAD
+    with torch.no_grad():
+        before = network.layers(mistakes.signs)[head]
+    error = mistakes.error[head]
+    scale, offset = (torch.tensor(value, requires_grad=True) for value in (1.0, 0.0))
+    optimizer = torch.optim.LBFGS([scale, offset], max_iter=iterations, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        expected = F.softplus(scale * before + offset) + LEAST
+        value = (error / expected + expected.log()).mean()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    with torch.no_grad():
+        last.weight.mul_(scale)
+        last.bias.mul_(scale).add_(offset)
+    set_bound(network, mistakes)
+    return loss().item()
+
+
+@torch.no_grad()
+def set_bound(network: ExpectedError, mistakes: Mistakes) -> None:
+    """Set the multiple of the expected error below which `COVERAGE` of the errors in heads lie."""
+    ratios = (mistakes.error / network(mistakes.signs))[mistakes.mask > IN_HEAD]
+    network.bound_ratio.fill_(float(np.quantile(ratios.numpy(), COVERAGE)))
 
 
 @torch.no_grad()

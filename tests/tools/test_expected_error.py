@@ -1,4 +1,5 @@
 from pathlib import Path
+from shutil import copy
 
 import cv2
 import numpy as np
@@ -45,3 +46,39 @@ def test_a_checkpoint_gets_its_map_and_the_rest_stays(checkpoint, root, tmp_path
 def test_a_checkpoint_without_the_map_cannot_be_checked(checkpoint, root, capsys):
     assert main(["check", str(checkpoint), "--root", str(root)]) == 2
     assert "expected a network with a map of expected errors, found one without" in capsys.readouterr().err
+
+
+@pytest.fixture
+def folds(checkpoint: Path, tmp_path: Path) -> Path:
+    for number in (1, 2):
+        (tmp_path / "folds" / f"fold{number}").mkdir(parents=True)
+        copy(checkpoint, tmp_path / "folds" / f"fold{number}" / "last.safetensors")
+        splits = ("val" if n % 2 == number % 2 else "train" for n in range(3))
+        rows = [f"CT-MRI/MRI/{n}001.png,CT-MRI/CT/{n}001.png,CT,{split}\n" for n, split in enumerate(splits)]
+        (tmp_path / "folds" / f"fold{number}.csv").write_text("fixed,moving,modality,split\n" + "".join(rows))
+    return tmp_path / "folds"
+
+
+def test_folds_move_the_scale_of_the_map_and_nothing_else(root, folds, tmp_path, capsys):
+    torch.manual_seed(1)
+    source, target = tmp_path / "source", tmp_path / "target"
+    save_checkpoint(source, EDARFusion("tiny", expected_error=True).half(), modality="all", training={}, metrics={})
+    assert main(["calibrate", str(source), str(target), "--root", str(root), "--folds", str(folds)]) == 0
+    out = capsys.readouterr().out
+    assert "| fold1 | 1 |" in out and "| fold2 | 2 |" in out
+    before, after = (load_checkpoint(path).model.state_dict() for path in (source, target))
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed == {f"expected_error.{name}" for name in ("layers.6.weight", "layers.6.bias", "bound_ratio")}
+
+
+def test_folds_that_cannot_be_used(checkpoint, folds, root, tmp_path, capsys):
+    command = ["calibrate", str(checkpoint), str(tmp_path / "target"), "--root", str(root), "--folds"]
+    assert main([*command, str(folds)]) == 2
+    assert "expected a network with a map of expected errors, found one without" in capsys.readouterr().err
+    source = tmp_path / "source"
+    save_checkpoint(source, EDARFusion("fast", expected_error=True), modality="all", training={}, metrics={})
+    command[1] = str(source)
+    assert main([*command, str(root)]) == 2
+    assert "expected fold1.csv, fold2.csv, ... of tools.crossvalidate, found 0 tables" in capsys.readouterr().err
+    assert main([*command, str(folds)]) == 2
+    assert "last.safetensors: expected preset fast, found tiny" in capsys.readouterr().err

@@ -1,11 +1,12 @@
 import math
+from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
 
 from models.expected_error import CHANNELS, ExpectedError
-from training.expected_error import Mistakes, calibration, fit, risk_coverage, sparsification_area
+from training.expected_error import Mistakes, calibration, fit, rescale, risk_coverage, sparsification_area
 
 
 def mistakes(pairs: int = 24, seed: int = 0) -> Mistakes:
@@ -34,6 +35,16 @@ def test_what_was_fitted_is_calibrated_on_other_pairs(fitted):
     assert fitted.bound_ratio.item() == pytest.approx(math.log(10), rel=0.1)
     assert found.within > 0.25 and found.over > 0.75
     assert found.sparsification < 0.9 < 1 < found.by_disagreement
+
+
+def test_a_map_comes_to_the_scale_of_other_mistakes(fitted):
+    network, others = deepcopy(fitted), mistakes(48, seed=1)
+    others = others._replace(error=1.5 * others.error)
+    rescale(network, others)
+    found, before = calibration(network, others), calibration(fitted, others)
+    assert before.coverage < 0.85 < found.coverage < 0.95
+    assert found.expected == pytest.approx(found.error, rel=0.1)
+    assert found.within == pytest.approx(before.within, abs=1e-6)  # the order of the places stays
 
 
 def test_the_surest_places_err_least(fitted):
