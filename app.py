@@ -46,7 +46,7 @@ from utils.arguments import (  # noqa: E402
 )
 from utils.files import InputError  # noqa: E402
 from utils.imaging.images import read_image  # noqa: E402
-from utils.messages import show_messages  # noqa: E402
+from utils.messages import counted, show_messages  # noqa: E402
 
 EXAMPLES = {"CT": "simulated_090", "PET": "simulated_096", "SPECT": "simulated_084"}
 """Pairs of the embedded sample that the page offers."""
@@ -61,11 +61,20 @@ SCALES = ("hot", "pet", "spect", "inferno", "viridis", "gray")
 """Colour scales for grey images of PET and SPECT."""
 
 INTRODUCTION = """# EDARFusion
-Align and fuse an MRI with a CT, PET or SPECT image of the same head. **Research software, not for clinical use.**"""
+Align and fuse an MRI with a CT, PET or SPECT image of the same head: two images, two NIfTI volumes, or the files of a
+DICOM series each. **Research software, not for clinical use.**"""
+
+
+def _status(text: str) -> str:
+    """Format a line that a screen reader speaks when it changes."""
+    return f'<p role="status">{text}</p>'
+
+
+READY = _status("Drop two images or two volumes, or choose an example.")
 
 CSS = """
 .gradio-container { max-width: 1280px !important; }
-.ef-row { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(230px, 100%), 1fr)); gap: 1rem; }
+.ef-row { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(320px, 100%), 1fr)); gap: 1rem; }
 .ef-row figure { margin: 0; }
 .ef-row img, .ef-slider img { width: 100%; height: auto; display: block; }
 .ef-row figcaption { font-size: .85rem; padding-top: .25rem; }
@@ -74,7 +83,8 @@ CSS = """
 .ef-slider .line { position: absolute; inset: 0 auto 0 var(--at); width: 2px; background: #fff; pointer-events: none; }
 .ef-slider + input { width: 100%; max-width: 560px; display: block; margin: .5rem auto; }
 .ef-table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
-.ef-table th, .ef-table td { text-align: left; padding: .25rem .5rem; border-bottom: 1px solid #8884; }
+.ef-table th, .ef-table td { text-align: left; padding: .25rem .5rem; }
+.ef-table :is(tr, th, td) { border: 0 !important; border-bottom: 1px solid #8884 !important; }
 .ef-sure { padding: .5rem .75rem; border-left: 4px solid #2e7d32; }
 .ef-sure.doubtful { border-left-color: #c62828; }
 """
@@ -104,7 +114,7 @@ class Page:
         color: str,
         colormap: str,
         request: gr.Request,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
+        progress: gr.Progress = gr.Progress(track_tqdm=True),  # noqa: B008
     ) -> tuple[Any, ...]:
         """Align and fuse what a visitor has given; return updates of the results' components."""
         progress(0.0, desc="Reading")
@@ -130,6 +140,7 @@ class Page:
         middle = last // 2
         notes = "\n".join(f"- {note}" for note in fused.notes)
         return (
+            _status(f"Aligned and fused: {fused.folder.modality}, {counted(len(fused.pairs), 'slice')}."),
             fused,
             gr.update(visible=True),
             gr.update(value=f"**Please note**\n\n{notes}" if notes else "", visible=bool(notes)),
@@ -167,80 +178,97 @@ class Page:
 
     def blocks(self) -> gr.Blocks:
         """Lay out the page and connect its parts to their actions."""
-        # Over 60 lines, as it is a layout read from top to bottom: parts of it would hand a dozen components around.
         # Files that were uploaded and never used go within the hour.
         with gr.Blocks(title="EDARFusion", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
             gr.Markdown(INTRODUCTION)
-            with gr.Row():
-                kind = {"file_count": "multiple", "type": "filepath", "height": 140, "min_width": 300}
-                fixed = gr.File(label="Fixed image: MRI (image, NIfTI, or the files of one DICOM series)", **kind)
-                moving = gr.File(label="Moving image: CT, PET or SPECT of the same head", **kind)
-            modality = gr.Radio(
-                [GUESSED, *MODALITIES], value=GUESSED[1], label="Modality of the moving image (--modality)"
-            )
-            with gr.Row():
-                color = gr.Radio(
-                    COLOR_MODES,
-                    value=COLOR_MODES[0],
-                    label="Colours of PET and SPECT: keep, or pale where the MRI is bright (--colour)",
-                )
-                colormap = gr.Dropdown(
-                    SCALES, value=SCALES[0], label="Colour scale of grey PET and SPECT images (--colormap)"
-                )
-            resample = gr.Checkbox(
-                label="Volumes: bring the moving one onto the grid of the fixed one, as the headers say (--resample)"
-            )
+            inputs = _add_inputs()
             run = gr.Button("Align and fuse", variant="primary", elem_id="run")
             with gr.Row():
                 examples = {name: gr.Button(f"Example: {name}", size="sm") for name in EXAMPLES}
+            status = gr.HTML(READY, min_height=90)
             state = gr.State(None)
-            with gr.Column(visible=False, elem_id="results") as results:
-                notes = gr.Markdown(visible=False)
-                number = gr.Slider(0, 1, step=1, label="Slice, from the feet up", visible=False)
-                with gr.Row():
-                    with gr.Column(scale=3, min_width=300):
-                        gr.Markdown("## Before and after\nMRI red, the other green: yellow where both are bright.")
-                        overlay = gr.HTML()
-                    with gr.Column(scale=2, min_width=300):
-                        gr.Markdown("## How sure, and where")
-                        sureness = gr.HTML()
-                gr.Markdown("## Fused")
-                picture = gr.HTML()
-                with gr.Row():
-                    blend = gr.Slider(-1, 1, 0, step=0.05, label="Blend: MRI (-1), fused (0), aligned image (1)")
-                    shade = gr.Dropdown(COLORMAPS, value=COLORMAPS[0], label="Show a grey picture in")
-                    low = gr.Slider(0, 1, 0, step=0.01, label="Window: black at")
-                    high = gr.Slider(0, 1, 1, step=0.01, label="Window: white at")
-                gr.Markdown("## Maps")
-                maps = gr.HTML()
-                gr.Markdown("## Measures that need no truth")
-                metrics = gr.HTML()
-                download = gr.DownloadButton("Download all: images, flow, maps, table, report (zip)")
-            wishes = [state, number, blend, shade, low, high]
-            views = [overlay, sureness, maps, metrics]
-            shown = [state, results, notes, number, download, *views, picture]
-            inputs = [fixed, moving, modality, resample, color, colormap]
-            # One at a time: the network and what it says are shared.
-            how = {"concurrency_limit": 1, "concurrency_id": "network"}
-            run.click(self.fuse, inputs, shown, **how)
+            outputs = [status, state, *self._add_results(state)]
+            # One at a time: the network and what it says are shared. The results are not shown yet, so that they
+            # cannot show the progress.
+            turns = {"concurrency_limit": 1, "concurrency_id": "network", "show_progress_on": status}
+            # Results of earlier input go first: their files are removed.
+            cleared = [READY, None, gr.update(visible=False)]
+            run.click(lambda: cleared, None, outputs[:3], show_progress="hidden").then(
+                self.fuse, inputs, outputs, **turns
+            )
             for name, button in examples.items():
                 pair = [[str(SAMPLE_ROOT / name / role / f"{EXAMPLES[name]}.png")] for role in ("fixed", "moving")]
-                values = (*pair, name, False)
-                button.click(lambda values=values: values, None, inputs[:4]).then(self.fuse, inputs, shown, **how)
-            number.change(self.show, [state, number], views, show_progress="hidden")
-            for control in (number, blend, shade, low, high):
-                control.change(self.show_fused, wishes, picture, show_progress="hidden", trigger_mode="always_last")
-            for files in (fixed, moving):
+                values = [*cleared, *pair, name, False]
+                button.click(
+                    lambda values=values: values, None, [*outputs[:3], *inputs[:4]], show_progress="hidden"
+                ).then(self.fuse, inputs, outputs, **turns)
+            for files in inputs[:2]:
                 files.change(self._note, files, None, show_progress="hidden")
             blocks.unload(self._close)
             blocks.queue(max_size=MOST_WAITING)
         return blocks
+
+    def _add_results(self, state: gr.State) -> list[gr.blocks.Block]:
+        """Lay out the results, connect their controls, and return the parts that `fuse` updates, in its order."""
+        with gr.Column(visible=False, elem_id="results") as results:
+            notes = gr.Markdown(visible=False)
+            number = gr.Slider(0, 1, step=1, label="Slice, from the feet up", visible=False)
+            with gr.Row():
+                with gr.Column(scale=3, min_width=300):
+                    gr.Markdown("## Before and after\nMRI red, the other green: yellow where both are bright.")
+                    overlay = gr.HTML()
+                with gr.Column(scale=2, min_width=300):
+                    gr.Markdown("## How sure, and where")
+                    sureness = gr.HTML()
+            gr.Markdown("## Fused")
+            picture = gr.HTML()
+            with gr.Row():
+                blend = gr.Slider(-1, 1, 0, step=0.05, label="Blend: MRI (-1), fused (0), aligned image (1)")
+                shade = gr.Dropdown(COLORMAPS, value=COLORMAPS[0], label="Show a grey picture in")
+                low = gr.Slider(0, 1, 0, step=0.01, label="Window: black at")
+                high = gr.Slider(0, 1, 1, step=0.01, label="Window: white at")
+            gr.Markdown("## Maps")
+            maps = gr.HTML()
+            gr.Markdown("## Measures that need no truth")
+            metrics = gr.HTML()
+            download = gr.DownloadButton("Download all: images, flow, maps, table, report (zip)")
+        views = [overlay, sureness, maps, metrics]
+        number.change(self.show, [state, number], views, show_progress="hidden")
+        controls = [number, blend, shade, low, high]
+        for control in controls:
+            control.change(
+                self.show_fused, [state, *controls], picture, show_progress="hidden", trigger_mode="always_last"
+            )
+        return [results, notes, number, download, *views, picture]
 
     def _note(self, files: Sequence[str] | None, request: gr.Request) -> None:
         self.visitors.note(request.session_hash, files)
 
     def _close(self, request: gr.Request) -> None:
         self.visitors.close(request.session_hash)
+
+
+def _add_inputs() -> list[gr.blocks.Block]:
+    """Lay out what a visitor gives, and return the parts in the order of the arguments of `Page.fuse`."""
+    with gr.Row():
+        kind = {"file_count": "multiple", "type": "filepath", "height": 140, "min_width": 300}
+        fixed = gr.File(label="Fixed image: MRI", **kind)
+        moving = gr.File(label="Moving image: CT, PET or SPECT", **kind)
+    modality = gr.Radio([GUESSED, *MODALITIES], value=GUESSED[1], label="Modality of the moving image (--modality)")
+    with gr.Row():
+        color = gr.Radio(
+            COLOR_MODES,
+            value=COLOR_MODES[0],
+            label="Colours of PET and SPECT: keep, or pale where the MRI is bright (--colour)",
+            min_width=300,
+        )
+        colormap = gr.Dropdown(
+            SCALES, value=SCALES[0], label="Colour scale of grey PET and SPECT images (--colormap)", min_width=300
+        )
+    resample = gr.Checkbox(
+        label="Volumes: bring the moving one onto the grid of the fixed one, as the headers say (--resample)"
+    )
+    return [fixed, moving, modality, resample, color, colormap]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -41,12 +41,12 @@ def guess_of_volume(volume: Volume) -> str:
         modality = next((name for name, kinds in DICOM_KINDS.items() if volume.modality in kinds), "CT")
         if volume.modality == "NM":
             modality = "SPECT"
-        reason = f"its header says {volume.modality}"
+        reason = f"the header of the moving volume says {volume.modality}"
     elif volume.units == "HU" or (not volume.units and looks_like_hu(volume.slices)):
-        modality, reason = "CT", "its values look like Hounsfield units"
+        modality, reason = "CT", "the values of the moving volume look like Hounsfield units"
     else:
-        modality, reason = "PET", "its values are no Hounsfield units"
-    _say(modality, f"of the moving volume {reason}")
+        modality, reason = "PET", "the values of the moving volume are no Hounsfield units"
+    _say(modality, reason)
     return modality
 
 

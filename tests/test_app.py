@@ -217,6 +217,24 @@ def test_two_visitors_get_their_own_results_and_take_them_along(
     assert "fused/simulated_072.png" in downloaded(second, tmp_path).namelist()
 
 
+def test_progress_is_seen_and_a_later_fault_hides_earlier_results(open_page: Callable) -> None:
+    page = open_page()
+    # What the page shows for a moment is kept.
+    page.execute_script(
+        "window.shown = ''; new MutationObserver(() => {"
+        "  window.shown += [...document.querySelectorAll('.progress-level-inner, .meta-text')].map(x => x.innerText)"
+        "}).observe(document.body, {subtree: true, childList: true, characterData: true})"
+    )
+    press(page, "Example: CT")
+    wait_for(page, ".ef-table tbody tr")
+    assert "Aligning and fusing" in page.execute_script("return window.shown")
+    assert page.find_element(By.CSS_SELECTOR, "[role=status]").text == "Aligned and fused: CT, 1 slice."
+    page.find_elements(By.CSS_SELECTOR, "button[aria-label=Clear]")[0].click()
+    press(page, "Align and fuse")
+    assert "found none" in wait_for(page, "[data-testid=toast-body]")[0].text
+    assert not any(element.is_displayed() for element in page.find_elements(By.ID, "results"))
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
