@@ -82,7 +82,7 @@ CSS = """
 .ef-slider .before { position: absolute; inset: 0; clip-path: inset(0 calc(100% - var(--at)) 0 0); }
 .ef-slider .line { position: absolute; inset: 0 auto 0 var(--at); width: 2px; background: #fff; pointer-events: none; }
 .ef-slider + input { width: 100%; max-width: 560px; display: block; margin: .5rem auto; }
-.ef-table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
+.ef-table { border-collapse: collapse; border: 0 !important; font-variant-numeric: tabular-nums; width: 100%; }
 .ef-table th, .ef-table td { text-align: left; padding: .25rem .5rem; }
 .ef-table :is(tr, th, td) { border: 0 !important; border-bottom: 1px solid #8884 !important; }
 .ef-sure { padding: .5rem .75rem; border-left: 4px solid #2e7d32; }

@@ -31,7 +31,7 @@ class PairFuser:
 
     Args:
         model: `EDARFusion` in evaluation mode, or what stands in for it (`inference.openvino_model`).
-        device: where the model is.
+        device: where the model is, such as ``torch.device("cpu")`` or ``"cpu"``.
         passes: how often the registration is made; see `EDARFusion.forward`.
         average: average the estimates of both directions, of the pair and of its mirror image; see there too.
         multistart: of averaged estimates: try other starts for pairs that lie far apart (`inference.multistart`).
@@ -45,7 +45,7 @@ class PairFuser:
     def __init__(
         self,
         model: Callable[..., Output],
-        device: torch.device,
+        device: torch.device | str,
         *,
         passes: int = 1,
         average: bool = False,
@@ -56,7 +56,7 @@ class PairFuser:
     ) -> None:
         self.color, self.blend = color, blend
         self.palette = None if colormap is None else torch.from_numpy(palette(colormap)).to(device)
-        self.model, self.device, self.passes, self.average = model, device, passes, average
+        self.model, self.device, self.passes, self.average = model, torch.device(device), passes, average
         self.multistart = multistart and average
         self._met: set[tuple] = set()
         self._preparing = 0.0

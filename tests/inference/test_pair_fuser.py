@@ -33,7 +33,7 @@ def test_an_image_within_four_grey_levels_shows_nothing(levels, blank):
 def test_arrays_of_any_floating_type_are_taken_but_no_grey_levels(model):
     fuse, (fixed, moving) = PairFuser(model, torch.device("cpu")), (picture(1), picture(2))
     result = fuse(fixed, moving)
-    double = fuse(fixed.astype(np.float64), moving.astype(np.float64))
+    double = PairFuser(model, "cpu")(fixed.astype(np.float64), moving.astype(np.float64))  # a device by its name
     assert np.array_equal(double.fused, result.fused) and double.flow.dtype == np.float32
     for wrong in ((255 * moving).astype(np.uint8), 255 * moving, moving - 0.5, np.full_like(moving, np.nan)):
         with pytest.raises(ValueError, match=r"moving: expected floating point numbers in \[0, 1\], found"):
