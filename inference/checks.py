@@ -3,6 +3,7 @@
 Nothing here imports torch: the processes that score start the faster for it.
 """
 
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def _check_name(pair: PairFiles, names: dict[str, str]) -> None:
     """Check that a pair's results can be told from those of the pairs before it, and note its name.
 
     Args:
-        names: of these, by how they read without capitals.
+        names: of these, by how they read without capitals in one form of Unicode.
 
     Raises:
         DataError: they cannot.
@@ -67,8 +68,9 @@ def _check_name(pair: PairFiles, names: dict[str, str]) -> None:
         raise DataError.at(pair.fixed, expected, repr(pair.name))
     if pair.name == "mean":
         raise DataError.at(pair.fixed, "another name of a pair, as metrics.csv ends with a row mean", "mean")
-    if (other := names.setdefault(pair.name.casefold(), pair.name)) != pair.name:
-        expected = f"a name that differs from {other} in more than capitals, to some systems one file"
+    plain = unicodedata.normalize("NFC", unicodedata.normalize("NFC", pair.name).casefold())
+    if (other := names.setdefault(plain, pair.name)) != pair.name:
+        expected = f"a name that differs from {other} in more than capitals or accents' forms, to some systems one file"
         raise DataError.at(pair.fixed, expected, pair.name)
 
 

@@ -36,7 +36,7 @@ def print_summary(
         if any(cells):
             summary.add_row(named(column), *cells)
     summary.add_section()
-    summary.add_row("fusion scored against MRI and", *map(scored_against, tables.values()))
+    summary.add_row("scored against MRI and", *map(scored_against, tables.values()))
     Console().print(summary)
     for modality in tables:
         print(f"{modality}: pictures in {folders[modality].report_path}, metrics in {folders[modality].table_path}")

@@ -15,6 +15,7 @@ from models.checkpoint import save_checkpoint
 from tests.examples import SHAPE, folders, picture, read_table, run_command, with_flows
 from utils.files import FileError, check_inputs_stay, write_bytes
 from utils.imaging.images import write_image
+from utils.imaging.pairing import list_images
 
 
 def test_flows_that_cannot_be_used(checkpoint, tmp_path, capsys):
@@ -272,7 +273,11 @@ def test_names_must_differ_in_more_than_capitals(checkpoint, tmp_path, capsys):
     (os.fsdecode(b"caf\xe9"), "a name in UTF-8"), ("x" * 201, "a name of at most 200 bytes"),
     ("e\u0301" * 80, None), ("Aux", "a name that Windows does not keep for devices"),
     ("com1.t2", "a name that Windows does not keep for devices"), ("ends with.", None), ("a b", None),
-], ids=["no-UTF-8", "201-bytes", "accents-apart", "device", "device-with-suffix", "final-dot", "blank"])  # fmt: skip
+    ("COM\u00b9", "a name that Windows does not keep for devices"),
+    ("a\nb", "a name without characters that control the line"),
+    ("a\u202eb", "a name without characters that control the line"),
+], ids=["no-UTF-8", "201-bytes", "accents-apart", "device", "device-with-suffix", "final-dot", "blank", "device-1",
+        "newline", "right-to-left"])  # fmt: skip
 def test_names_that_result_files_cannot_have(checkpoint, tmp_path, capsys, name, expected):
     options = ["--modality", "CT", *folders(tmp_path, pairs=2)]
     for role in ("fixed", "moving"):
@@ -286,3 +291,26 @@ def test_names_that_result_files_cannot_have(checkpoint, tmp_path, capsys, name,
     assert f"expected {expected}, found" in line and not (tmp_path / "out").exists()
     assert run_command(checkpoint, tmp_path / "out", *options, "--keep-going") == 1
     assert list(read_table(tmp_path / "out/CT/metrics.csv")["name"]) == ["001", "mean"]
+
+
+def test_names_must_differ_in_more_than_the_form_of_their_accents(checkpoint, tmp_path, capsys):
+    folders(tmp_path, pairs=2)
+    names = ["\u00e9", "e\u0301"]
+    rows = [f"fixed/00{n}.png,moving/00{n}.png,{name}" for n, name in enumerate(names, 1)]
+    (tmp_path / "pairs.csv").write_text("\n".join(["fixed,moving,name", *rows]), encoding="utf-8")
+    options = ["--modality", "CT", "--csv", str(tmp_path / "pairs.csv")]
+    assert run_command(checkpoint, tmp_path / "out", *options) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "002.png: expected a name that differs from \u00e9 in more than capitals or accents' forms" in line
+
+
+def test_what_is_no_image_by_its_name_is_named(tmp_path, caplog):
+    folder = Path(folders(tmp_path, pairs=1)[1])
+    for name in ("Thumbs.db", ".hidden", "notes.txt"):
+        (folder / name).write_bytes(b"x")
+    list_images(folder)
+    assert not caplog.messages
+    (folder / "002.jp2").write_bytes(b"x")
+    (folder / "003").symlink_to("nowhere")
+    list_images(folder)
+    assert caplog.messages == [f"{folder}: no images by their names, left out: 002.jp2, 003"]

@@ -7,9 +7,13 @@ from pathlib import Path
 
 from utils.files import entries, lacking
 from utils.imaging.images import IMAGE_SUFFIXES, ImageError
+from utils.messages import listed, log, printable
 
 OTHER_FILES = {"fixed_landmarks": (".csv",), "moving_landmarks": (".csv",)}
 """Roles whose files are no images -> how their names end."""
+
+BESIDE = (".csv", ".json", ".txt", ".md", ".xml", ".html", "thumbs.db", "desktop.ini")
+"""How files end that lie beside images as a rule."""
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:
@@ -26,6 +30,8 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
 def list_files(folder: str | os.PathLike, suffixes: tuple[str, ...], kind: str) -> list[Path]:
     """List the files of a kind, by how their names end, as `list_images` does.
 
+    What else lies among images is named in a warning, as it may be an image that was lost.
+
     Args:
         kind: noun for messages, such as image.
 
@@ -41,6 +47,9 @@ def list_files(folder: str | os.PathLike, suffixes: tuple[str, ...], kind: str) 
     if not chosen:
         found = next((f"{path.name}, {reason}" for path in sorted(files) if (reason := lacking(path))), "none")
         raise ImageError.at(folder, f"{kind}s ({' '.join(suffixes)})", found)
+    others = sorted(path.name for path in files if path not in chosen and not path.name.lower().endswith(BESIDE))
+    if others and suffixes == IMAGE_SUFFIXES:
+        log.warning(printable(f"{folder}: no images by their names, left out: {listed(others)}"))
     by_stem: dict[str, Path] = {}
     for path in chosen:
         other = by_stem.setdefault(path.stem, path)
