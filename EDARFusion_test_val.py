@@ -107,6 +107,9 @@ def add_network(group: argparse._ArgumentGroup) -> None:
     add_device(group)
     group.add_argument("--engine", choices=ENGINES, default=ENGINES[0],
                        help="library that computes; openvino-bf16 can be faster on a CPU (default: %(default)s)")
+    group.add_argument("--batch-size", type=positive, metavar="N",
+                       help="number of pairs of one size that the network takes at a time; slices of volumes go one by "
+                            "one (default: 8 on CUDA, otherwise 1)")
     group.add_argument("--passes", type=natural, metavar="N",
                        help="number of registrations, each on the result of the one before; 0 only fuses pairs that "
                             "are aligned already (default: that of the checkpoint)")

@@ -22,6 +22,7 @@ class Options:
         passes, average: None leaves them to the checkpoint.
         landmarks, segmentations: of the fixed and of the moving images.
         flow_format: one of `utils.arguments.FLOW_FORMATS`; None for npy.
+        batch_size: number of pairs that the network takes at a time; None leaves it to the device.
 
     Raises:
         InputError: an option that does not go with the others.
@@ -59,6 +60,7 @@ class Options:
     resume: bool
     keep_going: bool
     workers: int
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.modality not in (*MODALITIES, "all"):
@@ -74,6 +76,8 @@ class Options:
             raise InputError("expected either --fixed and --moving or --csv, found both")
         if self.engine != "torch" and self.device not in ("auto", "cpu"):
             raise InputError(f"--engine: expected torch on {self.device}, found {self.engine}")
+        if self.engine != "torch" and (self.batch_size or 1) > 1:
+            raise InputError(f"--batch-size: expected 1 with --engine {self.engine}, found {self.batch_size}")
         for name in ("window", "resample", "prealign", "frame"):
             if getattr(self, name) and not self.has_volumes:
                 raise InputError(f"--{name}: expected volumes as --fixed and --moving, found images")

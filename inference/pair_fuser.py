@@ -1,8 +1,10 @@
 """Align and fuse one pair of arrays with a trained network, colour included."""
 
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +26,43 @@ from utils.geometry.warp import invert, invert_steep, warp
 from utils.imaging.colormaps import palette
 from utils.imaging.images import has_color, luma
 from utils.maps import jacobian_determinant
+
+
+class _Prepared(NamedTuple):
+    """A pair on the device of the network.
+
+    Attributes:
+        fixed, grey: (1, 1, H, W), the grey values of both images.
+        moving: (1, 1 or 3, H, W).
+        blank: whether one image is blank.
+        scale: colours for a grey moving image.
+        room: what its colours leave to the fused image, as `EDARFusion.forward` takes it.
+        view: part of the images that the registration sees; None for all.
+        passes: number of registrations.
+        flow, disagreement, expected_error, mask: arguments of `PairFuser.__call__`.
+        seconds: time that this took.
+    """
+
+    fixed: Tensor
+    grey: Tensor
+    moving: Tensor
+    blank: bool
+    scale: Tensor | None
+    room: Tensor | None
+    view: View | None
+    passes: int
+    flow: np.ndarray | None
+    disagreement: float | None
+    expected_error: np.ndarray | None
+    mask: np.ndarray | None
+    seconds: float
+
+    @property
+    def model_arguments(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Arguments of the first run of the model: fixed, moving and, where both are seen as a whole, the room."""
+        if self.view is None:
+            return self.fixed, self.grey, self.room
+        return self.view.show(self.fixed), self.view.show(self.grey), None
 
 
 class PairFuser:
@@ -93,11 +132,66 @@ class PairFuser:
         Raises:
             ValueError: shapes that do not go together, an array that is not of floating point, or values beyond [0, 1].
         """
+        known = {"flow": flow, "disagreement": disagreement, "expected_error": expected_error, "mask": mask}
+        return self._complete(self._prepare(fixed, moving, aspect=aspect, longest=longest, **known))
+
+    @torch.inference_mode()
+    def together(self, pairs: Sequence[Mapping[str, Any]]) -> list[FusedPair]:
+        """Align and fuse several pairs. The model runs once for all that it sees at one size.
+
+        Pairs with a mask or a known displacement, and further starts of multi-start, run one by one. The results are
+        those of single pairs, but for rounding.
+
+        Args:
+            pairs: arguments of `__call__`, by name.
+
+        Returns:
+            The results, in the order of the pairs. The seconds of a common run are divided by its pairs.
+
+        Raises:
+            ValueError: as `__call__`.
+        """
+        prepared = [self._prepare(**pair) for pair in pairs]
+        groups = defaultdict(list)
+        for place, pair in enumerate(prepared):
+            if pair.flow is None and pair.mask is None:
+                fixed, _, room = pair.model_arguments
+                groups[fixed.shape, pair.passes, room is None].append(place)
+        first: dict[int, tuple[Output, float]] = {}
+        for places in groups.values():
+            if len(places) > 1:
+                first |= zip(places, self._run_together([prepared[place] for place in places]), strict=True)
+        return [self._complete(pair, *first.get(place, ())) for place, pair in enumerate(prepared)]
+
+    def _run_together(self, pairs: Sequence[_Prepared]) -> list[tuple[Output, float]]:
+        """Run the model once for pairs seen at one size; return the output of each and its share of the seconds."""
+        start = self._clock()
+        fixed, moving, rooms = zip(*(pair.model_arguments for pair in pairs), strict=True)
+        room = None if rooms[0] is None else torch.cat(rooms)
+        output = self._run(torch.cat(fixed), torch.cat(moving), passes=pairs[0].passes, room=room)
+        output.disagreement.tolist()  # waits until it is done
+        seconds = (self._clock() - start) / len(pairs)
+        singles = zip(*([None] * len(pairs) if x is None else x.split(1) for x in output), strict=True)
+        return [(Output(*single), seconds) for single in singles]
+
+    def _prepare(
+        self,
+        fixed: np.ndarray | Tensor,
+        moving: np.ndarray | Tensor,
+        *,
+        aspect: float = 1.0,
+        longest: float | None = None,
+        flow: np.ndarray | None = None,
+        disagreement: float | None = None,
+        expected_error: np.ndarray | None = None,
+        mask: np.ndarray | None = None,
+    ) -> _Prepared:
+        """Check the arguments of `__call__` and bring the images to the device."""
         fixed, moving = _checked(fixed, moving, mask)
-        start, self._preparing = time.perf_counter(), 0.0
+        start = self._clock()
         blank = is_blank(fixed) or is_blank(moving)
         view = None if blank or not self.passes else choose_view(fixed, aspect, longest)
-        passes, color = 0 if blank else self.passes, moving.ndim == 3
+        color = moving.ndim == 3
         scale = None if color and has_color(moving) else self.palette
         fixed, moving, grey = (
             image_to_tensor(x, keepdim=False).to(self.device).contiguous()
@@ -106,32 +200,54 @@ class PairFuser:
         room = None
         if not blank and self.color == "keep" and (color or scale is not None):
             room = room_of(moving if scale is None else colored(grey, scale))
-        if flow is not None:
-            output = self._fuse_along(fixed, grey, torch.from_numpy(flow)[None].to(self.device), room)
-        elif mask is None or not mask.any():
-            output = self._estimate(fixed, grey, view, passes, room)
+        return _Prepared(
+            fixed=fixed,
+            grey=grey,
+            moving=moving,
+            blank=blank,
+            scale=scale,
+            room=room,
+            view=view,
+            passes=0 if blank else self.passes,
+            flow=flow,
+            disagreement=disagreement,
+            expected_error=expected_error,
+            mask=mask if mask is not None and mask.any() else None,
+            seconds=self._clock() - start,
+        )
+
+    def _complete(self, pair: _Prepared, first: Output | None = None, seconds: float = 0.0) -> FusedPair:
+        """Align and fuse a pair.
+
+        Args:
+            first: output of the first run of the model, where there was one already.
+            seconds: its time.
+        """
+        start = self._clock()
+        if pair.flow is not None:
+            flow = torch.from_numpy(pair.flow)[None].to(self.device)
+            output = self._fuse_along(pair.fixed, pair.grey, flow, pair.room)
+        elif pair.mask is None:
+            output = self._estimate(pair, first)
         else:
-            output = self._estimate_beside(mask, fixed, grey, view, passes, room)
-        if flow is None:
-            disagreement = output.disagreement.item() if self.average and not blank else None
-        images = self._shown(output, torch.maximum(fixed, grey) if blank else output.fused, fixed, moving, scale)
-        seconds = time.perf_counter() - start - self._preparing
-        expected = output.expected_error if expected_error is None else torch.from_numpy(expected_error)[None, None]
-        expected = None if blank else expected
-        mean, maps = _mean_in_head(expected, output.aligned), _maps_of(output, expected, mask)
+            output = self._estimate_beside(pair.mask, pair)
+        disagreement = pair.disagreement
+        if pair.flow is None:
+            disagreement = output.disagreement.item() if self.average and not pair.blank else None
+        images = self._shown(pair, output)
+        seconds += pair.seconds + self._clock() - start
+        expected = output.expected_error
+        if pair.expected_error is not None:
+            expected = torch.from_numpy(pair.expected_error)[None, None]
+        expected = None if pair.blank else expected
+        mean, maps = _mean_in_head(expected, output.aligned), _maps_of(output, expected, pair.mask)
         flow = output.flow[0].cpu().numpy()
         return FusedPair(*images[:2], flow, maps, seconds, disagreement, mean, blend=images[2])
 
-    def _shown(
-        self, output: Output, fused: Tensor, fixed: Tensor, moving: Tensor, scale: Tensor | None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Colour the fused and the aligned image where there are colours, and make the plain overlay.
-
-        Args:
-            fused, fixed: (1, 1, H, W).
-            moving: (1, 1 or 3, H, W).
-            scale: colours for a grey moving image.
-        """
+    def _shown(self, pair: _Prepared, output: Output) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Colour the fused and the aligned image where there are colours, and make the plain overlay."""
+        fixed, moving, scale = pair.fixed, pair.moving, pair.scale
+        fused = torch.maximum(fixed, pair.grey) if pair.blank else output.fused
         shown = aligned = warp(moving, output.flow) if moving.shape[1] == 3 else output.aligned
         if scale is not None:
             shown = colored(output.aligned, scale)
@@ -143,47 +259,54 @@ class PairFuser:
             blend, _ = without_drawn_out_border(*map(tensor_to_image, (blend, aligned, fixed)), flow)
         return *without_drawn_out_border(*map(tensor_to_image, (fused, aligned, fixed)), flow), blend
 
-    def _estimate(
-        self, fixed: Tensor, moving: Tensor, view: View | None, passes: int, room: Tensor | None
-    ) -> Output:
-        """Align and fuse grey images (1, 1, H, W), with the room that colours leave, as `EDARFusion.forward` takes it.
+    def _estimate(self, pair: _Prepared, first: Output | None = None) -> Output:
+        """Align and fuse the grey images of a pair, in which nothing is known.
 
         The flow belongs to the whole image, also where it was estimated on a view of the head. Fusion and maps are then
         those of the whole images, which are aligned already.
+
+        Args:
+            first: output of the first run of the model, where there was one already.
         """
-        model = partial(self._run, passes=passes)
-        seen = (fixed, moving) if view is None else (view.show(fixed), view.show(moving))
-        first = best = model(*seen, room=room if view is None else None)
-        if self.multistart and passes:
-            best = register_from_afar(model, *seen, first)
+        model, view, fixed = partial(self._run, passes=pair.passes), pair.view, pair.fixed
+        *seen, room = pair.model_arguments
+        if first is None:
+            first = model(*seen, room=room)
+        best = register_from_afar(model, *seen, first) if self.multistart and pair.passes else first
         if view is None and best is first:
             return first
         flow, inverse_flow, expected = best.flow, best.inverse_flow, best.expected_error
         if view is not None:
             flow, inverse_flow = (view.enlarge(x, fixed.shape[2:]) for x in (flow, inverse_flow))
             expected = None if expected is None else view.enlarge_lengths(expected, fixed.shape[2:])
-        aligned = warp(moving, flow)
-        known = {"aligned": aligned, "flow": flow, "inverse_flow": inverse_flow, "disagreement": best.disagreement}
-        known["expected_error"] = expected
-        room = None if room is None else warp(room, flow)
-        return self._run(fixed, aligned, passes=0, room=room)._replace(**known)
+        known = {"inverse_flow": inverse_flow, "disagreement": best.disagreement, "expected_error": expected}
+        return self._fuse_aligned(fixed, pair.grey, flow, pair.room)._replace(**known)
 
-    def _estimate_beside(
-        self, mask: np.ndarray, fixed: Tensor, moving: Tensor, view: View | None, passes: int, room: Tensor | None
-    ) -> Output:
+    def _estimate_beside(self, mask: np.ndarray, pair: _Prepared) -> Output:
         """Align and fuse as `_estimate` does, but match nothing within a mask."""
-        filled = [continue_into(image[0].cpu().numpy(), mask) for image in (fixed, moving)]
-        estimate = self._estimate(*(torch.from_numpy(x)[None].to(self.device) for x in filled), view, passes, None)
+        fixed, grey = (
+            torch.from_numpy(continue_into(image[0].cpu().numpy(), mask))[None].to(self.device)
+            for image in (pair.fixed, pair.grey)
+        )
+        estimate = self._estimate(pair._replace(fixed=fixed, grey=grey, room=None))
         flow = torch.from_numpy(continue_into(estimate.flow[0].cpu().numpy(), mask))[None].to(self.device)
         known = {"disagreement": estimate.disagreement, "expected_error": estimate.expected_error}
-        return self._fuse_along(fixed, moving, flow, room)._replace(**known)
+        return self._fuse_along(pair.fixed, pair.grey, flow, pair.room)._replace(**known)
 
     def _fuse_along(self, fixed: Tensor, moving: Tensor, flow: Tensor, room: Tensor | None) -> Output:
         """Fuse grey images (1, 1, H, W) with a known displacement field (1, 2, H, W)."""
+        known = {"inverse_flow": invert(flow), "expected_error": None}
+        return self._fuse_aligned(fixed, moving, flow, room)._replace(**known)
+
+    def _fuse_aligned(self, fixed: Tensor, moving: Tensor, flow: Tensor, room: Tensor | None) -> Output:
+        """Fuse grey images (1, 1, H, W), the moving one warped with a flow; the output has that flow."""
         aligned = warp(moving, flow)
-        known = {"aligned": aligned, "flow": flow, "inverse_flow": invert(flow), "expected_error": None}
         room = None if room is None else warp(room, flow)
-        return self._run(fixed, aligned, passes=0, room=room)._replace(**known)
+        return self._run(fixed, aligned, passes=0, room=room)._replace(aligned=aligned, flow=flow)
+
+    def _clock(self) -> float:
+        """Return the time in seconds, less what making the model ready has taken so far."""
+        return time.perf_counter() - self._preparing
 
     def _run(self, fixed: Tensor, moving: Tensor, *, passes: int, room: Tensor | None = None) -> Output:
         """Run the model, made ready first for a new size of images.
@@ -191,7 +314,7 @@ class PairFuser:
         OpenVINO compiles a graph for each size, an accelerator chooses its kernels; PyTorch on a CPU has nothing to do.
         What that takes is kept out of `FusedPair.seconds`, which are of the pairs alone.
         """
-        kind = (fixed.shape[2:], passes, room is None)
+        kind = (fixed.shape, passes, room is None)
         extra = {} if room is None else {"room": room}
         ready = self.device.type == "cpu" and isinstance(self.model, torch.nn.Module)
         if not ready and kind not in self._met:

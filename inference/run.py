@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
 
-from data.pairs import PairFiles, folder_pairs, read_fitted, read_true_flow, sample_pairs, table_pairs
+from data.pairs import PairFiles, SourceImages, folder_pairs, read_fitted, read_true_flow, sample_pairs, table_pairs
 from data.table import MODALITIES
 from evaluation.report.index import write_index
 from inference.batches import Batch, make_batches, prepare_folders
@@ -28,7 +29,7 @@ from inference.modality import guess_of_images, guess_of_volume
 from inference.network import Network, load_network
 from inference.options import Options
 from inference.pair_fuser import PairFuser, endpoint_scores, inverse_of
-from inference.result_folder import INDEX, ResultFolder
+from inference.result_folder import INDEX, FusedPair, ResultFolder
 from inference.scoring_pool import Job, scored, scoring_pool
 from inference.summary import print_summary
 from inference.volume_checks import open_volumes
@@ -41,6 +42,9 @@ from utils.imaging.volumes import check_no_volumes, read_volume
 from utils.messages import counted, listed, log, printable
 from utils.processes import part, rank, wait_for_others, world
 from utils.signals import INTERRUPTED, stop_on_signal
+
+CUDA_BATCH = 8
+"""Number of pairs of one size that a GPU takes at a time by default: a few are enough to keep it busy."""
 
 
 def run(options: Options) -> int:
@@ -117,13 +121,14 @@ def fuse_and_score(
     without_starts = PairFuser(network.model, network.device, **network.settings | {"multistart": False})
     notes = report_notes(options, network, volumes)
     tables = {}
+    batch_size = options.batch_size or (CUDA_BATCH if network.device.type == "cuda" else 1)
     workers = max(1, min(options.workers, max(map(len, chosen.values()))))
     with stop_on_signal(second_breaks_in=world() == 1) as stop, scoring_pool(workers) as pool:
         for batch in batches:
             if volumes:
                 batch.field = register_volume(volumes, batch.pairs, without_starts, stop)
                 batch.scores = {} if stop.is_set() else volumes.mark_scores(batch.field)
-            if not process(batch, fusers[batch.folder.has_colors], pool, 2 * workers, stop):
+            if not process(batch, fusers[batch.folder.has_colors], pool, 2 * workers, stop, batch_size):
                 if world() == 1:
                     finished = [pair for pair in batch.pairs if pair.name in batch.rows]
                     say_what_is_older(batch.folder, finished, batch.rows, volumes)
@@ -170,19 +175,25 @@ def report_notes(options: Options, network: Network, volumes: VolumePair | None)
 
 
 def process(
-    batch: Batch, fuse: PairFuser, pool: ProcessPoolExecutor | None, most_waiting: int, stop: threading.Event
+    batch: Batch,
+    fuse: PairFuser,
+    pool: ProcessPoolExecutor | None,
+    most_waiting: int,
+    stop: threading.Event,
+    batch_size: int = 1,
 ) -> bool:
     """Align, fuse and score this process's share of a batch; return whether it came to the end.
 
     Args:
         pool, most_waiting: as `inference.scoring_pool.scored` takes them.
         stop: set where the user wishes to end.
+        batch_size: number of pairs that the network takes at a time.
     """
     order = {pair.name: place for place, pair in enumerate(batch.pairs)}
     todo = [pair for pair in batch.pairs if pair.name not in batch.rows][rank() :: world()]
     if rank() > 0:
         batch.rows = {}  # the first process writes those that were finished before
-    jobs = align_and_fuse(batch, todo, fuse, stop)
+    jobs = align_and_fuse(batch, todo, fuse, stop, batch_size)
     with tqdm(total=len(todo), desc=batch.modality, unit="pair", disable=rank() > 0) as progress:
         for row in scored(jobs, pool, most_waiting):
             batch.rows[row["name"]] = row
@@ -191,35 +202,62 @@ def process(
     return all(pair.name in batch.rows for pair in todo)
 
 
-def align_and_fuse(batch: Batch, pairs: list[PairFiles], fuse: PairFuser, stop: threading.Event) -> Iterator[Job]:
-    """Make jobs of saving and scoring, one for each of these pairs, until `stop` is set."""
+def align_and_fuse(
+    batch: Batch, pairs: list[PairFiles], fuse: PairFuser, stop: threading.Event, batch_size: int = 1
+) -> Iterator[Job]:
+    """Make jobs of saving and scoring, one for each of these pairs, until `stop` is set.
+
+    Args:
+        batch_size: number of pairs that the network takes at a time, where their sizes allow it.
+    """
     # Neither first nor last: the ends of a volume show little of a head.
     looked_at = set(np.linspace(0, len(pairs) - 1, LOOKED_AT + 2)[1:-1].round())
-    folder = batch.folder
-    for place, pair in enumerate(pairs):
+    for first in range(0, len(pairs), batch_size):
         if stop.is_set():
             return
-        images, fit = read_fitted(pair, batch.modality)
-        view = {"aspect": pair.aspect, "longest": pair.longest}
-        mask = read_mask(pair, images.fixed.shape)
-        known = batch.field.of(batch.pairs.index(pair)) if batch.field else {}
-        with enough_memory(pair, images.fixed.shape):
-            result = fuse(images.fixed, images.moving, **view, **known, mask=mask)
+        group = pairs[first : first + batch_size]
+        loaded = [read_fitted(pair, batch.modality) for pair in group]
+        given = [_given(batch, pair, images) for pair, (images, _) in zip(group, loaded, strict=True)]
+        size, largest = max((images.fixed.shape, place) for place, (images, _) in enumerate(loaded))
+        with enough_memory(group[largest], size, len(group)):
+            results = fuse.together(given)
+        for place, (pair, (images, fit), result) in enumerate(zip(group, loaded, results, strict=True), first):
             if rank() == 0 and place in looked_at and result.disagreement:
-                batch.mirror.look(images.fixed, images.moving, result.disagreement, **view)
-        scores = batch.scores | score_marks(pair, result.flow, fit)
-        true_flow = read_true_flow(pair, images.fixed.shape, fit)
-        if true_flow is not None:
-            label = luma(images.label) if images.label.ndim == 3 else images.label
-            scores |= endpoint_scores(result.flow, true_flow, label)
-        result = result._replace(fit=fit, inverse_flow=inverse_of(result.flow) if folder.flow else None)
-        # Seven maps of a pair are more than all else that waits with it.
-        yield Job(folder, pair, result if folder.maps or folder.figures else result._replace(maps={}), scores)
+                view = {"aspect": pair.aspect, "longest": pair.longest}
+                with enough_memory(pair, images.fixed.shape):
+                    batch.mirror.look(images.fixed, images.moving, result.disagreement, **view)
+            yield _job(batch, pair, images, result._replace(fit=fit))
+
+
+def _given(batch: Batch, pair: PairFiles, images: SourceImages) -> dict[str, Any]:
+    """Collect the arguments of `PairFuser` for a pair."""
+    known = batch.field.of(batch.pairs.index(pair)) if batch.field else {}
+    mask = read_mask(pair, images.fixed.shape)
+    given = {"fixed": images.fixed, "moving": images.moving, "aspect": pair.aspect, "longest": pair.longest}
+    return given | known | {"mask": mask}
+
+
+def _job(batch: Batch, pair: PairFiles, images: SourceImages, result: FusedPair) -> Job:
+    """Make the job of saving and scoring a result, with the scores that need the images or the marks."""
+    folder = batch.folder
+    scores = batch.scores | score_marks(pair, result.flow, result.fit)
+    true_flow = read_true_flow(pair, images.fixed.shape, result.fit)
+    if true_flow is not None:
+        label = luma(images.label) if images.label.ndim == 3 else images.label
+        scores |= endpoint_scores(result.flow, true_flow, label)
+    # Seven maps of a pair are more than all else that waits with it.
+    maps = result.maps if folder.maps or folder.figures else {}
+    inverse_flow = inverse_of(result.flow) if folder.flow else None
+    return Job(folder, pair, result._replace(maps=maps, inverse_flow=inverse_flow), scores)
 
 
 @contextmanager
-def enough_memory(pair: PairFiles, size: tuple[int, int]) -> Iterator[None]:
+def enough_memory(pair: PairFiles, size: tuple[int, int], count: int = 1) -> Iterator[None]:
     """Name the pair and its size where memory runs out.
+
+    Args:
+        pair, size: the largest of the pairs in work, and its height and width.
+        count: how many are in work.
 
     Raises:
         FileError: it does.
@@ -231,7 +269,8 @@ def enough_memory(pair: PairFiles, size: tuple[int, int]) -> Iterator[None]:
         if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
             raise
         expected = f"enough memory for an image of {size[1]} x {size[0]} px"
-        found = "too little (smaller images, another --device, or --passes 1 --no-average need less)"
+        fewer = "a smaller --batch-size, " if count > 1 else ""
+        found = f"too little ({fewer}smaller images, another --device, or --passes 1 --no-average need less)"
         raise FileError.at(pair.fixed, expected, found) from error
 
 

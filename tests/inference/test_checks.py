@@ -84,12 +84,13 @@ def test_heads_are_measured_in_the_shape_of_their_pixels(tmp_path):
 
 
 def test_pairs_looked_at_for_exchanged_sides_are_spread_without_the_ends(checkpoint, tmp_path, monkeypatch):
-    def fuse(self, fixed, moving, **_) -> FusedPair:
-        return FusedPair(fixed, moving, np.zeros((2, *SHAPE), np.float32), {}, 0.1, 1.0)
+    def together(self, pairs) -> list[FusedPair]:
+        flow = np.zeros((2, *SHAPE), np.float32)
+        return [FusedPair(pair["fixed"], pair["moving"], flow, {}, 0.1, 1.0) for pair in pairs]
 
     options = ["--modality", "CT", *folders(tmp_path, pairs=9), "--average"]
     looked_at = []
-    monkeypatch.setattr(PairFuser, "__call__", fuse)
+    monkeypatch.setattr(PairFuser, "together", together)
     monkeypatch.setattr("inference.scoring_pool.score_pair", lambda *_: {})
     look = "inference.mirror_check.MirrorCheck.look"
     monkeypatch.setattr(look, lambda self, fixed, *_, **__: looked_at.append(fixed))
