@@ -123,8 +123,12 @@ def _scored_by(pool: ProcessPoolExecutor, jobs: Iterable[Job], most_waiting: int
         done = {future for future in waiting if future.done()}
         waiting -= done
         yield from (future.result() for future in done)
-        with _signals_held():
-            waiting.add(pool.submit(save_and_score, job))
+        try:
+            with _signals_held():
+                waiting.add(pool.submit(save_and_score, job))
+        except OSError as error:
+            # A pool that breaks while it starts a process has closed what the new one is to be given.
+            raise BrokenProcessPool("no process can be started") from error
     yield from (future.result() for future in as_completed(waiting))
 
 

@@ -6,6 +6,7 @@ an error. "meta" stands for the accelerator, as a CPU build of PyTorch has no de
 
 import collections
 import contextlib
+import os
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-ROOT = str(Path(__file__).parents[1])
+ROOT = str(Path(__file__).parents[1]) + os.sep
 DEVICE = torch.device("meta")
 VIEWS = (
     "view", "detach", "expand", "slice", "select", "unsqueeze", "squeeze", "permute", "transpose", "t.", "split",

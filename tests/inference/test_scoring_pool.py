@@ -75,3 +75,13 @@ def test_a_process_that_is_killed_is_one_line():
         os.kill(pool.submit(os.getpid).result(timeout=60), signal.SIGKILL)
         with pytest.raises(InputError, match="found one killed, .*--workers 1.*--resume"):
             list(scored(iter(["job"] * 9), pool, 2))
+
+
+def test_a_pool_that_breaks_while_it_starts_a_process_is_the_same_line(monkeypatch):
+    def closed(*_):
+        raise OSError("handle is closed")
+
+    with ThreadPoolExecutor(1) as pool:
+        monkeypatch.setattr(pool, "submit", closed)
+        with pytest.raises(InputError, match="found one killed"):
+            list(scored(iter(["job"]), pool, 2))
