@@ -28,6 +28,14 @@ from utils.imaging.images import has_color, luma
 from utils.maps import jacobian_determinant
 
 
+class _Known(NamedTuple):
+    """What was estimated for a pair before: arguments of `PairFuser.__call__`."""
+
+    flow: np.ndarray | None = None
+    disagreement: float | None = None
+    expected_error: np.ndarray | None = None
+
+
 class _Prepared(NamedTuple):
     """A pair on the device of the network.
 
@@ -38,8 +46,10 @@ class _Prepared(NamedTuple):
         scale: colours for a grey moving image.
         room: what its colours leave to the fused image, as `EDARFusion.forward` takes it.
         view: part of the images that the registration sees; None for all.
+        seen: fixed and grey image as the registration sees them.
         passes: number of registrations.
-        flow, disagreement, expected_error, mask: arguments of `PairFuser.__call__`.
+        known: estimates from before.
+        mask: argument of `PairFuser.__call__`; None where it is empty.
         seconds: time that this took.
     """
 
@@ -50,19 +60,16 @@ class _Prepared(NamedTuple):
     scale: Tensor | None
     room: Tensor | None
     view: View | None
+    seen: tuple[Tensor, Tensor]
     passes: int
-    flow: np.ndarray | None
-    disagreement: float | None
-    expected_error: np.ndarray | None
+    known: _Known
     mask: np.ndarray | None
     seconds: float
 
     @property
     def model_arguments(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Arguments of the first run of the model: fixed, moving and, where both are seen as a whole, the room."""
-        if self.view is None:
-            return self.fixed, self.grey, self.room
-        return self.view.show(self.fixed), self.view.show(self.grey), None
+        return *self.seen, self.room if self.view is None else None
 
 
 class PairFuser:
@@ -132,8 +139,8 @@ class PairFuser:
         Raises:
             ValueError: shapes that do not go together, an array that is not of floating point, or values beyond [0, 1].
         """
-        known = {"flow": flow, "disagreement": disagreement, "expected_error": expected_error, "mask": mask}
-        return self._complete(self._prepare(fixed, moving, aspect=aspect, longest=longest, **known))
+        known = {"flow": flow, "disagreement": disagreement, "expected_error": expected_error}
+        return self._complete(self._prepare(fixed, moving, aspect=aspect, longest=longest, mask=mask, **known))
 
     @torch.inference_mode()
     def together(self, pairs: Sequence[Mapping[str, Any]]) -> list[FusedPair]:
@@ -154,7 +161,7 @@ class PairFuser:
         prepared = [self._prepare(**pair) for pair in pairs]
         groups = defaultdict(list)
         for place, pair in enumerate(prepared):
-            if pair.flow is None and pair.mask is None:
+            if pair.known.flow is None and pair.mask is None:
                 fixed, _, room = pair.model_arguments
                 groups[fixed.shape, pair.passes, room is None].append(place)
         first: dict[int, tuple[Output, float]] = {}
@@ -181,16 +188,15 @@ class PairFuser:
         *,
         aspect: float = 1.0,
         longest: float | None = None,
-        flow: np.ndarray | None = None,
-        disagreement: float | None = None,
-        expected_error: np.ndarray | None = None,
         mask: np.ndarray | None = None,
+        **known: np.ndarray | float | None,
     ) -> _Prepared:
-        """Check the arguments of `__call__` and bring the images to the device."""
+        """Check the arguments of `__call__` and bring the images to the device; `known` are those of `_Known`."""
         fixed, moving = _checked(fixed, moving, mask)
         start = self._clock()
         blank = is_blank(fixed) or is_blank(moving)
-        view = None if blank or not self.passes else choose_view(fixed, aspect, longest)
+        nothing_to_estimate = blank or not self.passes or known.get("flow") is not None
+        view = None if nothing_to_estimate else choose_view(fixed, aspect, longest)
         color = moving.ndim == 3
         scale = None if color and has_color(moving) else self.palette
         fixed, moving, grey = (
@@ -208,10 +214,9 @@ class PairFuser:
             scale=scale,
             room=room,
             view=view,
+            seen=_seen(view, fixed, grey),
             passes=0 if blank else self.passes,
-            flow=flow,
-            disagreement=disagreement,
-            expected_error=expected_error,
+            known=_Known(**known),
             mask=mask if mask is not None and mask.any() else None,
             seconds=self._clock() - start,
         )
@@ -223,22 +228,22 @@ class PairFuser:
             first: output of the first run of the model, where there was one already.
             seconds: its time.
         """
-        start = self._clock()
-        if pair.flow is not None:
-            flow = torch.from_numpy(pair.flow)[None].to(self.device)
+        start, known = self._clock(), pair.known
+        if known.flow is not None:
+            flow = torch.from_numpy(known.flow)[None].to(self.device)
             output = self._fuse_along(pair.fixed, pair.grey, flow, pair.room)
         elif pair.mask is None:
             output = self._estimate(pair, first)
         else:
             output = self._estimate_beside(pair.mask, pair)
-        disagreement = pair.disagreement
-        if pair.flow is None:
+        disagreement = known.disagreement
+        if known.flow is None:
             disagreement = output.disagreement.item() if self.average and not pair.blank else None
         images = self._shown(pair, output)
         seconds += pair.seconds + self._clock() - start
         expected = output.expected_error
-        if pair.expected_error is not None:
-            expected = torch.from_numpy(pair.expected_error)[None, None]
+        if known.expected_error is not None:
+            expected = torch.from_numpy(known.expected_error)[None, None]
         expected = None if pair.blank else expected
         mean, maps = _mean_in_head(expected, output.aligned), _maps_of(output, expected, pair.mask)
         flow = output.flow[0].cpu().numpy()
@@ -288,7 +293,8 @@ class PairFuser:
             torch.from_numpy(continue_into(image[0].cpu().numpy(), mask))[None].to(self.device)
             for image in (pair.fixed, pair.grey)
         )
-        estimate = self._estimate(pair._replace(fixed=fixed, grey=grey, room=None))
+        seen = _seen(pair.view, fixed, grey)
+        estimate = self._estimate(pair._replace(fixed=fixed, grey=grey, seen=seen, room=None))
         flow = torch.from_numpy(continue_into(estimate.flow[0].cpu().numpy(), mask))[None].to(self.device)
         known = {"disagreement": estimate.disagreement, "expected_error": estimate.expected_error}
         return self._fuse_along(pair.fixed, pair.grey, flow, pair.room)._replace(**known)
@@ -324,6 +330,11 @@ class PairFuser:
             self._preparing += time.perf_counter() - start
             self._met.add(kind)
         return self.model(fixed, moving, passes, self.average, **extra)
+
+
+def _seen(view: View | None, fixed: Tensor, grey: Tensor) -> tuple[Tensor, Tensor]:
+    """Cut both images to what the registration sees of them."""
+    return (fixed, grey) if view is None else (view.show(fixed), view.show(grey))
 
 
 def _checked(

@@ -317,8 +317,6 @@ def write_overview(output: Path, notes: dict) -> None:
         write_index(output / INDEX, tables, "EDARFusion: results", notes)
 
 
-
-
 def say_what_is_older(
     folder: ResultFolder, pairs: list[PairFiles], kept: Collection[str], volumes: VolumePair | None
 ) -> None:

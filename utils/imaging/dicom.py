@@ -1,5 +1,6 @@
 """DICOM files: which they are, and the arrays that they hold with their place in space."""
 
+import hashlib
 import os
 import re
 import warnings
@@ -423,7 +424,8 @@ def _without_strangers(frames: list[_Frame]) -> tuple[list[_Frame], str]:
         # Frames in time may be equal by chance, as before a tracer arrives.
         time = frame.time if frame.modality in _IN_TIME else None
         place = *frame.position, *frame.directions.ravel()
-        single.setdefault((frame.values.tobytes(), tuple(np.round(place, 3)), time), frame)
+        values = hashlib.sha256(frame.values.tobytes()).digest()  # the values themselves would double the memory
+        single.setdefault((values, tuple(np.round(place, 3)), time), frame)
     counts = {"localizer": len(frames) - len(slices), "doubled slice": len(slices) - len(single)}
     names = [counted(count, noun) for noun, count in counts.items() if count]
     return list(single.values()), f"left out {' and '.join(names)}" if names else ""

@@ -41,7 +41,7 @@ _OTHER_FORMATS = {
 """How files begin that are no images -> what they are."""
 
 
-UPRIGHT = {
+_UPRIGHT = {
     2: np.fliplr,
     3: lambda image: np.rot90(image, 2),
     4: np.flipud,
@@ -207,6 +207,12 @@ def _decode(path: Path, data: bytes) -> Image.Image:
         raise ImageError.at(path, "a complete image", f"a damaged or truncated file ({error})") from error
 
 
+def upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn an image (H, W, ...) upright, by its orientation tag of TIFF or EXIF."""
+    turn = _UPRIGHT.get(orientation)
+    return turn(image) if turn else image
+
+
 def _is_deep_png(data: bytes) -> bool:
     """Return whether a file is a PNG of 16 bits with several channels, of which Pillow reads 8 bits."""
     return data.startswith(b"\x89PNG") and data[24] == 16 and data[25] in (2, 4, 6)
@@ -223,8 +229,7 @@ def _deep_png(data: bytes, image: Image.Image) -> np.ndarray:
     values = values.astype(np.float32) / np.float32(65535)
     if data[25] == 4:  # grey with transparency
         values = values[..., 0]
-    turn = UPRIGHT.get(image.info.get("orientation", 1))
-    return np.ascontiguousarray(turn(values) if turn else values)
+    return np.ascontiguousarray(upright(values, image.info.get("orientation", 1)))
 
 
 def _scaled(path: str | os.PathLike, image: Image.Image) -> np.ndarray:

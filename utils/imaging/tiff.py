@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tifffile import COMPRESSION, PHOTOMETRIC, SAMPLEFORMAT, TiffFile, TiffPage
 
-from utils.imaging.images import MAX_PIXELS, UPRIGHT, ImageError, check_floats, check_size
+from utils.imaging.images import MAX_PIXELS, ImageError, check_floats, check_size, upright
 
 _JPEG = {COMPRESSION.OJPEG, COMPRESSION.JPEG, COMPRESSION.JPEG_LOSSY, COMPRESSION.ALT_JPEG}
 """Compressions that tifffile turns from YCbCr into RGB."""
@@ -55,14 +55,14 @@ def read_tiff(path: Path, data: bytes) -> np.ndarray:
             # Planes of one channel each, or the channels of a pixel side by side.
             samples = samples[0] if page.planarconfig == 1 else np.moveaxis(samples[..., 0], 0, -1)
             image = _levels(path, page, samples[..., :channels])
-            turn = UPRIGHT.get(page.tags.valueof("Orientation", 1))
+            orientation = page.tags.valueof("Orientation", 1)
     except ImageError:
         raise
     except Exception as error:
         # tifffile and the decoders let many kinds escape on damaged files: struct.error, ZlibError, KeyError ...
         raise ImageError.at(path, "a complete TIFF image", f"a damaged or truncated file ({error})") from error
     image = image[..., 0] if image.shape[2] == 1 else image
-    return np.ascontiguousarray(turn(image) if turn else image)
+    return np.ascontiguousarray(upright(image, orientation))
 
 
 def _check_kind(path: Path, page: TiffPage) -> int:
