@@ -77,9 +77,10 @@ def test_a_process_that_is_killed_is_one_line():
             list(scored(iter(["job"] * 9), pool, 2))
 
 
-def test_a_pool_that_breaks_while_it_starts_a_process_is_the_same_line(monkeypatch):
+@pytest.mark.parametrize("error", [OSError("handle is closed"), ValueError("bad value(s) in fds_to_keep")])
+def test_a_pool_that_breaks_while_it_starts_a_process_is_the_same_line(monkeypatch, error):
     def closed(*_):
-        raise OSError("handle is closed")
+        raise error
 
     with ThreadPoolExecutor(1) as pool:
         monkeypatch.setattr(pool, "submit", closed)
