@@ -83,12 +83,12 @@ def _new_tensor(self: Tensor, data: object, dtype: torch.dtype | None = None, de
     return host.to(device or self.device)
 
 
-def without_values(model: nn.Module) -> nn.Module:
-    """The network on `DEVICE` with weights that have no values; to be called inside `fake_device`."""
+def without_values(model: nn.Module, device: torch.device = DEVICE) -> nn.Module:
+    """The network on a device with weights that have no values; to be called inside a FakeTensorMode."""
     for module in model.modules():
         for name, value in module._parameters.items():
             if value is not None:
-                module._parameters[name] = nn.Parameter(torch.empty(value.shape, device=DEVICE))
+                module._parameters[name] = nn.Parameter(torch.empty(value.shape, device=device))
         for name, value in module._buffers.items():
-            module._buffers[name] = torch.empty(value.shape, dtype=value.dtype, device=DEVICE)
+            module._buffers[name] = torch.empty(value.shape, dtype=value.dtype, device=device)
     return model

@@ -37,6 +37,16 @@ PAUSE = 60.0
 """Seconds from one validation to the next at least, beside an accelerator, where an epoch may last a second."""
 
 
+def pace(device: torch.device) -> tuple[float, int]:
+    """Return the seconds between two validations at least, and the steps from one reading of the losses to the next."""
+    return (0.0, 1) if device.type == "cpu" else (PAUSE, AHEAD)
+
+
+def compiles_by_default(device: torch.device) -> bool:
+    """Return whether a step is compiled where the user does not say: on CUDA, if its compiler is there."""
+    return device.type == "cuda" and find_spec("triton") is not None
+
+
 class Clock:
     """Seconds of training over all sessions of a run, without validation and saving."""
 
@@ -79,9 +89,7 @@ class Training:
         self.options, self.record, self.teacher, self.device = options, record, teacher, device
         self.val_pairs = pairs.val
         self.world = world()
-        self.compiled = device.type == "cuda" and find_spec("triton") is not None
-        if options.compile is not None:
-            self.compiled = options.compile
+        self.compiled = compiles_by_default(device) if options.compile is None else options.compile
         # Two copies: one is trained, the other is the running mean of its weights, which is validated and kept.
         self.model = to_device(copy.deepcopy(start), device).train()
         self.averaged = to_device(start, device).eval()
@@ -90,7 +98,7 @@ class Training:
         next_epoch = record.step // self.epoch_steps + 1
         self.run_folder = RunFolder(path, self.averaged, record, next_epoch) if path else None
         self.clock, self.saved = Clock(record.seconds), time.monotonic()
-        self.pause, self.ahead = (0.0, 1) if device.type == "cpu" else (PAUSE, AHEAD)
+        self.pause, self.ahead = pace(device)
         self.validated = self.pictured = -math.inf
         self.unread: list[Tensor] = []
         """What `StageTrainer.step` has returned since it was last read."""

@@ -727,6 +727,24 @@ def test_steps_count_as_training_time_and_saving_does_not(train_here, monkeypatc
     assert saved[:3] == [("last", 1, 10), ("last", 2, 20), ("last", 3, 30)]
 
 
+def test_losses_read_later_and_validation_by_time_change_no_weights(train_here, validated, monkeypatch, tmp_path):
+    """Beside an accelerator an epoch may last a second: neither each step nor each epoch waits for the CPU."""
+
+    def trained(name: str, pace: tuple[float, int]) -> tuple[dict[str, Tensor], pd.DataFrame]:
+        monkeypatch.setattr(loop, "pace", lambda _: pace)
+        validated(*({"epe": 1.0} for _ in range(5)))
+        last = train_here("--overfit", "3", "--epochs", "5", "--val-every", "1", "--stage", "registration")
+        shutil.move(tmp_path / "run", tmp_path / name)
+        return last.model.state_dict(), pd.read_csv(tmp_path / name / "history.csv")
+
+    (weights, history), (late_weights, late_history) = trained("each", (0.0, 1)), trained("late", (3600.0, 20))
+    assert all(torch.equal(value, late_weights[name]) for name, value in weights.items())
+    scored = history["score"].notna().tolist(), late_history["score"].notna().tolist()
+    assert scored == ([True] * 5, [True, False, False, False, True])
+    losses = [name for name in history.columns if name == "total" or name.startswith("flow")]
+    assert losses and history[losses].equals(late_history[losses])
+
+
 def test_bfloat16_serves_the_registration_alone(train_here, monkeypatch):
     seen = {"register": set(), "fuse": set()}
 
