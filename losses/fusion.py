@@ -206,15 +206,30 @@ def information_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> T
     return 1 - fidelity / sum(weight for _, weight in SCALES)
 
 
+_KEPT: dict[tuple, Tensor] = {}
+"""Matrices by what they depend on. A compiler looks through `lru_cache` and would make them in every step."""
+
+
 @lru_cache(maxsize=32)
+def make_matrices(size: tuple[int, int], device: torch.device) -> None:
+    """Make the matrices that the losses need for images of a size (H, W); a compiled step must find them made."""
+    blank = torch.zeros(1, 1, *size, device=device)
+    structure_loss(blank, blank, blank)
+    information_loss(blank, blank, blank)
+    visibility_loss(blank, blank, blank)
+
+
 def _blurring(length: int, size: int, sigma: float, step: int, device: torch.device) -> Tensor:
     """Make columns (length, length / step) that blur a row of an image and keep every step-th result.
 
     As a product with a matrix the wide windows here take a tenth of a convolution's time on a CPU.
     """
-    with torch.inference_mode(False):  # what is kept must serve training too, whoever asks first
-        unit = torch.eye(length, device=device)[None, None]
-        return gaussian_blur2d(unit, (1, size), (sigma, sigma))[0, 0, :, ::step]
+    key = ("blurring", length, size, sigma, step, device)
+    if key not in _KEPT:
+        with torch.inference_mode(False):  # what is kept must serve training too, whoever asks first
+            unit = torch.eye(length, device=device)[None, None]
+            _KEPT[key] = gaussian_blur2d(unit, (1, size), (sigma, sigma))[0, 0, :, ::step]
+    return _KEPT[key]
 
 
 def _local_mean(image: Tensor, size: int, sigma: float, step: int = 1) -> Tensor:
@@ -270,11 +285,13 @@ def visibility_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Te
     return torch.stack(roots)
 
 
-@lru_cache(maxsize=32)
 def _sensitivity(size: tuple[int, int], device: torch.device) -> Tensor:
     """Bring `contrast_sensitivity` to a device."""
-    with torch.inference_mode(False):
-        return torch.from_numpy(contrast_sensitivity(size)).to(device, torch.float32)
+    key = ("sensitivity", *size, device)
+    if key not in _KEPT:
+        with torch.inference_mode(False):
+            _KEPT[key] = torch.from_numpy(contrast_sensitivity(size)).to(device, torch.float32)
+    return _KEPT[key]
 
 
 def _block_sums(image: Tensor) -> Tensor:

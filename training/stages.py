@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.dataset import Pair
+from losses.fusion import make_matrices
 from losses.steps import FusionStep, RegistrationStep
 from models.edarfusion import EDARFusion
 from models.layers import UNet
@@ -48,7 +49,7 @@ class StageTrainer:
         if world > 1:
             # No buffer changes in training, and a gradient that is a view of its bucket is not copied into it.
             loss = DistributedDataParallel(loss, broadcast_buffers=False, gradient_as_bucket_view=True)
-        self.loss = torch.compile(loss) if compiled else loss
+        self.compiled, self.loss = compiled, torch.compile(loss) if compiled else loss
         self.columns: tuple[str, ...] = ()
         """Names of the losses that `step` returns."""
 
@@ -71,6 +72,8 @@ class StageTrainer:
             with torch.no_grad(), self.precision:
                 estimate = self.model.register(pair.fixed, pair.moving)
                 pair = pair.aligned_by(estimate.flow, estimate.inverse_flow)
+        if self.compiled and self.stage == "fusion":
+            make_matrices(tuple(pair.fixed.shape[2:]), pair.fixed.device)
         loss = self.loss(pair, self.precision)
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
