@@ -390,6 +390,8 @@ class _Sheet:
             bar = self._bar(left, top)
             self.figure.colorbar(ScalarMappable(Normalize(0, 1), scale), cax=bar, ticks=(0, 0.5, 1))
             bar.tick_params(**_TICKS)
+            if image.ndim == 3:
+                bar.set_ylabel(f"tracer, {colormap}", fontsize=7.5, color=MUTED, labelpad=3)
 
     def add_grid(self, place: tuple[int, int], flow: np.ndarray, moving: np.ndarray) -> None:
         """Draw the grid of the fixed image where it falls in the moving one."""

@@ -24,8 +24,9 @@ from evaluation.scoring import with_mean
 from utils.arguments import FLOW_FORMATS
 from utils.files import FileError, remove, remove_unfinished, write_bytes
 from utils.geometry.fit import Fit
+from utils.imaging.colormaps import palette
 from utils.imaging.flows import FLOW_SUFFIXES, save_flow
-from utils.imaging.images import has_color, read_image, write_image
+from utils.imaging.images import has_color, luma, read_image, write_image
 from utils.messages import counted
 
 FUSION_METRICS = ("qabf", "qcv", "qvif", "qs", "qssim", "qcb", "qy", "mi", "en", "sd", "sf", "ag")

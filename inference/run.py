@@ -164,6 +164,7 @@ def report_notes(options: Options, network: Network, volumes: VolumePair | None)
         "PyTorch": torch.__version__,
     }
     notes["colours"] = {"keep": "tracer's hue and saturation kept", "luma": "luma replaced"}[options.color]
+    notes["grey tracers"] = f"shown in the scale {options.colormap}"
     if volumes:
         notes["window"] = volumes.window_text()
         notes["pose"] = volumes.pose_text()

@@ -18,8 +18,20 @@ PAGE_BUDGET = 14_000_000
 BYTES_PER_ROW = 5_000  # table row, plot marks and card of a pair, without its images
 
 
+class Scale(NamedTuple):
+    """What the colours of an image stand for."""
+
+    low: str
+    high: str
+    unit: str
+    colors: Sequence[str]  # from low to high, as CSS has them
+
+
 class PairImages(NamedTuple):
-    """The images of one pair, float in [0, 1], (H, W) or (H, W, 3), of one size; only `extra` may differ."""
+    """The images of one pair, float in [0, 1], (H, W) or (H, W, 3), of one size; only `extra` may differ.
+
+    `scales` says what the colours of this pair's images stand for, by the name of the view.
+    """
 
     name: str
     fixed: np.ndarray
@@ -28,15 +40,7 @@ class PairImages(NamedTuple):
     fused: np.ndarray
     label: np.ndarray | None = None
     extra: Mapping[str, np.ndarray] = {}
-
-
-class Scale(NamedTuple):
-    """What the colours of a map stand for."""
-
-    low: str
-    high: str
-    unit: str
-    colors: Sequence[str]  # from low to high, as CSS has them
+    scales: Mapping[str, Scale] = {}
 
 
 class Encoding(NamedTuple):
@@ -92,6 +96,7 @@ def cards_of(pairs: Sequence[PairImages], rows: int) -> tuple[list[dict], Encodi
                 "height": height,
                 "views": [view for view, _ in encoded],
                 "images": [uri for _, uri in encoded],
+                "scales": {view: scale._asdict() for view, scale in pair.scales.items()},
             }
         )
     return cards, how, len(pairs) - len(cards)

@@ -183,18 +183,20 @@ function equip(card) {
     opacity.nextElementSibling.value = opacity.value + " %";
     stage.style.setProperty("--opacity", opacity.value / 100);
   });
+  const own = JSON.parse(card.dataset.scales ?? "{}");
   const choice = card.querySelector(".choice"), scale = stage.parentElement.querySelector(".scale");
   const show = () => {
     const chosen = choice.querySelector("input:checked");
     all("img", stage).forEach((picture, index) => { picture.hidden = String(index) !== chosen.value; });
-    if (scale) explain(scale, scales[chosen.nextElementSibling.textContent]);
+    const view = chosen.nextElementSibling.textContent;
+    if (scale) explain(scale, own[view] ?? scales[view]);
   };
   choice.addEventListener("change", show);
   look();
   return show;
 }
 
-// The colours of a map and what they stand for; nothing below an image that is no map.
+// The colours of an image and what they stand for; nothing below an image without a scale.
 function explain(place, scale) {
   if (!scale) return place.replaceChildren();
   const bar = document.createElement("i"), ends = document.createElement("span");

@@ -187,6 +187,12 @@ def test_figure_pair_leaves_out_what_is_not_known(pair):
     assert figure.get_figheight() < full.get_figheight()
 
 
+def test_the_bar_of_a_coloured_tracer_names_its_scale(pair):
+    assert [axes.get_ylabel() for axes in figures.figure_pair(**pair, colormap="hot").axes].count("tracer, hot") == 1
+    grey = pair | {"fused": pair["fused"].mean(axis=2)}
+    assert not any(axes.get_ylabel() for axes in figures.figure_pair(**grey, colormap="hot").axes)
+
+
 def test_figure_strip_shows_both_overlays_and_fits_the_paper(pair):
     images = {name: pair[name] for name in ("fixed", "moving", "aligned", "fused")}
     figure = figures.figure_strip(**images)

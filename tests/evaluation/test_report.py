@@ -408,6 +408,14 @@ def test_colours_of_a_map_are_explained(write, tmp_path):
     assert json.loads(found[0])["Gate"] == scale._asdict()
 
 
+def test_colours_of_one_pair_may_have_a_scale_of_their_own(tmp_path):
+    scale = Scale("0", "1", "tracer, hot", ["#000000", "#ffffff"])
+    pairs = make_pairs(["case 2", "case 10"])
+    write_report(tmp_path / "a.html", make_table(), [pairs[0]._replace(scales={"Fused": scale}), pairs[1]], "Run")
+    found = re.findall(r"data-scales='(.*?)'", (tmp_path / "a.html").read_text())
+    assert [json.loads(text) for text in found] == [{"Fused": scale._asdict()}]
+
+
 def test_one_page_leads_to_the_reports_of_all_modalities(tmp_path):
     tables = {"CT": make_table().iloc[:-1], "PET": make_table(label=False).iloc[:2]}
     tables["PET"]["hausdorff"] = [0.5, 0.7]

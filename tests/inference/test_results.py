@@ -176,6 +176,9 @@ def test_channels_of_the_saved_images(checkpoint, tmp_path, modality, channels, 
         if channels == 1 and saved.ndim == 3:
             # A grey tracer is shown on a colour scale, its aligned image stays as it was measured.
             assert (saved == saved[..., :1]).all() == (kind == "aligned")
+    page = (tmp_path / "out" / modality / "report.html").read_text()
+    assert ("tracer, hot" in page) == (modality == "PET" and channels == 1)
+    assert "shown in the scale hot" in page
 
 
 def test_maps_and_figures(checkpoint, tmp_path):
