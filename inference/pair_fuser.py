@@ -86,6 +86,7 @@ class PairFuser:
             replaces the luma and lets colours go pale where the fused image is bright.
         colormap: colour scale for tracers that are grey, of `utils.imaging.colormaps`; None leaves them grey.
         blend: share of the moving image in a plain overlay; None makes none.
+        grey: also fuse grey tracers without their colour scale.
     """
 
     def __init__(
@@ -99,8 +100,9 @@ class PairFuser:
         color: str = COLOR_MODES[0],
         colormap: str | None = None,
         blend: float | None = None,
+        grey: bool = False,
     ) -> None:
-        self.color, self.blend = color, blend
+        self.color, self.blend, self.grey = color, blend, grey
         self.palette = None if colormap is None else torch.from_numpy(palette(colormap)).to(device)
         self.model, self.device, self.passes, self.average = model, torch.device(device), passes, average
         self.multistart = multistart and average
@@ -240,6 +242,7 @@ class PairFuser:
         if known.flow is None:
             disagreement = output.disagreement.item() if self.average and not pair.blank else None
         images = self._shown(pair, output)
+        fused_grey = self._fused_grey(pair, output) if self.grey and pair.scale is not None else None
         seconds += pair.seconds + self._clock() - start
         expected = output.expected_error
         if known.expected_error is not None:
@@ -247,7 +250,7 @@ class PairFuser:
         expected = None if pair.blank else expected
         mean, maps = _mean_in_head(expected, output.aligned), _maps_of(output, expected, pair.mask)
         flow = output.flow[0].cpu().numpy()
-        return FusedPair(*images[:2], flow, maps, seconds, disagreement, mean, blend=images[2])
+        return FusedPair(*images[:2], flow, maps, seconds, disagreement, mean, blend=images[2], fused_grey=fused_grey)
 
     def _shown(self, pair: _Prepared, output: Output) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Colour the fused and the aligned image where there are colours, and make the plain overlay."""
@@ -263,6 +266,13 @@ class PairFuser:
             blend = torch.lerp(fixed.expand_as(shown), shown, self.blend)
             blend, _ = without_drawn_out_border(*map(tensor_to_image, (blend, aligned, fixed)), flow)
         return *without_drawn_out_border(*map(tensor_to_image, (fused, aligned, fixed)), flow), blend
+
+    def _fused_grey(self, pair: _Prepared, output: Output) -> np.ndarray:
+        """Fuse a grey tracer without its colour scale."""
+        fixed, aligned = pair.fixed, output.aligned
+        fused = torch.maximum(fixed, pair.grey) if pair.blank else self._run(fixed, aligned, passes=0).fused
+        images = map(tensor_to_image, (fused, aligned, fixed))
+        return without_drawn_out_border(*images, output.flow[0].cpu().numpy())[0]
 
     def _estimate(self, pair: _Prepared, first: Output | None = None) -> Output:
         """Align and fuse the grey images of a pair, in which nothing is known.

@@ -69,6 +69,7 @@ class FusedPair(NamedTuple):
         expected_error: mean in the head of the map of that name, px; None where there is none.
         fit: how the moving image was brought to this size, if it had another.
         blend: the plain overlay, as `fused`, where one was asked for.
+        fused_grey: (H, W), a grey tracer fused without the colour scale that `fused` shows it in, where asked for.
     """
 
     fused: np.ndarray
@@ -81,6 +82,7 @@ class FusedPair(NamedTuple):
     fit: Fit | None = None
     blend: np.ndarray | None = None
     inverse_flow: np.ndarray | None = None
+    fused_grey: np.ndarray | None = None
 
 
 class ResultFolder:
@@ -114,6 +116,8 @@ class ResultFolder:
         self.table_path, self.report_path = self.path / "metrics.csv", self.path / "report.html"
         self.settings_path, self.inputs_path = self.path / "settings.json", self.path / "inputs.json"
         self.has_colors = modality in COLOR_MODALITIES
+        self.greys = volumes and self.has_colors
+        """Whether grey tracers are also fused in grey: values of a volume are to show the tracer by their size."""
         kinds = ["aligned", "fused", *["fused_rgb"] * self.has_colors]
         self.volume_paths = [self.path / f"{kind}.nii.gz" for kind in kinds]
         self.map_paths = {kind: self.path / "maps" / f"{kind}.nii.gz" for kind in MAPS}
@@ -131,15 +135,16 @@ class ResultFolder:
         self.maps, self.figures, self.blend, self.colormap = maps, figures, blend, colormap
 
     def files(self, name: str, *, all_kinds: bool = False) -> dict[str, Path]:
-        """List the files of a pair: fused, aligned and, if wanted, blend, flow, flow_inverse, maps/MAP, maps/values,
-        figures, figures/strips.
+        """List the files of a pair: fused, aligned and, if wanted, fused_grey, blend, flow, flow_inverse, maps/MAP,
+        maps/values, figures, figures/strips.
 
         Args:
             all_kinds: also those that are not wanted.
         """
-        wishes = self.flow, self.maps, self.figures, self.blend
-        flow, maps, figures, blend = (wanted or all_kinds for wanted in wishes)
-        kinds = ["fused", "aligned", *["blend"] * blend, *(f"maps/{kind}" for kind in MAPS if maps)]
+        wishes = self.flow, self.maps, self.figures, self.blend, self.greys
+        flow, maps, figures, blend, greys = (wanted or all_kinds for wanted in wishes)
+        kinds = ["fused", "aligned", *["fused_grey"] * greys, *["blend"] * blend]
+        kinds += [f"maps/{kind}" for kind in MAPS if maps]
         kinds += ["figures", "figures/strips"] * figures
         files = {kind: self.path / kind / f"{name}.png" for kind in kinds}
         files |= {"maps/values": self.path / "maps" / "values" / f"{name}.npz"} if maps else {}
@@ -215,6 +220,8 @@ class ResultFolder:
         if result.fit:
             files["fitted"] = self.fitted_path(name)
             write_image(files["fitted"], read_pair(pair, self.modality).moving)
+        if self.greys:
+            write_image(files["fused_grey"], luma(result.fused) if result.fused_grey is None else result.fused_grey)
         if self.blend:
             write_image(files["blend"], result.blend)
         if self.flow:
@@ -384,7 +391,9 @@ class _Pictures(Sequence):
         results = {kind: read_image(files[kind], color=color) for kind in ("aligned", "fused")}
         extra = {"Plain overlay": read_image(files["blend"], color=color)} if folder.blend else {}
         extra |= _map_pictures(files["maps/values"]) if folder.maps else {}
-        return PairImages(pair.name, **images._asdict(), **results, extra=extra)
+        in_scale = folder.colormap and has_color(results["fused"]) and not has_color(images.moving)
+        scales = {"Fused": _tracer_scale(folder.colormap)} if in_scale else {}
+        return PairImages(pair.name, **images._asdict(), **results, extra=extra, scales=scales)
 
     def __iter__(self) -> Iterator[PairImages]:
         return (self[index] for index in range(len(self)))
@@ -407,6 +416,11 @@ def _scale(style: MapStyle) -> Scale:
     """Describe what the colours of a map stand for, for the report."""
     colors = [to_hex(color) for color in colormaps[style.colormap](np.linspace(0, 1, 9))]
     return Scale(f"{style.vmin:g}", f"{style.vmax:g}", style.unit, colors)
+
+
+def _tracer_scale(colormap: str) -> Scale:
+    """Describe the colours in which a grey tracer is shown, for the report."""
+    return Scale("0", "1", f"tracer, {colormap}", [to_hex(color) for color in palette(colormap)[::15]])
 
 
 _TEXTS = {"name": str, "reference": str}

@@ -113,7 +113,7 @@ def fuse_and_score(
     prepare_folders(batches)
     for batch in batches if rank() == 0 else ():
         say_what_is_older(batch.folder, batch.pairs, batch.rows, volumes)
-    colors = {"color": options.color, "blend": options.blend}
+    colors = {"color": options.color, "blend": options.blend, "grey": volumes is not None}
     fusers = {
         has_colors: PairFuser(network.model, network.device, **network.settings, **colors, colormap=colormap)
         for has_colors, colormap in ((True, options.colormap), (False, None))

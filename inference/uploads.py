@@ -144,7 +144,8 @@ class UploadFuser:
                 as_it_lies = PairFuser(network.model, network.device, **settings | {"multistart": False})
                 batch.field = register_volume(volumes, pairs, as_it_lies, stop)
             colormap = options.colormap if batch.folder.has_colors else None
-            fuse = PairFuser(network.model, network.device, **settings, color=options.color, colormap=colormap)
+            colors = {"color": options.color, "colormap": colormap, "grey": batch.folder.greys}
+            fuse = PairFuser(network.model, network.device, **settings, **colors)
             for job in align_and_fuse(batch, pairs, fuse, stop):
                 batch.rows[job.pair.name] = save_and_score(job)
                 progress(len(batch.rows), len(pairs))

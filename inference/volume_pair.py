@@ -16,7 +16,7 @@ from inference.volume_field import VolumeField
 from inference.volume_marks import VolumeMarks, read_marks, slice_by_slice
 from utils.files import FileError, remove
 from utils.imaging.dicom import DICOM_SUFFIX
-from utils.imaging.images import luma, read_image, write_image
+from utils.imaging.images import read_image, write_image
 from utils.imaging.resampling import coverage, distance_between, resample_labels, resample_volume
 from utils.imaging.volumes import (
     VOLUME_SUFFIXES,
@@ -139,7 +139,7 @@ class VolumePair(NamedTuple):
         The aligned volume is sampled once, from the moving file's own values, through pose and displacement together.
         Of these, pose.tfm is written wherever there is one, the displacement field and its inverse where flows are.
 
-        Where the fused images have colours, fused.nii.gz is their luma, and fused_rgb.nii.gz shows them. Maps become
+        Tracers are fused in grey in fused.nii.gz, and fused_rgb.nii.gz shows them in their colour scale. Maps become
         volumes where they are saved.
 
         Args:
@@ -153,9 +153,11 @@ class VolumePair(NamedTuple):
         grid, target = self.volumes["fixed"], self.sources["fixed"]
         pose, displacement = self.pose and self.pose.transform, field and field.transform(grid)
         written = [resample_volume(self.sources["moving"], target, pose, displacement).slices]
-        shown = [read_image(folder.files(pair.name)["fused"], color=folder.has_colors) for pair in pairs]
-        fused = np.stack([luma(image) for image in shown] if folder.has_colors else shown)
-        written += [self._on_fixed_grid(slices) for slices in (fused, *[np.stack(shown)] * folder.has_colors)]
+        files = [folder.files(pair.name) for pair in pairs]
+        fused = [np.stack([read_image(x["fused_grey" if folder.greys else "fused"]) for x in files])]
+        if folder.has_colors:
+            fused.append(np.stack([read_image(x["fused"], color=True) for x in files]))
+        written += map(self._on_fixed_grid, fused)
         for path, slices in zip(folder.volume_paths, written, strict=True):
             write_volume(path, slices, target)
         if folder.maps:

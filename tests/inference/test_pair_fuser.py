@@ -103,6 +103,16 @@ def test_grey_tracers_get_a_colour_scale_in_the_fused_image_alone(model, channel
     assert np.array_equal(results[0].fused, results[1].fused)
 
 
+def test_a_grey_tracer_may_be_fused_in_grey_as_well(model):
+    fixed, moving, flow = picture(1), picture(2), np.full((2, *SHAPE), 2.0, np.float32)
+    ways = ({}, {"colormap": "hot"}, {"colormap": "hot", "grey": True})
+    grey, hot, both = (PairFuser(model, torch.device("cpu"), **how)(fixed, moving, flow=flow) for how in ways)
+    assert np.array_equal(both.fused, hot.fused) and hot.fused_grey is None and grey.fused_grey is None
+    np.testing.assert_allclose(both.fused_grey, grey.fused, atol=1e-6)
+    nothing = PairFuser(model, torch.device("cpu"), **ways[2])(fixed, np.zeros_like(fixed), flow=flow)
+    np.testing.assert_array_equal(nothing.fused_grey, fixed)
+
+
 def test_blend_is_the_plain_overlay(model):
     fixed, moving = picture(1), picture(2)
     result = PairFuser(model, torch.device("cpu"), blend=0.3)(fixed, moving)

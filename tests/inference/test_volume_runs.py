@@ -127,6 +127,8 @@ class TestVolumes:
         shown = np.stack([np.stack([colors[channel] for channel in "RGB"])[..., z].T for z in range(len(pictures))])
         np.testing.assert_array_equal(shown, np.rint(255 * np.stack(pictures)))
         assert np.ptp(shown, axis=3).max() > 100
+        pictures = [read_image(path) for path in sorted((folder / "fused_grey").glob("*.png"))]
+        np.testing.assert_allclose(np.moveaxis(grey.get_fdata(), (0, 1, 2), (2, 1, 0)), pictures, atol=1e-6)
 
     def test_moving_volume_and_label_have_one_scale(self, tmp_path, options):
         # No Hounsfield units; the label has more of nothing around the head, so percentiles of its own.
