@@ -116,7 +116,11 @@ class Page:
         request: gr.Request,
         progress: gr.Progress = gr.Progress(track_tqdm=True),  # noqa: B008
     ) -> tuple[Any, ...]:
-        """Align and fuse what a visitor has given; return updates of the results' components."""
+        """Align and fuse what a visitor has given; return updates of the results' components.
+
+        Raises:
+            gr.Error: something that the visitor can mend.
+        """
         progress(0.0, desc="Reading")
         try:
             for role, files in (("fixed image (MRI)", fixed), ("moving image (CT, PET or SPECT)", moving)):

@@ -220,5 +220,5 @@ def read_true_flow(pair: PairFiles, size: tuple[int, int], fit: Fit | None) -> n
 
 
 def is_blank(image: np.ndarray) -> bool:
-    """Return whether an image in [0, 1] is blank: all values lie within 4 of 255 grey levels."""
+    """Return whether an image (H, W) or (H, W, 3) in [0, 1] is blank: all values lie within 4 of 255 grey levels."""
     return bool(np.ptp(image) < 4 / 255)

@@ -296,7 +296,10 @@ def _through_colors(image: Array, draw: Draw) -> Array:
 
 
 def remapped(image: Array, draw: Draw) -> Array:
-    """Map grey values by a random smooth curve, rising in two thirds of the draws. Black stays black."""
+    """Map the grey values of an image (H, W) in [0, 1] by a random smooth curve.
+
+    It rises in two thirds of the draws. Black stays black.
+    """
     knots = draw.values(6) if draw.chance(0.35) else np.sort(draw.values(6))
     curve = np.concatenate(([0.0], knots))
     return np.interp(image, np.array([0, 0.08, 0.25, 0.4, 0.55, 0.75, 1.0]), curve).astype(np.float32)

@@ -73,8 +73,8 @@ def make_table(
         parts |= {name: _pairs_of(root, name, pattern, split_csv, draw_others=True) for name in others}
     table = pd.concat([parts[name] for name in MODALITIES if name in parts], ignore_index=True)
     drawn = table["split"] == ""
-    given = table[~drawn].groupby("group")["split"].agg(lambda splits: splits.mode()[0])
-    table.loc[drawn, "split"] = _draw_split(table[drawn], ratio, seed, given.to_dict())
+    known = table[~drawn].groupby("group")["split"].agg(lambda splits: splits.mode()[0])
+    table.loc[drawn, "split"] = _draw_split(table[drawn], ratio, seed, known.to_dict())
     for name in modalities if 0 < ratio < 1 else ():
         part = table[drawn & (table["modality"] == name)]
         if part["group"].nunique() == 1:
@@ -195,15 +195,15 @@ def _modalities_in(root: Path) -> list[str]:
     return modalities
 
 
-def _draw_split(table: pd.DataFrame, ratio: float, seed: int, given: dict[str, str]) -> list[str]:
+def _draw_split(table: pd.DataFrame, ratio: float, seed: int, known: dict[str, str]) -> list[str]:
     """Choose train or val for each row.
 
     Patients in random order go to val as long as that brings it nearer its share.
 
     Args:
-        given: patient -> split, where that is known already.
+        known: patient -> split, where that is known already.
     """
-    split = dict(given)
+    split = dict(known)
     generator = np.random.default_rng(seed)
     for _, part in table.groupby("modality", sort=False):
         sizes = part["group"].value_counts()
@@ -225,9 +225,9 @@ def _draw_split(table: pd.DataFrame, ratio: float, seed: int, given: dict[str, s
 
 def _given_split(part: pd.DataFrame, path: Path) -> list[str]:
     """Read the split of each row from a file with the columns split and name."""
-    given = read_csv(path, ("split", "name"))
+    rows = read_csv(path, ("split", "name"))
     splits: dict[str, str] = {}
-    for line, (split, name) in given[["split", "name"]].iterrows():
+    for line, (split, name) in rows[["split", "name"]].iterrows():
         split = as_choice(split, "split")
         check_choice(path, line, "split", split)
         stem = plain_stem(name)

@@ -62,7 +62,7 @@ def read_table(
             the root or leads to no file. The message names the file and the line.
     """
     table = read_csv(csv, ("fixed", "moving"))
-    given = [column for column in PAIR_COLUMNS if column in table]
+    columns = [column for column in PAIR_COLUMNS if column in table]
     for column in [column for column in FILES if column in table]:
         table[column] = [_with_slashes(value, root) for value in table[column]]
     for column in _CHOICES.keys() & set(table):
@@ -84,7 +84,7 @@ def read_table(
     seen: dict[tuple[str, str], int] = {}
 
     def check(line: int, row: dict[str, str]) -> None:
-        _check_cells(csv, line, {column: row[column] for column in given}, root)
+        _check_cells(csv, line, {column: row[column] for column in columns}, root)
         if seen.setdefault((row.get("modality"), row["name"]), line) != line:
             expected = "one row a name (a column name gives others than those of the fixed files)"
             first = seen[row.get("modality"), row["name"]]
@@ -144,7 +144,11 @@ def _usable(
 
 
 def read_csv(path: str | os.PathLike, needed: tuple[str, ...]) -> pd.DataFrame:
-    """Read a CSV file as strings, indexed by line number (if no cell spans lines), and check its columns."""
+    """Read a CSV file as strings, indexed by line number (if no cell spans lines), and check its columns.
+
+    Raises:
+        DataError: it cannot be read, is no table in UTF-8, has no rows or lacks a column of `needed`.
+    """
     if not os.path.isfile(path):
         raise DataError.at(path, "a CSV file", f"{lacking(path)}")
     form = {"dtype": str, "keep_default_na": False, "index_col": False, "encoding": "utf-8-sig",

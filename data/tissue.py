@@ -96,7 +96,10 @@ def _brain_tissue(smooth: NDArray[np.float32], brain: NDArray[np.bool_]) -> NDAr
 
 
 def tissue_of_freesurfer(labels: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """Convert FreeSurfer's labels (aparc+aseg) to `Tissue`: fluid, grey and white matter, 0 elsewhere."""
+    """Convert FreeSurfer's labels (aparc+aseg), of any shape (X, Y, ...), to `Tissue`.
+
+    They become fluid, grey and white matter, and 0 elsewhere.
+    """
     tissue = np.where(labels > 0, np.uint8(Tissue.GREY), np.uint8(Tissue.AIR))
     tissue[np.isin(labels, _WHITE)] = Tissue.WHITE
     tissue[np.isin(labels, _FLUID)] = Tissue.FLUID

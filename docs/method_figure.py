@@ -19,7 +19,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evaluation.figures import MAPS
+from evaluation.map_styles import MAPS
 from evaluation.pictures import flow_to_color
 
 INK, LINE = "#1d2733", "#5c6670"

@@ -3,8 +3,8 @@
     from edarfusion import DEFAULT_CHECKPOINT, PairFuser, load_checkpoint, read_image
 """
 
+from inference.fused_pair import FusedPair
 from inference.pair_fuser import PairFuser
-from inference.result_folder import FusedPair
 from models.checkpoint import load_checkpoint
 from utils.arguments import DEFAULT_CHECKPOINT, SAMPLE_ROOT
 from utils.arguments import VERSION as __version__

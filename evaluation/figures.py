@@ -10,22 +10,21 @@ import io
 import os
 import warnings
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
-from matplotlib.colors import Colormap, ListedColormap, Normalize
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
 
+from evaluation.map_styles import MAPS, check_map, map_colors
 from evaluation.pictures import (
-    _check_flow,
-    _check_image,
-    _check_same_size,
+    check_flow,
+    check_image,
+    check_same_size,
     checkerboard,
     deformation_grid,
     flow_to_color,
@@ -34,59 +33,6 @@ from evaluation.pictures import (
 from utils.files import write_bytes
 from utils.imaging.colormaps import palette
 
-
-class MapStyle(NamedTuple):
-    """How one map is drawn. The value range is fixed, so that pictures of different pairs can be compared.
-
-    Attributes:
-        title, unit: of the picture and its bar.
-        vmin, vmax: ends of the bar.
-        colormap: of matplotlib.
-        meaning: what the map says, in a sentence.
-    """
-
-    title: str
-    unit: str
-    vmin: float
-    vmax: float
-    colormap: str
-    meaning: str
-
-
-MAPS: dict[str, MapStyle] = {
-    "entropy_fixed": MapStyle(
-        "Local entropy, fixed", "bits", 0.0, 2.0, "viridis", "How much the grey levels of the MRI vary around a pixel."
-    ),
-    "entropy_moving": MapStyle(
-        "Local entropy, moving", "bits", 0.0, 2.0, "viridis",
-        "How much the grey levels of the moving image vary around a pixel.",
-    ),
-    "entropy_difference": MapStyle(
-        "Entropy difference", "bits", 0.0, 2.0, "magma", "Where only one of the images shows structure."
-    ),
-    "gate": MapStyle(
-        "Gate W", "weight", 0.0, 1.0, "cividis", "How far the entropies let a step of the displacement pass."
-    ),
-    "reliability": MapStyle(
-        "Reliability R", "weight", 0.0, 1.0, "cividis", "How much weight a place has in the search for the alignment."
-    ),
-    "consistency": MapStyle(
-        "Consistency C", "weight", 0.0, 1.0, "cividis", "Where the edges of both images agree and may be joined."
-    ),
-    "expected_error": MapStyle(
-        "Expected error", "px", 0.0, 6.0, "magma", "How far off the alignment of a place is likely to be."
-    ),
-    "jacobian": MapStyle(
-        "Jacobian determinant", "area ratio", 0.0, 2.0, "RdBu_r",
-        "How the area around a pixel changes: 1 keeps it, and space would fold at 0 or below.",
-    ),
-}  # fmt: skip
-"""Maps by the name of their folder. Entropy stays below 2 bits, as its 16 bins are so wide that a grey value lies in
-several (`utils.maps.soft_histogram`). Where values go on, a bar has an arrow. The Jacobian determinant diverges around
-1, blue below and red above; values below 0 (folding) are painted yellow."""
-
-_FOLDED = "#ffe800"
-_MISSING = "#8c8c8c"
 MUTED = "#5c6670"
 _DPI = 100
 _FAMILIES = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Microsoft YaHei", "Yu Gothic",
@@ -97,8 +43,8 @@ _TICKS = {"length": 2.5, "width": 0.6, "labelsize": 7, "colors": MUTED, "pad": 2
 
 def _images(**images: np.ndarray) -> dict[str, np.ndarray]:
     """Check the images of one pair and clip them to [0, 1]."""
-    images = {name: np.clip(_check_image(image, name), 0.0, 1.0) for name, image in images.items()}
-    _check_same_size(**images)
+    images = {name: np.clip(check_image(image, name), 0.0, 1.0) for name, image in images.items()}
+    check_same_size(**images)
     return images
 
 
@@ -136,18 +82,9 @@ def _draw_picture(axes: Axes, image: np.ndarray, size: tuple[int, int], **how) -
     axes.locator_params(nbins=4)
 
 
-def _colours(name: str) -> tuple[Normalize, Colormap]:
-    """Return the fixed range and the colours of a map."""
-    style = MAPS[name]
-    folded = _FOLDED if name == "jacobian" else None
-    return Normalize(style.vmin, style.vmax), colormaps[style.colormap].with_extremes(
-        bad=_MISSING, under=folded
-    )
-
-
 def _draw_map(axes: Axes, bar: Axes, array: np.ndarray, name: str, size: tuple[int, int]) -> None:
     style = MAPS[name]
-    norm, colormap = _colours(name)
+    norm, colormap = map_colors(name)
     _draw_picture(axes, array, size, cmap=colormap, norm=norm, interpolation="nearest")
     # Where no value leaves the range, arrows on the bar would promise something that is not in the picture.
     finite = array[np.isfinite(array)]
@@ -186,30 +123,6 @@ def _panel_title(axes: Axes, title: str, detail: str = "") -> None:
         )
 
 
-def _check_map(array: np.ndarray, name: str, where: str) -> np.ndarray:
-    if name not in MAPS:
-        raise ValueError(f"{where}: expected a map named one of {', '.join(MAPS)}, found {name!r}")
-    array = np.asarray(array)
-    if array.ndim != 2 or array.size == 0:
-        raise ValueError(f"{where}: expected a {name} map of shape (H, W), found {array.shape}")
-    return array
-
-
-def map_picture(array: np.ndarray, name: str) -> np.ndarray:
-    """Paint a map in its colours, without bar and title: float32 RGB (H, W, 3) in [0, 1].
-
-    Args:
-        array: (H, W) values in the unit of the map.
-        name: a key of `MAPS`.
-
-    Raises:
-        ValueError: as `save_map`.
-    """
-    array = _check_map(array, name, name)
-    norm, colormap = _colours(name)
-    return colormap(norm(np.ma.masked_invalid(array)))[..., :3].astype(np.float32)
-
-
 def save_map(path: str | os.PathLike, array: np.ndarray, name: str) -> None:
     """Write one map as a PNG figure with its colour bar, pixel scale, and smallest, mean and largest value.
 
@@ -221,7 +134,7 @@ def save_map(path: str | os.PathLike, array: np.ndarray, name: str) -> None:
     Raises:
         ValueError: `name` is unknown, or the array is not (H, W).
     """
-    array = _check_map(array, name, str(path))
+    array = check_map(array, name, str(path))
     height, width = array.shape
     # The longer side has 3.2 inches; strips stay wide enough for title and ticks.
     scale = 3.2 / max(height, width)
@@ -317,9 +230,9 @@ def figure_pair(
     images = {"fixed": fixed, "moving": moving, "aligned": aligned, "fused": fused}
     images = _images(**images if label is None else images | {"label": label})
     if flow is not None:
-        flow = _check_flow(flow)
-        _check_same_size(fixed=images["fixed"], flow=flow[0])
-    maps = {name: _check_map(array, name, "maps") for name, array in (maps or {}).items()}
+        flow = check_flow(flow)
+        check_same_size(fixed=images["fixed"], flow=flow[0])
+    maps = {name: check_map(array, name, "maps") for name, array in (maps or {}).items()}
     views = _views(images)
     present = {*views, *maps} | ({"grid", "flow"} if flow is not None else set())
     rows = [row for row in _ROWS if present.intersection(row)]

@@ -5,21 +5,36 @@ import numpy as np
 from utils.imaging.images import luma
 
 
-def _check_image(image: np.ndarray, name: str) -> np.ndarray:
+def check_image(image: np.ndarray, name: str) -> np.ndarray:
+    """Return an image (H, W) or (H, W, 3) as an array.
+
+    Raises:
+        ValueError: it has another shape; the message begins with `name`.
+    """
     image = np.asarray(image)
     if image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3):
         return image
     raise ValueError(f"{name}: expected an image of shape (H, W) or (H, W, 3), found {image.shape}")
 
 
-def _check_flow(flow: np.ndarray) -> np.ndarray:
+def check_flow(flow: np.ndarray) -> np.ndarray:
+    """Return a displacement field (2, H, W) as an array.
+
+    Raises:
+        ValueError: it has another shape.
+    """
     flow = np.asarray(flow)
     if flow.ndim != 3 or flow.shape[0] != 2:
         raise ValueError(f"flow: expected shape (2, H, W), found {flow.shape}")
     return flow
 
 
-def _check_same_size(**images: np.ndarray) -> None:
+def check_same_size(**images: np.ndarray) -> None:
+    """Check that arrays (H, W, ...) have one height and width.
+
+    Raises:
+        ValueError: they differ; the message names them.
+    """
     sizes = {name: image.shape[:2] for name, image in images.items()}
     if len(set(sizes.values())) > 1:
         shapes = ", ".join(f"{name} {height} x {width}" for name, (height, width) in sizes.items())
@@ -46,8 +61,8 @@ def checkerboard(a: np.ndarray, b: np.ndarray, tiles: int = 8) -> np.ndarray:
     Raises:
         ValueError: wrong shapes, different sizes, or `tiles` < 1.
     """
-    a, b = _check_image(a, "a"), _check_image(b, "b")
-    _check_same_size(a=a, b=b)
+    a, b = check_image(a, "a"), check_image(b, "b")
+    check_same_size(a=a, b=b)
     if tiles < 1:
         raise ValueError(f"tiles: expected at least 1, found {tiles}")
     height, width = a.shape[:2]
@@ -71,8 +86,8 @@ def red_green_overlay(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: wrong shapes or different sizes.
     """
-    fixed, moving = _check_image(fixed, "fixed"), _check_image(moving, "moving")
-    _check_same_size(fixed=fixed, moving=moving)
+    fixed, moving = check_image(fixed, "fixed"), check_image(moving, "moving")
+    check_same_size(fixed=fixed, moving=moving)
     red, green = _grey(fixed), _grey(moving)
     return np.clip(np.stack([red, green, np.zeros_like(red)], axis=2), 0.0, 1.0)
 
@@ -91,8 +106,8 @@ def blend_towards(fixed: np.ndarray, fused: np.ndarray, aligned: np.ndarray, sha
         ValueError: wrong shapes, different sizes, or a share beyond [-1, 1].
     """
     images = {"fixed": fixed, "fused": fused, "aligned": aligned}
-    images = {name: _check_image(image, name) for name, image in images.items()}
-    _check_same_size(**images)
+    images = {name: check_image(image, name) for name, image in images.items()}
+    check_same_size(**images)
     if not -1 <= share <= 1:
         raise ValueError(f"share: expected -1 to 1, found {share}")
     fused, source = images["fused"], images["fixed" if share < 0 else "aligned"]
@@ -129,7 +144,7 @@ def flow_to_color(flow: np.ndarray, max_magnitude: float | None = None) -> np.nd
     Raises:
         ValueError: the flow has another shape, or `max_magnitude` is not positive.
     """
-    flow = _check_flow(flow).astype(np.float64)
+    flow = check_flow(flow).astype(np.float64)
     if max_magnitude is not None and not max_magnitude > 0:
         raise ValueError(f"max_magnitude: expected a positive number of pixels, found {max_magnitude}")
     finite = np.isfinite(flow).all(axis=0)
@@ -162,7 +177,7 @@ def deformation_grid(flow: np.ndarray, spacing: int = 12) -> list[np.ndarray]:
     Raises:
         ValueError: the flow has another shape, or `spacing` < 1.
     """
-    flow = _check_flow(flow)
+    flow = check_flow(flow)
     if spacing < 1:
         raise ValueError(f"spacing: expected at least 1 pixel, found {spacing}")
     height, width = flow.shape[1:]

@@ -11,7 +11,8 @@ from inference.mirror_check import MirrorCheck
 from inference.network import Network
 from inference.options import Options
 from inference.pair_fuser import PairFuser
-from inference.result_folder import INDEX, ResultFolder
+from inference.result_folder import ResultFolder
+from inference.result_layout import INDEX
 from inference.volume_field import VolumeField
 from inference.volume_pair import VolumePair
 from utils.arguments import FLOW_FORMATS

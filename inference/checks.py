@@ -115,9 +115,9 @@ class _Oddities:
             pairs = counted(self.blank, "pair")
             log.warning(f"{self.modality}: {pairs} with a blank image: not aligned, but counted in the means")
         if self.grey_labels:
-            found = f"grey ones for {self.grey_labels} of {self.pairs} pairs"
+            state = f"grey ones for {self.grey_labels} of {self.pairs} pairs"
             expected = "labels in colour for moving images in colour"
-            log.warning(f"{self.modality}: expected {expected}, found {found}; {OTHER_RENDERING}")
+            log.warning(f"{self.modality}: expected {expected}, found {state}; {OTHER_RENDERING}")
 
 
 def say_what_is_dark(modality: str, role: str, brightest: dict[Path, float]) -> None:
@@ -130,9 +130,9 @@ def say_what_is_dark(modality: str, role: str, brightest: dict[Path, float]) -> 
     dark = {path: level for path, level in brightest.items() if 0 < level < DARK}
     if deep := [path for path in dark if has_16_bits(path)]:
         more = f" and {len(deep) - 1} more" if len(deep) > 1 else ""
-        found = f"{expected} {max(dark[path] for path in deep):.2f}; 12 bits in a file of 16?"
-        log.warning(f"{deep[0]}{more}: {found} Stretch them, the network takes them as they are")
+        message = f"{expected} {max(dark[path] for path in deep):.2f}; 12 bits in a file of 16?"
+        log.warning(f"{deep[0]}{more}: {message} Stretch them, the network takes them as they are")
     elif dark and max(brightest.values()) < DARK:
         # No path: slices of volumes lie in a folder that is gone when this is read.
-        found = f"{expected} {max(dark.values()):.2f}"
-        log.warning(f"{modality}, {role} images: {found}; the network takes them as they are")
+        message = f"{expected} {max(dark.values()):.2f}"
+        log.warning(f"{modality}, {role} images: {message}; the network takes them as they are")

@@ -49,7 +49,7 @@ class ClassicalMethod(NamedTuple):
 
 
 def rigid(fixed: NDArray[np.float32], moving: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Turn and shift the moving image (`Register`)."""
+    """Turn and shift the moving image (`Register`): flow (2, H, W), px."""
     import SimpleITK as sitk
 
     images = _itk_images(fixed, moving)

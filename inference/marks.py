@@ -55,7 +55,7 @@ def read_maps(pair: PairFiles, size: tuple[int, int]) -> Maps | None:
 
 
 def read_mask(pair: PairFiles, size: tuple[int, int]) -> NDArray[np.bool_] | None:
-    """Read the mask of a pair, True where nothing is to be matched; None where it has none.
+    """Read the mask (H, W) of a pair, True where nothing is to be matched; None where it has none.
 
     Raises:
         FileError: it cannot be read, or has not the size of the fixed image.

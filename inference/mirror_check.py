@@ -32,7 +32,9 @@ class MirrorCheck:
         """Check whether a pair fits better with its moving image mirrored.
 
         Args:
-            fixed, moving, view: arguments of `PairFuser`.
+            fixed: (H, W) in [0, 1].
+            moving: (H, W) or (H, W, 3) in [0, 1].
+            view: arguments `aspect` and `longest` of `PairFuser`.
             disagreement: disagreement of the unchanged pair, px.
         """
         mirrored = self.fuse(fixed, moving[:, ::-1], **view).disagreement

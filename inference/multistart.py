@@ -17,7 +17,8 @@ from torch import Tensor
 
 from evaluation.metrics import normalised_mutual_information
 from evaluation.metrics.displacement import DOUBTFUL
-from models.edarfusion import TRAINED_SIDE, Output
+from models.edarfusion import TRAINED_SIDE
+from models.outputs import Output
 from utils.geometry.affine import affine_matrix, affine_part, flow_of, turn_about
 from utils.geometry.foreground import as_weight, channel_means, foreground
 from utils.geometry.warp import compose, warp

@@ -8,7 +8,7 @@ import torch
 from data.table import modality_of
 from inference.options import Options
 from models.checkpoint import load_checkpoint
-from models.edarfusion import Output
+from models.outputs import Output
 from utils.device import choose_device
 from utils.files import InputError
 from utils.messages import log

@@ -9,7 +9,8 @@ import openvino
 import torch
 from torch import Tensor
 
-from models.edarfusion import AtSettings, EDARFusion, Output
+from models.edarfusion import AtSettings, EDARFusion
+from models.outputs import Output
 from utils.files import InputError
 
 
@@ -41,7 +42,7 @@ class OpenVINOModel:
     def __call__(
         self, fixed: Tensor, moving: Tensor, passes: int = 1, average: bool = False, room: Tensor | None = None
     ) -> Output:
-        """Compute the outputs of `EDARFusion.forward`."""
+        """Compute the outputs of `EDARFusion.forward` for images (B, 1, H, W); the arguments are the same."""
         inputs = [fixed, moving] if room is None else [fixed, moving, room]
         key = (*fixed.shape, passes, average, len(inputs))
         if key not in self._graphs:

@@ -82,8 +82,8 @@ class Options:
             if getattr(self, name) and not self.has_volumes:
                 raise InputError(f"--{name}: expected volumes as --fixed and --moving, found images")
         if self.window and not (all(map(math.isfinite, self.window)) and self.window[1] > 0):
-            given = " ".join(f"{number:g}" for number in self.window)
-            raise InputError(f"--window: expected two finite numbers, the width above 0, found {given}")
+            window = " ".join(f"{number:g}" for number in self.window)
+            raise InputError(f"--window: expected two finite numbers, the width above 0, found {window}")
         if (self.root or self.split) and not self.csv:
             raise InputError("--root, --split: expected --csv with them, found none")
 

@@ -12,20 +12,17 @@ from kornia.image import image_to_tensor, tensor_to_image
 from torch import Tensor
 
 from data.pairs import is_blank
-from evaluation.metrics import endpoint_error
+from inference.fused_pair import FusedPair
 from inference.multistart import register_from_afar
-from inference.result_folder import FusedPair
+from inference.pair_arrays import checked, colored, maps_of, mean_in_head, without_drawn_out_border
 from inference.view import View, choose_view
-from models.edarfusion import Output
+from models.outputs import Output
 from models.room import in_color, room_of, with_color
 from utils.arguments import COLOR_MODES
 from utils.geometry.continuation import continue_into
-from utils.geometry.field_of_view import field_of_view
-from utils.geometry.foreground import as_weight, foreground, masked_means
-from utils.geometry.warp import invert, invert_steep, warp
+from utils.geometry.warp import invert, warp
 from utils.imaging.colormaps import palette
 from utils.imaging.images import has_color, luma
-from utils.maps import jacobian_determinant
 
 
 class _Known(NamedTuple):
@@ -194,7 +191,7 @@ class PairFuser:
         **known: np.ndarray | float | None,
     ) -> _Prepared:
         """Check the arguments of `__call__` and bring the images to the device; `known` are those of `_Known`."""
-        fixed, moving = _checked(fixed, moving, mask)
+        fixed, moving = checked(fixed, moving, mask)
         start = self._clock()
         blank = is_blank(fixed) or is_blank(moving)
         nothing_to_estimate = blank or not self.passes or known.get("flow") is not None
@@ -248,7 +245,7 @@ class PairFuser:
         if known.expected_error is not None:
             expected = torch.from_numpy(known.expected_error)[None, None]
         expected = None if pair.blank else expected
-        mean, maps = _mean_in_head(expected, output.aligned), _maps_of(output, expected, pair.mask)
+        mean, maps = mean_in_head(expected, output.aligned), maps_of(output, expected, pair.mask)
         flow = output.flow[0].cpu().numpy()
         return FusedPair(*images[:2], flow, maps, seconds, disagreement, mean, blend=images[2], fused_grey=fused_grey)
 
@@ -345,97 +342,3 @@ class PairFuser:
 def _seen(view: View | None, fixed: Tensor, grey: Tensor) -> tuple[Tensor, Tensor]:
     """Cut both images to what the registration sees of them."""
     return (fixed, grey) if view is None else (view.show(fixed), view.show(grey))
-
-
-def _checked(
-    fixed: np.ndarray | Tensor, moving: np.ndarray | Tensor, mask: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Convert fixed and moving image to float32 arrays, if `PairFuser` can take them."""
-    fixed, moving = _as_array(fixed), _as_array(moving)
-    if fixed.ndim != 2 or moving.shape not in (fixed.shape, (*fixed.shape, 3)):
-        expected = "fixed (H, W) and moving (H, W) or (H, W, 3)"
-        raise ValueError(f"expected {expected}, found shapes {fixed.shape} and {moving.shape}")
-    for role, image in (("fixed", fixed), ("moving", moving)):
-        if image.dtype.kind != "f" or not (image.min() >= 0 and image.max() <= 1):
-            found = f"{image.dtype} from {image.min():g} to {image.max():g}"
-            raise ValueError(f"{role}: expected floating point numbers in [0, 1], found {found}")
-    if mask is not None and (mask.shape != fixed.shape or mask.dtype != bool):
-        raise ValueError(f"mask: expected bool {fixed.shape}, found {mask.dtype} {mask.shape}")
-    return tuple(np.ascontiguousarray(image, np.float32) for image in (fixed, moving))
-
-
-def _mean_in_head(lengths: Tensor | None, aligned: Tensor) -> float | None:
-    """Average lengths (1, 1, H, W) in the head that an aligned image (1, 1, H, W) shows; None without any."""
-    if lengths is None:
-        return None
-    head = as_weight(foreground(aligned, tuple(lengths.shape[2:])))
-    return masked_means(lengths.to(head.device), head).item()
-
-
-def _maps_of(output: Output, expected: Tensor | None, mask: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Collect the maps (H, W) that explain an alignment, by their name in `evaluation.figures.MAPS`."""
-    names = "entropy_fixed", "entropy_moving", "entropy_difference", "gate", "reliability", "consistency"
-    maps = {name: getattr(output, name) for name in names} | {"jacobian": jacobian_determinant(output.flow)}
-    if expected is not None:
-        maps["expected_error"] = expected
-    maps = {name: map_[0, 0].cpu().numpy() for name, map_ in maps.items()}
-    if mask is not None:
-        maps["gate"] = np.where(mask, np.float32(0), maps["gate"])
-    return maps
-
-
-def inverse_of(flow: np.ndarray) -> np.ndarray:
-    """Invert a displacement field (2, H, W), px, where it is smooth to 0.001 px."""
-    return invert_steep(torch.from_numpy(flow)[None])[0].numpy()
-
-
-def _as_array(image: np.ndarray | Tensor) -> np.ndarray:
-    if isinstance(image, Tensor):
-        image = image.detach().cpu()
-        return (image.float() if image.is_floating_point() else image).numpy()
-    return np.asarray(image)
-
-
-def without_drawn_out_border(
-    fused: np.ndarray, aligned: np.ndarray, fixed: np.ndarray, flow: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Show the fixed image alone where the moving one has no value, and black in its aligned image.
-
-    The warp repeats the border there, which would draw out what touches it, such as the table of a scanner, to bars.
-
-    Args:
-        fused, aligned: (H, W) or (H, W, 3).
-        fixed: (H, W).
-        flow: (2, H, W), px.
-
-    Returns:
-        Both images.
-    """
-    seen = field_of_view(flow)
-    fixed = fixed[..., None] if fused.ndim == 3 else fixed
-    seen_fused, seen_aligned = (seen[..., None] if image.ndim == 3 else seen for image in (fused, aligned))
-    return np.where(seen_fused, fused, fixed), np.where(seen_aligned, aligned, np.float32(0))
-
-
-def endpoint_scores(flow: np.ndarray, true_flow: np.ndarray, label: np.ndarray) -> dict[str, float]:
-    """Compute the endpoint error of a flow, and of zero flow, within about 8 px of the label's tissue.
-
-    Args:
-        flow, true_flow: (2, H, W), px.
-        label: the truly aligned moving image, (H, W) in [0, 1]; of one without tissue the whole counts.
-
-    Returns:
-        epe and epe_before, px.
-    """
-    tissue = foreground(torch.from_numpy(label)[None, None], label.shape)[0, 0].numpy() > 0.5
-    mask = tissue if tissue.any() else None
-    return {
-        "epe": endpoint_error(flow, true_flow, mask),
-        "epe_before": endpoint_error(np.zeros_like(true_flow), true_flow, mask),
-    }
-
-
-def colored(grey: Tensor, scale: Tensor) -> Tensor:
-    """Show grey images (B, 1, H, W) in [0, 1] in the colours (256, 3) of a scale: (B, 3, H, W)."""
-    levels = (grey[:, 0] * (len(scale) - 1)).round().long()
-    return scale[levels].permute(0, 3, 1, 2).contiguous()

@@ -23,13 +23,17 @@ from data.table import MODALITIES
 from evaluation.report.index import write_index
 from inference.batches import Batch, make_batches, prepare_folders
 from inference.checks import check_pairs
+from inference.displacement import endpoint_scores, inverse_of
+from inference.fused_pair import FusedPair
 from inference.marks import read_mask, score_marks
 from inference.mirror_check import LOOKED_AT
 from inference.modality import guess_of_images, guess_of_volume
 from inference.network import Network, load_network
 from inference.options import Options
-from inference.pair_fuser import PairFuser, endpoint_scores, inverse_of
-from inference.result_folder import INDEX, FusedPair, ResultFolder
+from inference.pair_fuser import PairFuser
+from inference.result_folder import ResultFolder
+from inference.result_layout import INDEX
+from inference.result_report import report_folder
 from inference.scoring_pool import Job, scored, scoring_pool
 from inference.summary import print_summary
 from inference.volume_checks import open_volumes
@@ -271,8 +275,8 @@ def enough_memory(pair: PairFiles, size: tuple[int, int], count: int = 1) -> Ite
             raise
         expected = f"enough memory for an image of {size[1]} x {size[0]} px"
         fewer = "a smaller --batch-size, " if count > 1 else ""
-        found = f"too little ({fewer}smaller images, another --device, or --passes 1 --no-average need less)"
-        raise FileError.at(pair.fixed, expected, found) from error
+        state = f"too little ({fewer}smaller images, another --device, or --passes 1 --no-average need less)"
+        raise FileError.at(pair.fixed, expected, state) from error
 
 
 def finish_folder(batch: Batch, volumes: VolumePair | None, notes: dict) -> pd.DataFrame:
@@ -289,14 +293,14 @@ def finish_folder(batch: Batch, volumes: VolumePair | None, notes: dict) -> pd.D
     rows = folder.read_rows() if world() > 1 else batch.rows
     if missing := [pair.name for pair in pairs if pair.name not in rows]:
         expected = "a folder that all processes see, with the rows of all pairs (then --resume goes on)"
-        found = f"none of {counted(len(missing), 'pair')}, such as {missing[0]}"
-        raise FileError.at(folder.path, expected, found)
+        state = f"none of {counted(len(missing), 'pair')}, such as {missing[0]}"
+        raise FileError.at(folder.path, expected, state)
     ordered = [rows[pair.name] for pair in pairs]
     folder.write_rows(ordered)
     folder.remove_parts()
     if volumes:
         volumes.write_results(folder, pairs, batch.field)
-    folder.write_report(pairs, notes)
+    report_folder(folder, pairs, notes)
     return pd.DataFrame(ordered)
 
 
@@ -331,8 +335,8 @@ def say_what_to_look_at(batches: list[Batch], left_out: list[str]) -> None:
     """Say which images seem mirrored, and what was left out."""
     for batch in batches:
         if batch.mirror.seems_mirrored():
-            found = f"{sum(batch.mirror.found)} of {len(batch.mirror.found)} pairs looked at"
-            fit = f"the moving images fit better mirrored left to right in {found}"
+            share = f"{sum(batch.mirror.found)} of {len(batch.mirror.found)} pairs looked at"
+            fit = f"the moving images fit better mirrored left to right in {share}"
             log.warning(f"{batch.modality}: {fit}; is one side flipped?")
     for reason in left_out:
         log.warning(f"left out: {reason}")

@@ -16,15 +16,11 @@ from typing import NamedTuple
 from data.pairs import PairFiles
 from evaluation.metrics import folding_share
 from evaluation.scoring import score_pair
-from inference.result_folder import (
-    FIDELITY_METRICS,
-    FUSION_METRICS,
-    REGISTRATION_METRICS,
-    FusedPair,
-    ResultFolder,
-    fingerprint,
-    reference_of,
-)
+from inference.fused_pair import FusedPair
+from inference.result_files import save_pair
+from inference.result_layout import ResultLayout
+from inference.result_record import fingerprint
+from inference.result_table import FIDELITY_METRICS, FUSION_METRICS, REGISTRATION_METRICS, reference_of
 from utils.files import MachineError
 from utils.geometry.field_of_view import field_of_view
 from utils.processes import check_shared_memory, pool_size
@@ -41,7 +37,7 @@ class Job(NamedTuple):
         scores: columns of the table that are known already.
     """
 
-    folder: ResultFolder
+    folder: ResultLayout
     pair: PairFiles
     result: FusedPair
     scores: Mapping[str, float]
@@ -56,7 +52,7 @@ def save_and_score(job: Job) -> dict[str, float | str]:
     Raises:
         FileError: a file cannot be read or written.
     """
-    pair, files = job.pair, job.folder.save(job.pair, job.result)
+    pair, files = job.pair, save_pair(job.folder, job.pair, job.result)
     reference = reference_of(pair)
     images = {"fixed": pair.fixed, "fused": files["fused"], "reference": files["aligned"]}
     if reference == "label":

@@ -133,8 +133,8 @@ class UploadFuser:
         """
         place, stop = self.visitors.begin(visitor)
         paths = [_one_path(files, place / role) for role, files in (("fixed", fixed), ("moving", moving))]
-        given = {"fixed": str(paths[0]), "moving": str(paths[1]), "output": place / "results"}
-        options, notes = replace(self.options, **given, **chosen), _Notes()
+        places = {"fixed": str(paths[0]), "moving": str(paths[1]), "output": place / "results"}
+        options, notes = replace(self.options, **places, **chosen), _Notes()
         with notes.collected():
             options, pairs, volumes = self._read(options, resample, place)
             (batch,) = batches = make_batches(options, {options.modality: pairs}, self.network, volumes)

@@ -30,8 +30,8 @@ def open_volumes(options: Options) -> VolumePair:
     # The others are on its grid by now: a moving volume that was coarser has been resampled.
     height, width = volumes.volumes["fixed"].slices.shape[1:]
     if min(height, width) < MIN_SIDE:
-        found = f"{width} x {height} (width x height)"
-        raise DataError.at(options.fixed, f"slices of at least {MIN_SIDE} x {MIN_SIDE} pixels", found)
+        state = f"{width} x {height} (width x height)"
+        raise DataError.at(options.fixed, f"slices of at least {MIN_SIDE} x {MIN_SIDE} pixels", state)
     if expected := lacking_in_name(volumes.name):
         raise DataError.at(options.fixed, expected, repr(volumes.name))
     if options.save_flow and options.passes != 0 and options.flow_format != "itk":
@@ -49,12 +49,12 @@ def _oddities(volumes: VolumePair, options: Options) -> Iterator[str]:
     if not options.window and options.modality == "CT" and volumes.window != BRAIN_WINDOW:
         units = volumes.volumes["moving"].units
         values = f"values in {units}" if units else "other values"
-        found = f"{values}; shown with a window of {volumes.window_text()} (--window CENTER WIDTH)"
-        yield f"{options.moving}: expected Hounsfield units with air in them, found {found}"
+        state = f"{values}; shown with a window of {volumes.window_text()} (--window CENTER WIDTH)"
+        yield f"{options.moving}: expected Hounsfield units with air in them, found {state}"
     for role in volumes.unplaced():
-        found = "neither sform nor qform (both codes 0)"
+        state = "neither sform nor qform (both codes 0)"
         taken = "its axes are taken to run to the patient's left, front and head: check left and right"
-        yield f"{paths[role]}: expected a header that says how the volume lies, found {found}; {taken}"
+        yield f"{paths[role]}: expected a header that says how the volume lies, found {state}; {taken}"
     for role, source in volumes.sources.items():
         if source.note:
             yield f"{paths[role]}: {source.note}"
@@ -72,11 +72,11 @@ def _oddities(volumes: VolumePair, options: Options) -> Iterator[str]:
         yield f"{paths[role]}: expected the DICOM frame of reference of {options.fixed}, found another; {taken}"
     for role, share in volumes.covered.items():
         if share < COVERED:
-            found = f"one that covers {100 * share:.0f} % of the fixed volume; the rest has its lowest value"
-            yield f"{paths[role]}: expected a volume that covers {options.fixed}, found {found}"
+            state = f"one that covers {100 * share:.0f} % of the fixed volume; the rest has its lowest value"
+            yield f"{paths[role]}: expected a volume that covers {options.fixed}, found {state}"
     for role, kind in volumes.of_other_kind(options.modality).items():
-        found = f"a DICOM series of modality {kind}; are --fixed (MRI) and --moving the right way round?"
-        yield f"{paths[role]}: expected the {role} volume, found {found}"
+        state = f"a DICOM series of modality {kind}; are --fixed (MRI) and --moving the right way round?"
+        yield f"{paths[role]}: expected the {role} volume, found {state}"
 
 
 def check_axes(volume: Volume, path: str | os.PathLike) -> None:

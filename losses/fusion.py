@@ -69,7 +69,7 @@ def intensity_error(target: Tensor, *fused: Tensor) -> Tensor:
 
 
 def tone_error(target: Tensor, *fused: Tensor) -> Tensor:
-    """Compute `intensity_error` of local means, so that what one image alone shows keeps its shade.
+    """Compute `intensity_error` of local means (B, 1, H, W), so that what one image alone shows keeps its shade.
 
     The losses on edges and contrast do not mind a skull or an infarct that vanishes between its edges.
     """

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.eda_flowreg import CELL, STEP
-from models.edarfusion import Registration
+from models.outputs import Registration
 from utils.filters import halved, sobel
 from utils.geometry.foreground import foreground, masked_mean
 from utils.geometry.warp import compose, resize_flow, warp

@@ -22,7 +22,7 @@ Autocast = torch.autocast | nullcontext
 
 
 class Registered(NamedTuple):
-    """What the fusion needs of a registration; see `models.edarfusion.Registration`."""
+    """What the fusion needs of a registration; see `models.outputs.Registration`."""
 
     flow: Tensor
     reliability: Tensor

@@ -90,7 +90,10 @@ def expected_displacement(scores: Tensor, radius: int) -> Tensor:
 
 
 def soft_gate(alpha: Tensor, gate: Tensor) -> Tensor:
-    """Return the share of an increment that passes: a + (1 - a) W, with a = sigmoid(alpha) learned. It is never 0."""
+    """Return the share of an increment that passes a gate W (B, 1, h, w) in [0, 1].
+
+    It is a + (1 - a) W, with a = sigmoid(alpha) learned, and never 0.
+    """
     share = torch.sigmoid(alpha)
     return share + (1 - share) * gate
 

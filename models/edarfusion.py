@@ -8,12 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.consensus import held_back, mean_spread, spread_of
-from models.eda_flowreg import CELL, EDAFlowReg, FlowStep, Scale
+from models.eda_flowreg import CELL, EDAFlowReg, FlowStep
 from models.encoder import Encoders, EntropyAtQuarter
 from models.expected_error import ExpectedError, signs_of_error
 from models.frg_prereg import FRGPreReg, unit_length
 from models.fusion import FlowGuidedFusion, Fusion
 from models.layers import to_device
+from models.outputs import MAP_FIELDS, Alignment, Output, Registration
+from models.presets import PRESETS
 from models.refinement import Refinement
 from utils.filters import Padder, gradient_magnitude, halved, resize
 from utils.geometry.foreground import foreground, masked_means
@@ -27,78 +29,6 @@ SECOND_PASS = (2.0, 6.0)
 """Mean displacement found so far, px, from which a further pass counts, and at which it counts in full.
 
 Chosen on validation pairs (experiments 70 and 74 in docs/experiments.md)."""
-
-PRESETS = {
-    "tiny": {
-        "depth": 2,
-        "encoder": (32, 48, 64),
-        "features": 16,
-        "scales": (Scale(4, (32.0, 12.0), 2, (32, 48)), Scale(2, (8.0,), 1, (24, 32))),
-        "refinement": (32, 48),
-        "refinement_stride": 1,
-        "fusion": 8,
-    },
-    "fast": {
-        "depth": 1,
-        "encoder": (32, 64),
-        "features": 24,
-        "scales": (Scale(4, (32.0, 12.0), 2, (32, 48)),),
-        "refinement": (32, 48),
-        "refinement_stride": 2,
-        "fusion": 16,
-    },
-    "small": {
-        "depth": 2,
-        "encoder": (64, 96, 128),
-        "features": 32,
-        "scales": (Scale(4, (32.0, 12.0), 2, (64, 96)),),
-        "refinement": (64, 96, 128),
-        "refinement_stride": 1,
-        "fusion": 16,
-    },
-    "base": {
-        "depth": 2,
-        "encoder": (96, 128, 192),
-        "features": 48,
-        # Experiments 12 and 17: a second scale brings nothing. 23: a refinement at a quarter of the resolution does.
-        "scales": (Scale(4, (32.0, 12.0), 2, (96, 128)),),
-        "refinement": (160, 224, 288),
-        "refinement_stride": 1,
-        "fusion": 32,
-    },
-}
-"""Sizes of the network; `depth` is that of the residual blocks of encoders, refinement and fusion."""
-
-
-class Registration(NamedTuple):
-    """What the registration finds, for images (B, 1, H, W); maps are (B, 1, h, w) at a lower resolution.
-
-    Attributes:
-        flow: (B, 2, H, W), px: `warp(moving, flow)` lies on the fixed image.
-        inverse_flow: (B, 2, H, W), px: `warp(fixed, inverse_flow)` lies on the moving image; without gradient.
-        steps: a `FlowStep` a scale, coarse to fine. Of a registration both ways the batch entries B.. are the inverse
-            direction; of an averaged one the entries are pair and mirror image, then the inverse direction of both.
-        refined: (B, 2, h, w), px, on the grid of cells: `flow` before it was enlarged.
-        spread: mean square distance of the matches that `flow` is the mean of, px^2; 0 for a single one.
-        reliability: R of FRG-PreReg, in [0, 1].
-        gate: W, in [0, 1].
-        entropy_fixed, entropy_moving: local entropy, bits.
-    """
-
-    flow: Tensor
-    inverse_flow: Tensor
-    steps: list[FlowStep]
-    refined: Tensor
-    spread: Tensor
-    reliability: Tensor
-    gate: Tensor
-    entropy_fixed: Tensor
-    entropy_moving: Tensor
-
-
-MAP_FIELDS = ("reliability", "gate", "entropy_fixed", "entropy_moving")
-"""Maps of a `Registration`."""
-
 
 class _Matched(NamedTuple):
     """Result of the matching, before the refinement.
@@ -117,57 +47,6 @@ class _Matched(NamedTuple):
     gate: Tensor
     entropy_fixed: Tensor
     entropy_moving: Tensor
-
-
-class Alignment(NamedTuple):
-    """Result of all passes over a pair, at the scale of the registration.
-
-    Attributes:
-        first: the registration of the first pass; its maps are those of the pair as it lies.
-        flow, inverse_flow: (B, 2, H, W), px.
-        disagreement, expected_error: as in `Output`; the expected error is (B, 1, h, w), on the grid of cells.
-    """
-
-    first: Registration
-    flow: Tensor
-    inverse_flow: Tensor
-    disagreement: Tensor
-    expected_error: Tensor | None = None
-
-
-class Output(NamedTuple):
-    """Result of `EDARFusion`; every map is (B, 1, H, W), flows are (B, 2, H, W) in px.
-
-    Attributes:
-        fused: in [0, 1].
-        aligned: the moving image warped with `flow`, in [0, 1].
-        flow: `aligned(p) = moving(p + flow(p))`.
-        inverse_flow: the way back, from the fixed to the moving image.
-        entropy_fixed, entropy_moving: local entropy in bits; that of the moving image before alignment.
-        entropy_difference: |entropy_fixed - entropy_moving|, bits.
-        gate: W in [0, 1], how far the entropies let an increment of the flow pass.
-        reliability: R in [0, 1], how much a place speaks in the matching.
-        consistency: C in [0, 1], where edges of both images may be joined.
-        disagreement: (B,), root mean square in the head of how far the estimates that the flow is the mean of lie from
-            it, px at the scale of the training (`TRAINED_SIDE`): the larger, the larger the endpoint error is likely
-            to be. 0 without averaging. Of a registration that began anew (`inference.multistart`) it is that of
-            its first start.
-        expected_error: the endpoint error that is to be expected at each place, px of the image. None where the
-            network has no such part, and without averaging.
-    """
-
-    fused: Tensor
-    aligned: Tensor
-    flow: Tensor
-    inverse_flow: Tensor
-    entropy_fixed: Tensor
-    entropy_moving: Tensor
-    entropy_difference: Tensor
-    gate: Tensor
-    reliability: Tensor
-    consistency: Tensor
-    disagreement: Tensor
-    expected_error: Tensor | None = None
 
 
 class EDARFusion(nn.Module):
@@ -237,7 +116,11 @@ class EDARFusion(nn.Module):
         return self._finish(self._refine(fixed, moving, matched, matched.steps[-1].flow[: len(fixed)]), matched)
 
     def register_averaged(self, fixed: Tensor, moving: Tensor) -> Registration:
-        """Register with the mean of four matches: both directions, of the pair and of its mirror image."""
+        """Register with the mean of four matches: both directions, of the pair and of its mirror image.
+
+        Args:
+            fixed, moving: as in `register`.
+        """
         count = len(fixed)
         fixed, moving = torch.cat((fixed, fixed.flip(3))), torch.cat((moving, moving.flip(3)))
         matched = self._match(fixed, moving, both=True)
@@ -351,6 +234,9 @@ class EDARFusion(nn.Module):
 
     def prepare(self, fixed: Tensor, moving: Tensor) -> tuple[Padder, list[Tensor], list[Tensor]]:
         """Pad a pair of images and bring copies to the scale of the registration.
+
+        Args:
+            fixed, moving: (B, 1, H, W) in [0, 1].
 
         Returns:
             The padder, both padded images, and both as the registration sees them.

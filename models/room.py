@@ -92,6 +92,6 @@ def with_color(fused: Tensor, aligned: Tensor) -> Tensor:
 
 
 def smoothstep(values: Tensor, start: float, full: float) -> Tensor:
-    """Rise from 0 at `start` to 1 at `full` along a cubic without kinks."""
+    """Rise from 0 at `start` to 1 at `full` along a cubic without kinks; values of any shape (B, C, H, W)."""
     x = ((values - start) / (full - start)).clamp(0, 1)
     return x * x * (3 - 2 * x)

@@ -20,7 +20,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 import EDARFusion_test_val
-from evaluation.figures import MAPS
+from evaluation.map_styles import MAPS
 from tests.examples import ONE_THREAD, REPOSITORY, SAMPLE
 
 pytest.importorskip("gradio", reason="needs requirements-app.txt")

@@ -20,7 +20,8 @@ from data.pairs import folder_pairs, read_pair, sample_pairs
 from data.table import MODALITIES
 from evaluation.metrics import folding_share, rmse
 from evaluation.metrics.displacement import DOUBTFUL
-from inference.pair_fuser import PairFuser, endpoint_scores
+from inference.displacement import endpoint_scores
+from inference.pair_fuser import PairFuser
 from inference.result_folder import ResultFolder
 from inference.scoring_pool import Job, save_and_score
 from models.checkpoint import load_checkpoint

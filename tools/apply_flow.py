@@ -99,10 +99,10 @@ def _carry_all(
 ) -> tuple[int, list[str]]:
     """Check all files, then carry each that has a flow."""
     if os.path.isfile(flows):
-        found = {plain_stem(files[0]): Path(flows)} if len(files) == 1 else {}
+        fields = {plain_stem(files[0]): Path(flows)} if len(files) == 1 else {}
     else:
-        found = flow_files(flows)
-    todo = [(path, found[plain_stem(path)]) for path in files if plain_stem(path) in found]
+        fields = flow_files(flows)
+    todo = [(path, fields[plain_stem(path)]) for path in files if plain_stem(path) in fields]
     if not todo:
         nouns = "images" if suffix == ".png" else "tables"
         raise FileError.at(flows, f"flows named like the {nouns} in {files[0].parent}", "none")
@@ -113,7 +113,7 @@ def _carry_all(
             raise FileError.at(path, "a file with its content", reason)
     for (path, file), target in zip(todo, targets, strict=True):
         carry(path, file, target)
-    return len(todo), [path.stem for path in files if plain_stem(path) not in found]
+    return len(todo), [path.stem for path in files if plain_stem(path) not in fields]
 
 
 def _carry_image(path: Path, file: Path, target: Path) -> None:

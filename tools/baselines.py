@@ -29,7 +29,8 @@ from tqdm import tqdm
 from data.pairs import PairFiles, read_pair
 from data.table import FILES
 from inference.classical import CLASSICAL, RegistrationFailed, register_within
-from inference.result_folder import FusedPair, ResultFolder
+from inference.fused_pair import FusedPair
+from inference.result_folder import ResultFolder
 from inference.scoring_pool import Job, save_and_score
 from tools.rank import add_pairs_options, chosen_pairs, unique_results, write_ranking
 from utils.arguments import OneLineParser, add_checkpoint, positive_float, print_anywhere
@@ -152,7 +153,7 @@ def run_all(
     """Run all systems on all pairs.
 
     Args:
-        pairs: of `tools.rank.read_pairs`.
+        pairs: of `inference.systems.read_pairs`.
         names: the systems.
         systems: that run them.
         output: folder of all results.

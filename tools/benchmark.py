@@ -34,8 +34,10 @@ from data.deformation import BENCHMARK, random_flow
 from evaluation.metrics import folding_share, fusion_metrics, registration_metrics
 from losses.registration import registration_loss
 from models.checkpoint import load_checkpoint
-from models.edarfusion import PRESETS, EDARFusion, Output
+from models.edarfusion import EDARFusion
 from models.layers import to_device
+from models.outputs import Output
+from models.presets import PRESETS
 from training.muon import Muon
 from utils.arguments import ENGINES, OneLineParser, add_device, positive, print_anywhere
 from utils.command import run_command
@@ -155,7 +157,13 @@ def network_stages(model: EDARFusion, fixed: Tensor, moving: Tensor) -> dict[str
 
 
 def scoring_stages(fixed: Tensor, moving: Tensor, output: Output, folder: Path) -> dict[str, Callable[[], Any]]:
-    """Make the functions that run the stages after the network: ``metrics`` (all) and ``writing`` (PNGs)."""
+    """Make the functions that run the stages after the network: ``metrics`` (all) and ``writing`` (PNGs).
+
+    Args:
+        fixed, moving: (1, 1, H, W) in [0, 1].
+        output: of the network.
+        folder: to write to.
+    """
     fields = {"fixed": fixed, "moving": moving, "fused": output.fused, "aligned": output.aligned, "flow": output.flow}
     arrays = {name: field[0].cpu().numpy() for name, field in fields.items()}
     grey = {name: 255 * array[0].astype("float64") for name, array in arrays.items() if name != "flow"}

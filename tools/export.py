@@ -97,7 +97,13 @@ def accurate_means(model: nn.Module) -> Iterator[None]:
 
 
 def largest_differences(data: bytes, graph: AtSettings, fixed: Tensor, moving: Tensor) -> dict[str, float]:
-    """Measure the largest difference of each output between the ONNX file and the network: grey value, or px."""
+    """Measure the largest difference of each output between the ONNX file and the network: grey value, or px.
+
+    Args:
+        data: the ONNX file.
+        graph: the network.
+        fixed, moving: (B, 1, H, W) in [0, 1].
+    """
     with torch.inference_mode(), accurate_means(graph):
         expected = graph(fixed, moving)
     exported = run_onnx(data, fixed, moving)

@@ -22,7 +22,8 @@ from data.dataset import VAL_SEED, PairDataset, seeded
 from data.table import MODALITIES
 from inference.validation_pairs import add_validation_options, load_validation_set
 from losses.steps import colored_room
-from models.edarfusion import EDARFusion, Registration
+from models.edarfusion import EDARFusion
+from models.outputs import Registration
 from utils.arguments import OneLineParser, print_anywhere
 from utils.command import run_command
 from utils.messages import markdown_table

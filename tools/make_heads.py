@@ -34,7 +34,7 @@ from utils.files import FileError, InputError, write_bytes
 from utils.imaging.images import read_image, write_image
 from utils.messages import counted
 
-SPACING = 2
+SLICE_STEP = 2
 """mm between the axial slices that are taken of a volume."""
 
 LEAST_HEAD = 0.06
@@ -80,7 +80,7 @@ def slices_of_volume(path: str, labels: str | None) -> Iterator[LabelledSlice]:
     volume = _at_one_mm(path, order=1)
     brain = None if labels is None else tissue_of_freesurfer(np.rint(_at_one_mm(labels, order=0)).astype(np.int32))
     name = Path(path).name.partition(".")[0]
-    for height in range(0, volume.shape[2], SPACING):
+    for height in range(0, volume.shape[2], SLICE_STEP):
         mri = _framed(volume[:, :, height])
         tissue = tissue_of_slice(mri)
         if brain is not None:

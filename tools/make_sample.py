@@ -24,7 +24,7 @@ from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from data.deformation import BENCHMARK, DeformationRange, random_flow
-from data.simulated_heads import COLORS, SIZE
+from data.simulated_heads import COLORS, SIZE, Array
 from data.tissue import Tissue as Label
 from tools.misalign import write_misaligned
 from utils.arguments import OneLineParser, natural, positive, print_anywhere
@@ -42,9 +42,6 @@ _SHELL_MARGIN = 36
 _SHELL_STEP = 2
 _INDIVIDUAL = DeformationRange(amplitude=(1.0, 3.0), sigma=(30.0, 45.0))
 
-Array = NDArray[np.float32]
-
-
 class Anatomy(NamedTuple):
     """Template volumes; axes are left to right, back to front, bottom to top."""
 
@@ -56,7 +53,7 @@ class Anatomy(NamedTuple):
     """Distance in mm from the inner surface of the skull, negative inside; every 2 mm, with a margin of 36 mm."""
 
 
-class Tissue(NamedTuple):
+class TissueShares(NamedTuple):
     """One slice of one simulated head: shares of each tissue, (H, W), 0 to 1; what is left of 1 is air."""
 
     grey: Array
@@ -176,7 +173,7 @@ class _Draw:
         return gaussian_filter(noise, sigma, mode="wrap") * np.float32(2 * np.sqrt(np.pi) * sigma)
 
 
-def _cut(anatomy: Anatomy, slice_index: float, draw: _Draw, max_tilt: float, max_rotation: float) -> Tissue:
+def _cut(anatomy: Anatomy, slice_index: float, draw: _Draw, max_tilt: float, max_rotation: float) -> TissueShares:
     """Cut a tilted plane out of the template and give it an individual head's shape."""
     spin, pitch = draw.uniform(-max_rotation, max_rotation), draw.uniform(-max_tilt, max_tilt)
     roll = draw.uniform(-max_tilt, max_tilt) / 2
@@ -205,7 +202,7 @@ def _cut(anatomy: Anatomy, slice_index: float, draw: _Draw, max_tilt: float, max
     scalp = _at_most(depth, scalp_end) - brain - skull
     marrow = np.exp(-(((depth / skull_end - 0.5) / 0.22) ** 2))
     skin = _at_most(scalp_end - depth, 1.5)
-    return Tissue(*(np.asarray(a, np.float32) for a in (grey, white, fluid, skull, marrow, scalp, skin)))
+    return TissueShares(*(np.asarray(a, np.float32) for a in (grey, white, fluid, skull, marrow, scalp, skin)))
 
 
 def _at_most(value: Array, limit: Array | float) -> Array:
@@ -213,7 +210,7 @@ def _at_most(value: Array, limit: Array | float) -> Array:
     return 1 / (1 + np.exp(np.clip((value - limit) / 0.35, -40, 40)))
 
 
-def _mri(tissue: Tissue, weighting: str, draw: _Draw) -> Array:
+def _mri(tissue: TissueShares, weighting: str, draw: _Draw) -> Array:
     """Paint a T1- or T2-weighted image: bright scalp, dark skull with some marrow, bias field and noise."""
     if weighting == "T1":
         grey, white, fluid, fat = (draw.uniform(*r) for r in ((0.5, 0.6), (0.7, 0.8), (0.1, 0.2), (0.9, 1.1)))
@@ -229,7 +226,7 @@ def _mri(tissue: Tissue, weighting: str, draw: _Draw) -> Array:
     return np.clip(np.hypot(gaussian_filter(image, 0.5) + real, imaginary), 0, 1).astype(np.float32)
 
 
-def _ct(tissue: Tissue, draw: _Draw) -> Array:
+def _ct(tissue: TissueShares, draw: _Draw) -> Array:
     """Paint attenuation in Hounsfield units through a brain window."""
     air = 1 - tissue.grey - tissue.white - tissue.fluid - tissue.skull - tissue.scalp
     hu = 38 * tissue.grey + 29 * tissue.white + 6 * tissue.fluid - 1000 * air
@@ -239,14 +236,14 @@ def _ct(tissue: Tissue, draw: _Draw) -> Array:
     return np.clip((hu - center) / width + 0.5, 0, 1).astype(np.float32)
 
 
-def _pet(tissue: Tissue, draw: _Draw) -> Array:
+def _pet(tissue: TissueShares, draw: _Draw) -> Array:
     """Paint FDG-like uptake: grey matter about four times white matter, blur of 6 mm full width at half maximum."""
     uptake = draw.uniform(3.7, 4.3) * tissue.grey + tissue.white + 0.3 * tissue.scalp
     uptake = uptake * np.exp(0.11 * draw.field(14))
     return _scanned(uptake, 6, 0.06 * draw.field(2.5), draw.uniform(0.88, 1))
 
 
-def _spect(tissue: Tissue, draw: _Draw) -> Array:
+def _spect(tissue: TissueShares, draw: _Draw) -> Array:
     """Paint perfusion-like uptake: less contrast than PET, some in the scalp, blur of 10 mm (half maximum)."""
     uptake = draw.uniform(3.2, 4) * tissue.grey + 1.3 * tissue.white + 1.1 * tissue.scalp
     uptake = uptake * np.exp(0.15 * draw.field(14))

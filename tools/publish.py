@@ -63,7 +63,11 @@ def publish(
 
 
 def blend_in(checkpoint: Checkpoint, path: str | os.PathLike, share: float) -> None:
-    """Move the weights of a checkpoint's model towards those of another one, by a share of the way."""
+    """Move the weights of a checkpoint's model towards those of another one, by a share of the way.
+
+    Raises:
+        CheckpointError: the other one cannot be read, or is of another network.
+    """
     other = load_checkpoint(path).model
     if other.arguments != checkpoint.model.arguments:
         raise CheckpointError.at(path, f"a network with {checkpoint.model.arguments}", f"one with {other.arguments}")

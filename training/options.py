@@ -9,7 +9,7 @@ from typing import Any
 
 from data.splits import GROUP_PATTERN
 from data.table import MODALITIES, modality_name
-from models.edarfusion import PRESETS
+from models.presets import PRESETS
 from utils.arguments import OneLineParser, natural, positive, positive_float, share
 
 STAGES = ("registration", "fusion")

@@ -110,8 +110,8 @@ class RunFolder:
             add()
         except OSError as error:
             self._board_failed = True
-            found = f"{error.strerror or error}; TensorBoard shows no more of this run"
-            log.warning(f"{self.path / 'tensorboard'}: expected a place to write to, found {found}")
+            state = f"{error.strerror or error}; TensorBoard shows no more of this run"
+            log.warning(f"{self.path / 'tensorboard'}: expected a place to write to, found {state}")
 
     def write_history(self, with_curve: bool) -> None:
         """Write the log as history.csv and with it, if its last row was validated, learning_curve.png.

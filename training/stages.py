@@ -63,8 +63,8 @@ class StageTrainer:
             second_pass: whether the network first aligns the pairs and then trains on what is left.
 
         Returns:
-            The losses summed over all processes, in the order of `columns`, then the gradient's norm times their
-            number.
+            (len(columns) + 1,): the losses summed over all processes, in the order of `columns`, then the gradient's
+            norm times the number of processes.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate

@@ -8,7 +8,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.dataset import Pair, PairDataset
 from data.table import MODALITIES, DataError
-from evaluation.figures import MAPS, figure_pair
+from evaluation.figures import figure_pair
+from evaluation.map_styles import MAPS
 from evaluation.metrics import qabf
 from losses.steps import colored_room
 from models.edarfusion import EDARFusion
@@ -90,7 +91,15 @@ def check(model: EDARFusion, pairs: PairDataset, device: torch.device, stage: st
 
 
 def score(metrics: dict[str, float], stage: str) -> float:
-    """Compute the score that the best checkpoint has least of: endpoint error over zero flow's, or lost edges."""
+    """Compute the score that the best checkpoint has least of: endpoint error over zero flow's, or lost edges.
+
+    Args:
+        metrics: of `summary`.
+        stage: registration or fusion.
+
+    Raises:
+        DataError: the validation pairs of a modality show no tissue.
+    """
     kinds = [name.removeprefix("epe_") for name in metrics if name.startswith("epe_")]
     if stage == "registration":
         for kind in kinds:

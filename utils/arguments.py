@@ -69,7 +69,7 @@ def positive(text: str) -> int:
 
 
 def positive_float(text: str) -> float:
-    """Parse a finite number above 0."""
+    """Parse a finite number above 0; raise `ArgumentTypeError` or `ValueError` for another text."""
     if not 0 < float(text) < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a number above 0, found {text}")
     return float(text)
@@ -88,21 +88,21 @@ def _whole(text: str, low: int) -> int:
 
 
 def side(text: str) -> int:
-    """Parse the height or width of an image, px."""
+    """Parse the height or width of an image, px; raise `ArgumentTypeError` for another text."""
     if not text.isdecimal() or int(text) < MIN_SIDE:
         raise argparse.ArgumentTypeError(f"expected a side of at least {MIN_SIDE} px, found {text!r}")
     return int(text)
 
 
 def share(text: str) -> float:
-    """Parse a share from 0 to 1."""
+    """Parse a share from 0 to 1; raise `ArgumentTypeError` for another text."""
     if not 0 <= float(text) <= 1:
         raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, found {text}")
     return float(text)
 
 
 def colormap_name(text: str) -> str:
-    """Check the name of a colour scale."""
+    """Check the name of a colour scale; raise `ArgumentTypeError` for another text."""
     try:
         palette(text)
     except ValueError as error:

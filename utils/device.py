@@ -44,8 +44,8 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     if name == "auto":
         name = next(kind for kind, present in available.items() if present)
     if not available.get(name):
-        here = ", ".join(kind for kind, present in available.items() if present)
-        raise InputError(f"--device: expected one that is here ({here}), found {name}")
+        kinds = ", ".join(kind for kind, present in available.items() if present)
+        raise InputError(f"--device: expected one that is here ({kinds}), found {name}")
     if name == "cpu":
         keep_memory()
     return torch.device("cuda", local_rank % torch.cuda.device_count()) if name == "cuda" else torch.device(name)

@@ -62,7 +62,7 @@ def read_landmark_pair(
     columns: tuple[str, ...] = ("x", "y"),
     sizes: tuple[tuple[int, int] | None, tuple[int, int] | None] = (None, None),
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Read the same points in a fixed and a moving image, row by row.
+    """Read the same points in a fixed and a moving image, row by row: two arrays (N, len(columns)).
 
     Raises:
         FileError: as of `read_landmarks`, or the tables differ in length.

@@ -118,8 +118,8 @@ def check_shared_memory(alternative: str) -> None:
         multiprocessing.get_context("spawn").Lock()
     except OSError as error:
         expected = "a system that processes can share memory in (/dev/shm)"
-        found = f"{error.strerror}; {alternative} needs none"
-        raise MachineError(f"--workers: expected {expected}, found {found}") from error
+        state = f"{error.strerror}; {alternative} needs none"
+        raise MachineError(f"--workers: expected {expected}, found {state}") from error
 
 
 def begin_loading(worker: int) -> None:

@@ -24,14 +24,14 @@ from evaluation.metrics.mutual_information import (
     normalised_mutual_information,
 )
 from evaluation.metrics.registration import registration_metrics, rmse
-from evaluation.metrics.structural_similarity import piella_q, piella_qw, qy, ssim, ssim_sum
+from evaluation.metrics.structural_similarity import qy, ssim, structure
 from evaluation.metrics.visual_information import vif_sum, viff
 
 __all__ = [
     "LOWER_IS_BETTER", "average_gradient", "bone_holes", "cc", "color_kept", "contrast_kept", "endpoint_error",
     "entropy", "fidelity_metrics", "folding_share", "fusion_metrics", "mi_bits", "mi_nats", "mutual_information", "ncc",
-    "normalised_mutual_information", "piella_q", "piella_qw", "qabf", "qcb", "qcv", "qy", "registration_metrics",
-    "rmse", "scd", "spatial_frequency", "ssim", "ssim_sum", "standard_deviation", "tracer_order", "vif_sum", "viff",
+    "normalised_mutual_information", "qabf", "qcb", "qcv", "qy", "registration_metrics",
+    "rmse", "scd", "spatial_frequency", "ssim", "standard_deviation", "structure", "tracer_order", "vif_sum", "viff",
 ]  # fmt: skip
 
 LOWER_IS_BETTER = frozenset({"qcv", "rmse", "bone_holes", "near_white", "hue_error"})

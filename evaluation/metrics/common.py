@@ -10,7 +10,18 @@ from utils.imaging.images import MIN_SIDE
 
 
 def check_images(minimum: int = 1, **images: np.ndarray) -> list[np.ndarray]:
-    """Check that images are grey, equal in shape, finite and in 0..255, and return them as float64."""
+    """Check that images are grey, equal in shape, finite and in 0..255.
+
+    Args:
+        minimum: smallest height and width, px.
+        images: (H, W) by the name that an error gives them.
+
+    Returns:
+        The images, float64.
+
+    Raises:
+        ValueError: they are not.
+    """
     checked: list[np.ndarray] = []
     first_name = next(iter(images))
     for name, image in images.items():
@@ -31,13 +42,17 @@ def check_images(minimum: int = 1, **images: np.ndarray) -> list[np.ndarray]:
 
 
 def check_sources(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> list[np.ndarray]:
-    """Check the three images of a fusion metric, as `check_images` does."""
+    """Check the three images (H, W) of a fusion metric, as `check_images` does.
+
+    Raises:
+        ValueError: as `check_images`, or a side is shorter than `MIN_SIDE`.
+    """
     return check_images(MIN_SIDE, fixed=fixed, reference=reference, fused=fused)
 
 
 @lru_cache
 def gaussian(size: int, sigma: float) -> np.ndarray:
-    """Make one axis of a normalised ``size`` x ``size`` Gaussian window."""
+    """Make one axis, (size,), of a normalised ``size`` x ``size`` Gaussian window."""
     x = np.arange(size) - (size - 1) / 2
     kernel = np.exp(-(x**2) / (2 * sigma**2))
     return kernel / kernel.sum()
@@ -51,13 +66,13 @@ def filter_valid(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 
 def stretch(image: np.ndarray) -> np.ndarray:
-    """Stretch an image to the whole levels 0..255, halves rounded up. A constant image becomes 0."""
+    """Stretch an image (H, W) to the whole levels 0..255, halves rounded up. A constant image becomes 0."""
     low, high = image.min(), image.max()
     return np.floor((image - low) * 255 / (high - low) + 0.5) if high > low else np.zeros_like(image)
 
 
 def divide(numerator: np.ndarray, denominator: np.ndarray, otherwise: float) -> np.ndarray:
-    """Divide, and give ``otherwise`` where the denominator is 0."""
+    """Divide arrays whose shapes go together, and give ``otherwise`` where the denominator is 0."""
     result = np.full(np.broadcast_shapes(numerator.shape, denominator.shape), float(otherwise))
     return np.divide(numerator, denominator, out=result, where=denominator != 0)
 

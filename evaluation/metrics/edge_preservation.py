@@ -36,7 +36,7 @@ def qabf(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray, *, variant
 
 
 def sobel_zero_padded(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the horizontal and vertical Sobel derivative, zero padded."""
+    """Compute the horizontal and vertical Sobel derivative (H, W) of an image (H, W), zero padded."""
     return ndimage.sobel(image, axis=1, mode="constant"), ndimage.sobel(image, axis=0, mode="constant")
 
 

@@ -24,7 +24,7 @@ FROM_BONE = 6
 FINE, COARSE = 3.4, 17.0
 """Sigma in pixels of two Gaussian windows, whose difference is the local contrast of structures of a lesion's size."""
 
-STRONG = 0.5
+STRONG_COLOR = 0.5
 """Chroma (largest minus smallest channel, as a share of 255) from which a colour counts as strong."""
 
 NEAR_WHITE = 0.2
@@ -137,7 +137,7 @@ def color_kept(reference: np.ndarray, fused: np.ndarray) -> dict[str, float]:
     reference, fused = (_checked_colour(**{role: x}) for role, x in (("reference", reference), ("fused", fused)))
     if reference.shape != fused.shape:
         raise ValueError(f"fused: expected shape {reference.shape} like reference, found {fused.shape}")
-    strong = np.ptp(reference, axis=2) > STRONG
+    strong = np.ptp(reference, axis=2) > STRONG_COLOR
     if strong.sum() < FEWEST:
         return dict.fromkeys(("saturation_kept", "near_white", "hue_error", "tracer_order"), np.nan)
     saturation = _saturation(fused[strong])
@@ -169,7 +169,7 @@ def tracer_order(reference: np.ndarray, fused: np.ndarray) -> float:
         Spearman's rank correlation, NaN where the tracer or what it is taken for does not vary.
     """
     scale, place = _colour_scale(reference)
-    shown = (np.ptp(reference, axis=2) > STRONG) | (reference.min(axis=2) > STRONG)
+    shown = (np.ptp(reference, axis=2) > STRONG_COLOR) | (reference.min(axis=2) > STRONG_COLOR)
     chosen = np.flatnonzero(shown)
     chosen = chosen[:: max(1, len(chosen) // _SAMPLES)]
     true, taken = (x.reshape(-1, 3)[chosen] for x in (reference, fused))

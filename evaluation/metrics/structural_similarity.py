@@ -6,6 +6,8 @@ import numpy as np
 
 from evaluation.metrics.common import LocalMoments, check_images, check_sources, divide, gaussian, local_moments
 
+# kornia.metrics.ssim gives the same to 1e-15 in float64. It is not used here: the other metrics need the local
+# variances as well, and processes that score do not import torch.
 _CONSTANTS = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
@@ -28,49 +30,67 @@ def ssim(a: np.ndarray, b: np.ndarray, seen: np.ndarray | None = None) -> float:
     return float((similarity if seen is None else similarity[seen[5:-5, 5:-5]]).mean())
 
 
-def ssim_sum(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> float:
-    """Compute SSIM(fixed, fused) + SSIM(reference, fused), as the paper's QSSIM; see :func:`ssim`.
+class Structure(NamedTuple):
+    """SSIM of a fused image with both of its sources, and what follows from it.
 
-    In [-2, 2], higher is better; symmetric in the sources. Half of it is the mean, ``qssim_mean``.
+    Attributes:
+        fixed, reference: SSIM of each source with the fused image at each pixel, in [-1, 1].
+        var_fixed, var_reference: local variances of the sources; those below 1e-9 are 0, as round-off would decide on
+            flat background.
+    """
+
+    fixed: np.ndarray
+    reference: np.ndarray
+    var_fixed: np.ndarray
+    var_reference: np.ndarray
+
+    @property
+    def ssim_sum(self) -> float:
+        """SSIM(fixed, fused) + SSIM(reference, fused), as the paper's QSSIM; see :func:`ssim`.
+
+        In [-2, 2], higher is better; symmetric in the sources. Half of it is the mean, ``qssim_mean``.
+        """
+        return float(self.fixed.mean() + self.reference.mean())
+
+    @property
+    def piella_q(self) -> float:
+        """Piella's Q (the paper's QS): SSIM with each source, weighted per pixel by the sources' local variances.
+
+        Piella and Heijmans, "A new quality metric for image fusion", ICIP 2003, with the SSIM of Wang 2004 as in
+        the reference toolbox. In [-1, 1], higher is better; symmetric in the sources. Both sources weigh 1/2 where
+        both are flat.
+        """
+        return float(self._piella_map().mean())
+
+    @property
+    def piella_qw(self) -> float:
+        """Q_W: Piella's weighted quality, `piella_q` averaged with the larger source variance as weight.
+
+        Piella and Heijmans, ICIP 2003. In [-1, 1], higher is better; symmetric in the sources. As in the toolbox,
+        a pixel where both sources are flat weighs 1/2, which is little beside a variance.
+        """
+        saliency = np.maximum(self.var_fixed, self.var_reference)
+        saliency[saliency == 0] = 0.5
+        return float(np.average(self._piella_map(), weights=saliency))
+
+    def _piella_map(self) -> np.ndarray:
+        weight = _weight(self.var_fixed, self.var_reference)
+        return weight * self.fixed + (1 - weight) * self.reference
+
+
+def structure(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> Structure:
+    """Compute the terms of SSIM, Q and Q_W.
 
     Args:
-        fixed, reference, fused: (H, W), grey levels 0..255.
+        fixed, reference, fused: (H, W) of at least 11 x 11, grey levels 0..255.
 
     Raises:
         ValueError: images that do not fit.
     """
-    return ssim_sum_of(structure(*check_sources(fixed, reference, fused)))
-
-
-def piella_q(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> float:
-    """Compute Piella's Q (the paper's QS): SSIM with each source, weighted per pixel by the sources' local variances.
-
-    Piella and Heijmans, "A new quality metric for image fusion", ICIP 2003, with the SSIM of Wang 2004 as in
-    the reference toolbox. In [-1, 1], higher is better; symmetric in the sources. Variances below 1e-9 count
-    as 0, and both sources weigh 1/2 where both are flat; without that, round-off decides on flat background.
-
-    Args:
-        fixed, reference, fused: (H, W), grey levels 0..255.
-
-    Raises:
-        ValueError: images that do not fit.
-    """
-    return piella_q_of(structure(*check_sources(fixed, reference, fused)))
-
-
-def piella_qw(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> float:
-    """Compute Q_W: Piella's weighted quality, :func:`piella_q` averaged with the larger source variance as weight.
-
-    Piella and Heijmans, ICIP 2003. In [-1, 1], higher is better; symmetric in the sources. As in the toolbox,
-    a pixel where both sources are flat weighs 1/2, which is little beside a variance.
-
-    Args:
-        fixed, reference, fused: (H, W), grey levels 0..255.
-
-    Raises:
-        ValueError: images that do not fit.
-    """
-    return piella_qw_of(structure(*check_sources(fixed, reference, fused)))
+    fixed, reference, fused = check_sources(fixed, reference, fused)
+    moments = [local_moments(source, fused, gaussian(11, 1.5)) for source in (fixed, reference)]
+    maps = [_similarity(m, *_CONSTANTS) for m in moments]
+    return Structure(*maps, *(_flat_is_flat(m.var_a) for m in moments))
 
 
 def qy(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> float:
@@ -98,44 +118,6 @@ def qy(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> float:
     weight = _weight(moments[0].var_a, moments[1].var_a)
     mixture = weight * with_fixed + (1 - weight) * with_reference
     return float(np.where(of_sources >= 0.75, mixture, np.maximum(with_fixed, with_reference)).mean())
-
-
-class Structure(NamedTuple):
-    """SSIM of both sources with the fused image, and the sources' local variances, free of round-off."""
-
-    fixed: np.ndarray
-    reference: np.ndarray
-    var_fixed: np.ndarray
-    var_reference: np.ndarray
-
-
-def structure(fixed: np.ndarray, reference: np.ndarray, fused: np.ndarray) -> Structure:
-    """Compute the terms of SSIM, Q and Q_W from images (H, W), grey levels 0..255."""
-    moments = [local_moments(source, fused, gaussian(11, 1.5)) for source in (fixed, reference)]
-    maps = [_similarity(m, *_CONSTANTS) for m in moments]
-    return Structure(*maps, *(_flat_is_flat(m.var_a) for m in moments))
-
-
-def ssim_sum_of(s: Structure) -> float:
-    """Compute `ssim_sum` from the `structure` of both sources."""
-    return float(s.fixed.mean() + s.reference.mean())
-
-
-def _piella_map(s: Structure) -> np.ndarray:
-    weight = _weight(s.var_fixed, s.var_reference)
-    return weight * s.fixed + (1 - weight) * s.reference
-
-
-def piella_q_of(s: Structure) -> float:
-    """Compute `piella_q` from the `structure` of both sources."""
-    return float(_piella_map(s).mean())
-
-
-def piella_qw_of(s: Structure) -> float:
-    """Compute `piella_qw` from the `structure` of both sources."""
-    saliency = np.maximum(s.var_fixed, s.var_reference)
-    saliency[saliency == 0] = 0.5
-    return float(np.average(_piella_map(s), weights=saliency))
 
 
 def _similarity(m: LocalMoments, c1: float, c2: float) -> np.ndarray:

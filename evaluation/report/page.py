@@ -14,7 +14,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from evaluation.report.columns import METRICS, key_of, shown_columns
-from evaluation.report.pictures import LADDER, PairImages, Scale, cards_of
+from evaluation.report.pictures import LADDER, ColorScale, PairImages, cards_of
 from evaluation.report.plots import charts_of
 from evaluation.report.summary import facts_of, tiles_of
 from evaluation.report.table import cells_of, groups_of, headers_of, row_of
@@ -27,7 +27,7 @@ def write_report(
     pairs: Sequence[PairImages],
     title: str,
     notes: Mapping[str, object] | None = None,
-    scales: Mapping[str, Scale] | None = None,
+    scales: Mapping[str, ColorScale] | None = None,
     index: str | None = None,
 ) -> None:
     """Write the report; the file appears whole or not at all.
@@ -87,8 +87,8 @@ def _rows_and_means(path: str | os.PathLike, table: pd.DataFrame) -> tuple[pd.Da
         ValueError: the table has no column `name`, or no row of a pair.
     """
     if "name" not in table.columns:
-        found = ", ".join(map(str, table.columns)) or "no column"
-        raise ValueError(f"{path}: expected a table with the column 'name', found {found}")
+        columns = ", ".join(map(str, table.columns)) or "no column"
+        raise ValueError(f"{path}: expected a table with the column 'name', found {columns}")
     table = table.assign(name=table["name"].astype(str)).reset_index(drop=True)
     has_mean = len(table) > 0 and table["name"].iloc[-1] == "mean"
     rows = table.iloc[:-1] if has_mean else table

@@ -9,7 +9,7 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib import colormaps
 
-from evaluation.figures import MAPS
+from evaluation.map_styles import MAPS
 from evaluation.metrics.displacement import DOUBTFUL
 from evaluation.pictures import blend_towards, red_green_overlay
 from evaluation.report.columns import format_value, metric_of, shown_columns
@@ -29,7 +29,7 @@ def overlay_view(fixed: np.ndarray, moving: np.ndarray, aligned: np.ndarray) -> 
     """Show the overlay before and after alignment, one over the other, with a slider that the keyboard moves as well.
 
     Args:
-        fixed, moving, aligned: images in [0, 1], of one size.
+        fixed, moving, aligned: images (H, W) or (H, W, 3) in [0, 1], of one size.
     """
     before, after = (encode_image(red_green_overlay(fixed, image), _SHOWN) for image in (moving, aligned))
     return Markup(
@@ -54,7 +54,7 @@ def fused_view(
     """Show the fused image, moved towards one of its sources, windowed and coloured, beside the sources.
 
     Args:
-        fixed, fused, aligned: images in [0, 1], of one size.
+        fixed, fused, aligned: images (H, W) or (H, W, 3) in [0, 1], of one size.
         blend: of `evaluation.pictures.blend_towards`.
         colormap: one of `COLORMAPS`, for a picture without colour.
         low, high: values that are shown black and white.

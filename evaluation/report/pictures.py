@@ -18,7 +18,7 @@ PAGE_BUDGET = 14_000_000
 BYTES_PER_ROW = 5_000  # table row, plot marks and card of a pair, without its images
 
 
-class Scale(NamedTuple):
+class ColorScale(NamedTuple):
     """What the colours of an image stand for."""
 
     low: str
@@ -40,7 +40,7 @@ class PairImages(NamedTuple):
     fused: np.ndarray
     label: np.ndarray | None = None
     extra: Mapping[str, np.ndarray] = {}
-    scales: Mapping[str, Scale] = {}
+    scales: Mapping[str, ColorScale] = {}
 
 
 class Encoding(NamedTuple):
@@ -131,7 +131,10 @@ def _encode_pair(pair: PairImages, how: Encoding) -> list[tuple[str, str]]:
 
 
 def encode_image(image: np.ndarray, how: Encoding) -> str:
-    """Encode an image as a WebP data URI; values outside [0, 1] are clipped, non-finite ones are black."""
+    """Encode an image (H, W) or (H, W, 3) as a WebP data URI.
+
+    Values outside [0, 1] are clipped. Non-finite ones are black.
+    """
     levels = np.rint(np.clip(np.nan_to_num(image, posinf=1.0, neginf=0.0), 0.0, 1.0) * 255).astype(np.uint8)
     picture = Image.fromarray(levels)
     if how.side is not None:

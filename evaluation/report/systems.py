@@ -141,10 +141,11 @@ def _card(pair: SystemImages) -> dict:
     sources = {title: read_image(path, color=None) for title, path in pair.sources.items()}
     rows = [{"title": "Sources", "images": [_picture(title, image) for title, image in sources.items()]}]
     for kind in ("fused", "aligned"):
-        given = {system: read_image(files[kind], color=None) for system, files in pair.outputs.items() if kind in files}
-        rows.append({"title": kind.capitalize(), "images": [_picture(name, image) for name, image in given.items()]})
+        outputs = {system: read_image(files[kind], color=None)
+                   for system, files in pair.outputs.items() if kind in files}  # fmt: skip
+        rows.append({"title": kind.capitalize(), "images": [_picture(name, image) for name, image in outputs.items()]})
         if kind == "aligned":
-            overlays = {"before": sources["Moving"], **given}
+            overlays = {"before": sources["Moving"], **outputs}
             images = [_picture(name, red_green_overlay(sources["Fixed"], image)) for name, image in overlays.items()]
             rows.append({"title": "Overlay: red fixed, green aligned", "images": images})
     return {"name": pair.name, "rows": [row for row in rows if row["images"]]}

@@ -11,6 +11,7 @@ from matplotlib import colormaps, pyplot
 from PIL import Image
 
 from evaluation import figures, pictures
+from evaluation.map_styles import MAPS, map_picture
 from models.encoder import EntropyAtQuarter
 from training.learning_curve import learning_curve_figure
 
@@ -123,9 +124,9 @@ def colour_at_centre(path):
         return np.asarray(picture.convert("RGB"))[50 + 160, 40 + 160] / 255
 
 
-@pytest.mark.parametrize("name", figures.MAPS)
+@pytest.mark.parametrize("name", MAPS)
 def test_save_map_draws_values_on_the_fixed_range_of_the_map(tmp_path, name):
-    style = figures.MAPS[name]
+    style = MAPS[name]
     path = tmp_path / "maps" / name / "case 1.png"
     figures.save_map(path, np.full((64, 64), style.vmin + 0.25 * (style.vmax - style.vmin)), name)
     np.testing.assert_allclose(colour_at_centre(path), colormaps[style.colormap](0.25)[:3], atol=0.02)
@@ -133,7 +134,7 @@ def test_save_map_draws_values_on_the_fixed_range_of_the_map(tmp_path, name):
 
 
 def test_ranges_of_the_maps():
-    ranges = {name: (style.vmin, style.vmax) for name, style in figures.MAPS.items()}
+    ranges = {name: (style.vmin, style.vmax) for name, style in MAPS.items()}
     assert ranges["entropy_fixed"] == ranges["entropy_moving"] == ranges["entropy_difference"] == (0, 2)
     # What the network computes of blocks of random grey values fills it.
     blocks = torch.rand(1, 2, 32, 32, generator=torch.Generator().manual_seed(0)).repeat_interleave(2, 3)
@@ -167,13 +168,13 @@ def test_save_map_names_the_file_and_what_is_wrong(tmp_path):
 
 
 def test_figure_pair_shows_everything_that_is_given(pair, tmp_path):
-    maps = {name: np.full((16, 24), 0.5) for name in figures.MAPS}
+    maps = {name: np.full((16, 24), 0.5) for name in MAPS}
     figure = figures.figure_pair(
         **pair, label=pair["aligned"], flow=np.ones((2, HEIGHT, WIDTH)), maps=maps, title="case 7"
     )
     images = {"Fixed", "Moving", "Aligned", "Label (true alignment)", "Fused", "Deformation grid", "Flow"}
     overlays = {f"{kind}, {when}" for kind in ("Checkerboard", "Overlay") for when in ("before", "after")}
-    assert titles(figure) == images | overlays | {style.title for style in figures.MAPS.values()}
+    assert titles(figure) == images | overlays | {style.title for style in MAPS.values()}
     assert [text.get_text() for text in figure.texts] == ["case 7"]
     figures.save_figure(tmp_path / "pair.png", figure)
     width, height = size_of(tmp_path / "pair.png")
@@ -276,7 +277,7 @@ def test_a_name_that_no_font_can_show_is_no_reason_to_warn(tmp_path):
 def test_a_map_is_painted_pixel_by_pixel_without_a_frame():
     values = np.full((HEIGHT, WIDTH), 1.0)
     values[0, :3] = [-0.5, 0.0, np.nan]
-    painted = figures.map_picture(values, "jacobian")
+    painted = map_picture(values, "jacobian")
     assert painted.shape == (HEIGHT, WIDTH, 3) and painted.dtype == np.float32
     middle = colormaps["RdBu_r"](0.5)[:3]
     np.testing.assert_allclose(painted[1, 1], middle, atol=1e-6)
@@ -285,4 +286,4 @@ def test_a_map_is_painted_pixel_by_pixel_without_a_frame():
     np.testing.assert_allclose(lowest, colormaps["RdBu_r"](0.0)[:3], atol=1e-6)
     np.testing.assert_allclose(missing, [0x8C / 255] * 3, atol=1e-6)
     with pytest.raises(ValueError, match="expected a map named one of"):
-        figures.map_picture(values, "nothing")
+        map_picture(values, "nothing")

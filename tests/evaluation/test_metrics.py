@@ -121,8 +121,8 @@ def test_all_at_once_are_the_single_metrics(sources: list[np.ndarray]) -> None:
         "qabf": metrics.qabf(*sources),
         "qcv": metrics.qcv(*sources),
         "qvif": metrics.viff(*sources),
-        "qs": metrics.piella_q(*sources),
-        "qssim": metrics.ssim_sum(*sources),
+        "qs": metrics.structure(*sources).piella_q,
+        "qssim": metrics.structure(*sources).ssim_sum,
         "qcb": metrics.qcb(*sources),
         "qy": metrics.qy(*sources),
         "mi": metrics.mi_bits(*sources),
@@ -130,8 +130,8 @@ def test_all_at_once_are_the_single_metrics(sources: list[np.ndarray]) -> None:
         "sd": metrics.standard_deviation(fused),
         "sf": metrics.spatial_frequency(fused),
         "ag": metrics.average_gradient(fused),
-        "qssim_mean": metrics.ssim_sum(*sources) / 2,
-        "qw": metrics.piella_qw(*sources),
+        "qssim_mean": metrics.structure(*sources).ssim_sum / 2,
+        "qw": metrics.structure(*sources).piella_qw,
         "vif": metrics.vif_sum(*sources),
         "cc": metrics.cc(*sources),
         "scd": metrics.scd(*sources),
@@ -276,8 +276,8 @@ def test_two_flat_sources_weigh_half_each() -> None:
     fixed, reference = np.full((64, 64), 90.3), np.full((64, 64), 40.7)
     constant = (0.01 * 255) ** 2
     luminance = (2 * 90.3 * 40.7 + constant) / (90.3**2 + 40.7**2 + constant)
-    assert metrics.piella_q(fixed, reference, fixed) == pytest.approx((1 + luminance) / 2, abs=1e-6)
-    assert metrics.piella_qw(fixed, reference, fixed) == pytest.approx((1 + luminance) / 2, abs=1e-6)
+    assert metrics.structure(fixed, reference, fixed).piella_q == pytest.approx((1 + luminance) / 2, abs=1e-6)
+    assert metrics.structure(fixed, reference, fixed).piella_qw == pytest.approx((1 + luminance) / 2, abs=1e-6)
 
 
 def test_viff_goes_by_the_reference_where_the_gains_tie(sources: list[np.ndarray]) -> None:

@@ -19,7 +19,7 @@ from evaluation.report import pictures
 from evaluation.report.columns import METRICS, before_and_after
 from evaluation.report.index import write_index
 from evaluation.report.page import write_report
-from evaluation.report.pictures import PairImages, Scale
+from evaluation.report.pictures import ColorScale, PairImages
 from evaluation.report.plots import charts_of
 from evaluation.report.summary import facts_of, tiles_of
 from evaluation.report.table import groups_of
@@ -402,7 +402,7 @@ def test_what_the_page_is_for_and_how_it_was_made_stand_at_its_head(write):
 
 def test_colours_of_a_map_are_explained(write, tmp_path):
     pair = make_pairs(["case 2"])[0]._replace(extra={"Gate": np.ones((64, 80, 3))})
-    scale = Scale("0", "1", "weight", ["#000000", "#ffffff"])
+    scale = ColorScale("0", "1", "weight", ["#000000", "#ffffff"])
     write_report(tmp_path / "a.html", make_table(), [pair], "Run", scales={"Gate": scale})
     found = re.findall(r'id="scales">(.*?)</script>', (tmp_path / "a.html").read_text())
     assert json.loads(found[0])["Gate"] == scale._asdict()

@@ -7,7 +7,8 @@ import torch
 
 import EDARFusion_test_val
 from inference.pair_fuser import PairFuser
-from models.edarfusion import EDARFusion, Output
+from models.edarfusion import EDARFusion
+from models.outputs import Output
 from tests.examples import folders, picture, read_table, run_command
 from utils.imaging.images import read_image, write_image
 

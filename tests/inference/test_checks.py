@@ -7,8 +7,8 @@ from PIL import Image
 
 from data.pairs import PairFiles, sample_pairs
 from inference import checks
+from inference.fused_pair import FusedPair
 from inference.pair_fuser import PairFuser
-from inference.result_folder import FusedPair
 from tests.examples import REPOSITORY, SHAPE, folders, picture, read_table, run_command
 from utils.arguments import DEFAULT_CHECKPOINT
 from utils.imaging.images import read_image, write_image

@@ -7,6 +7,7 @@ import torch
 
 from data.pairs import PairFiles
 from inference.pair_fuser import PairFuser
+from inference.result_files import save_pair
 from inference.result_folder import ResultFolder
 from models.edarfusion import EDARFusion
 from models.expected_error import LEAST
@@ -41,10 +42,10 @@ def test_no_map_without_averaging_without_the_part_and_for_a_blank_image() -> No
 def test_the_map_is_saved_and_that_of_an_earlier_network_goes(tmp_path: Path) -> None:
     folder, image = ResultFolder(tmp_path, "CT", maps=True), head(128, 50)
     pair = PairFiles("a", tmp_path / "mri.png", tmp_path / "ct.png")
-    files = folder.save(pair, fuser()(image, image))
+    files = save_pair(folder, pair, fuser()(image, image))
     assert files["maps/expected_error"].is_file()
     assert "expected_error" in np.load(files["maps/values"])
-    folder.save(pair, fuser(False)(image, image))
+    save_pair(folder, pair, fuser(False)(image, image))
     assert not files["maps/expected_error"].exists() and folder.has_files("a")
 
 

@@ -12,7 +12,7 @@ from data.pairs import read_pair, sample_pairs
 from inference.multistart import register_from_afar
 from inference.pair_fuser import PairFuser
 from models.checkpoint import load_checkpoint
-from models.edarfusion import Output
+from models.outputs import Output
 from utils.arguments import DEFAULT_CHECKPOINT
 from utils.geometry.affine import flow_of, turn_about
 from utils.geometry.warp import compose, warp

@@ -7,7 +7,9 @@ import torch
 from kornia.color import rgb_to_grayscale, rgb_to_ycbcr
 
 from data.pairs import is_blank
-from inference.pair_fuser import PairFuser, endpoint_scores, without_drawn_out_border
+from inference.displacement import endpoint_scores
+from inference.pair_arrays import without_drawn_out_border
+from inference.pair_fuser import PairFuser
 from models.room import room_of, with_color
 from tests.examples import SHAPE, picture
 from utils.geometry.field_of_view import field_of_view

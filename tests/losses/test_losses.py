@@ -38,8 +38,9 @@ from losses.registration import (
     smoothness,
 )
 from models.eda_flowreg import CELL, FlowStep
-from models.edarfusion import EDARFusion, Registration
+from models.edarfusion import EDARFusion
 from models.fusion import plain_fusion
+from models.outputs import Registration
 from models.room import in_color, room_of
 from tests.examples import constant_flow, displacements, noise
 from utils.geometry.affine import affine_flow

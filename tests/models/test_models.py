@@ -10,11 +10,13 @@ from torch import Tensor
 
 from models.checkpoint import load_checkpoint
 from models.eda_flowreg import CELL, STEP, EDAFlowReg, FlowStep, Scale, correlate, expected_displacement, warp_phases
-from models.edarfusion import PRESETS, EDARFusion, Output, further_share
+from models.edarfusion import EDARFusion, further_share
 from models.encoder import Encoders, EntropyAtQuarter
 from models.frg_prereg import FRGPreReg
 from models.fusion import FlowGuidedFusion, alignment_consistency, changed_within, plain_fusion
 from models.layers import GaussianBlur, UNet, side_by_side
+from models.outputs import Output
+from models.presets import PRESETS
 from models.room import LEAST_BRIGHT, room_of
 from tests.examples import constant_flow, displacements, noise
 from utils.arguments import DEFAULT_CHECKPOINT

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from data.folds import read_folds
+from inference.systems import read_pairs
 from tests.examples import SAMPLE
 from tools import benchmark_pairs
-from tools.rank import read_pairs
 from utils.geometry.warp import apply_flow
 from utils.imaging.flows import load_flow
 from utils.imaging.images import read_image, write_image

@@ -45,7 +45,14 @@ class Fit(NamedTuple):
         return (np.float32(self.scale) * (points + flow) + self._shift() - points).astype(np.float32)
 
     def to_frame(self, flow: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Convert a displacement field for the original image to one for the fitted image, the way back."""
+        """Convert a displacement field for the original image to one for the fitted image, the way back.
+
+        Args:
+            flow: (2, H, W): aligned(p) = original(p + flow(p)), in the original image's pixels.
+
+        Returns:
+            (2, H, W), px of the frame.
+        """
         points = _points(flow.shape[1:])
         return ((points + flow - self._shift()) / np.float32(self.scale) - points).astype(np.float32)
 
@@ -98,7 +105,15 @@ def _points(size: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def before_sampling(image: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
-    """Blur an image that is to be sampled at every `scale`-th pixel, as far as that leaves pixels out."""
+    """Blur an image that is about to be sampled at every `scale`-th pixel, so that no pixel is left out.
+
+    Args:
+        image: (H, W) or (H, W, 3).
+        scale: distance of the samples, px. Up to 1.05 the image stays as it is.
+
+    Returns:
+        The image in the same shape, blurred by a Gaussian of 0.5 * sqrt(scale^2 - 1) px.
+    """
     return cv2.GaussianBlur(image, (0, 0), 0.5 * np.sqrt(scale**2 - 1)) if scale > 1.05 else image
 
 

@@ -18,7 +18,7 @@ def masked_means(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Average `masked_means` over the batch.
+    """Average `masked_means` of (B, C, H, W) and (B, 1, H, W) over the batch; return a scalar.
 
     Each image is normalised by itself. So the mean over two halves of a batch is the mean over the batch, and
     distributed training gives the gradients of one process.
@@ -45,5 +45,8 @@ def foreground(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def as_weight(mask: Tensor) -> Tensor:
-    """Add a small weight everywhere: a mask may be empty, or one row or column wide, and a fit must stay defined."""
+    """Add a small weight everywhere in a mask (B, 1, H, W).
+
+    It may be empty, or one row or column wide, and a fit must stay defined.
+    """
     return mask + 1e-4

@@ -151,8 +151,8 @@ def _check_stumps(path: Path, files: list[Path]) -> None:
     others = (p for p in (entries(path) if path.is_dir() else ()) if not p.is_dir() and p not in files)
     alike = (p for p in others if p.suffix.lower() in suffixes or p.suffix[1:].isdecimal())
     for file in (*files, *sorted(alike)):
-        if found := lacking(file):
-            raise ImageError.at(file, "a DICOM file" if path.is_file() else "a slice of the series", found)
+        if lack := lacking(file):
+            raise ImageError.at(file, "a DICOM file" if path.is_file() else "a slice of the series", lack)
 
 
 class _NoImage(ImageError):

@@ -37,15 +37,15 @@ def flow_files(folder: str | os.PathLike) -> dict[str, Path]:
     Raises:
         FileError: the folder cannot be read, or holds a name in two formats.
     """
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for path in sorted(entries(folder)):
         suffix = _suffix(path)
         if suffix is None:
             continue
         name = unicodedata.normalize("NFC", path.name[: -len(suffix)])
-        if (other := found.setdefault(name, path)) != path:
+        if (other := files.setdefault(name, path)) != path:
             raise FileError.at(folder, "one displacement field a name", f"{other.name} and {path.name}")
-    return found
+    return files
 
 
 def _suffix(path: str | os.PathLike) -> str | None:
@@ -92,7 +92,7 @@ def write_itk_image(path: str | os.PathLike, image: "sitk.Image") -> None:
 
 
 def shear(axes: NDArray[np.float64]) -> float:
-    """Measure the largest deviation of axes, columns of length 1, from right angles: degrees."""
+    """Measure how far axes (N, N), columns of length 1, deviate from right angles at most: degrees."""
     return float(np.degrees(np.arcsin(np.abs(axes.T @ axes - np.eye(len(axes))).max().clip(0, 1))))
 
 
@@ -137,8 +137,8 @@ def load_flow(path: str | os.PathLike, *sizes: tuple[int, int] | None) -> NDArra
 
 
 def _read_array(path: str | os.PathLike) -> NDArray:
-    if found := lacking(path):
-        raise FileError.at(path, "a flow (NumPy array)", found)
+    if lack := lacking(path):
+        raise FileError.at(path, "a flow (NumPy array)", lack)
     try:
         flow = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -152,17 +152,17 @@ def _read_by_itk(path: str | os.PathLike) -> NDArray[np.float64]:
     """Read vectors in mm of a flat image, as px: (2, H, W)."""
     import SimpleITK as sitk
 
-    if found := lacking(path):
-        raise FileError.at(path, "a displacement field (.mha, .nii.gz)", found)
+    if state := lacking(path):
+        raise FileError.at(path, "a displacement field (.mha, .nii.gz)", state)
     try:
         image = sitk.ReadImage(os.fspath(path))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise FileError.at(path, "a displacement field (.mha, .nii.gz)", f"a damaged file ({reason})") from error
     if image.GetDimension() != 2 or image.GetNumberOfComponentsPerPixel() != 2:
-        found = f"{image.GetDimension()} axes, {image.GetNumberOfComponentsPerPixel()} numbers a pixel"
+        state = f"{image.GetDimension()} axes, {image.GetNumberOfComponentsPerPixel()} numbers a pixel"
         hint = "; fields of volumes are carried by python -m tools.carry" if image.GetDimension() == 3 else ""
-        raise FileError.at(path, "the field of an image: two axes, two numbers a pixel", found + hint)
+        raise FileError.at(path, "the field of an image: two axes, two numbers a pixel", state + hint)
     if not np.allclose(image.GetDirection(), (1, 0, 0, 1)):
         raise FileError.at(path, "axes along columns and rows", f"a direction of {image.GetDirection()}")
     return np.moveaxis(sitk.GetArrayFromImage(image) / image.GetSpacing(), -1, 0)

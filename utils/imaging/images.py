@@ -165,8 +165,8 @@ def is_tiff(data: bytes) -> bool:
 def _levels(path: str | os.PathLike) -> np.ndarray:
     """Read the first image of a file as float32 in [0, 1], (H, W) or (H, W, 3)."""
     path = Path(path)
-    if found := lacking(path):
-        raise ImageError.at(path, "an image file", found)
+    if lack := lacking(path):
+        raise ImageError.at(path, "an image file", lack)
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -250,7 +250,7 @@ def _scaled(path: str | os.PathLike, image: Image.Image) -> np.ndarray:
 
 
 def check_floats(path: str | os.PathLike, values: np.ndarray) -> None:
-    """Check that values lie in [0, 1].
+    """Check that values, of any shape (H, W, ...), lie in [0, 1].
 
     Raises:
         ImageError: they do not, or some are NaN or infinity.

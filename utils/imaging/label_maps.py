@@ -28,8 +28,8 @@ def read_label_map(path: str | os.PathLike) -> NDArray[np.int32]:
         ImageError: the file cannot be read, has been compressed with losses, or holds colours or fractions.
     """
     path = Path(path)
-    if found := lacking(path):
-        raise ImageError.at(path, LABELS, found)
+    if lack := lacking(path):
+        raise ImageError.at(path, LABELS, lack)
     if path.suffix.lower() in LOSSY:
         raise ImageError.at(path, LABELS, f"{path.suffix}, whose compression invents values")
     try:

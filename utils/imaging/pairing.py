@@ -40,13 +40,13 @@ def list_files(folder: str | os.PathLike, suffixes: tuple[str, ...], kind: str) 
     """
     folder = Path(folder)
     if not os.path.isdir(folder):
-        found = "a file" if os.path.isfile(folder) else f"{lacking(folder)}"
-        raise ImageError.at(folder, f"a folder of {kind}s", found)
+        state = "a file" if os.path.isfile(folder) else f"{lacking(folder)}"
+        raise ImageError.at(folder, f"a folder of {kind}s", state)
     files = [path for path in entries(folder) if not path.is_dir()]
     chosen = sorted((path for path in files if path.name.lower().endswith(suffixes)), key=_natural_key)
     if not chosen:
-        found = next((f"{path.name}, {reason}" for path in sorted(files) if (reason := lacking(path))), "none")
-        raise ImageError.at(folder, f"{kind}s ({' '.join(suffixes)})", found)
+        state = next((f"{path.name}, {reason}" for path in sorted(files) if (reason := lacking(path))), "none")
+        raise ImageError.at(folder, f"{kind}s ({' '.join(suffixes)})", state)
     others = sorted(path.name for path in files if path not in chosen and not path.name.lower().endswith(BESIDE))
     if others and suffixes == IMAGE_SUFFIXES:
         log.warning(printable(f"{folder}: no images by their names, left out: {listed(others)}"))
@@ -96,12 +96,12 @@ def pair_files(*, left_out: list[str] | None = None, **folders: str | os.PathLik
                 raise ImageError.at(folder, "one image a name", f"{path.name} twice, in two forms of Unicode")
     first, *others = images
     for other in others:
-        for here, there in ((first, other), (other, first)):
-            missing = [stem for stem in images[here] if stem not in images[there]]
+        for role, partner in ((first, other), (other, first)):
+            missing = [stem for stem in images[role] if stem not in images[partner]]
             if missing:
                 listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-                expected = f"a {_named(there)} for each {_named(here)} in {given[here]}"
-                error = ImageError.at(given[there], expected, f"none for {listed}")
+                expected = f"a {_named(partner)} for each {_named(role)} in {given[role]}"
+                error = ImageError.at(given[partner], expected, f"none for {listed}")
                 if left_out is None:
                     raise error
                 left_out.append(str(error))

@@ -65,8 +65,8 @@ def places_of(path: str | os.PathLike, positions: NDArray[np.float64], names: li
     along = (positions - positions[0]) @ line
     beside = np.linalg.norm(positions - positions[0] - along[:, None] * line, axis=1)
     if beside.max() > UNEVEN * size:
-        found = f"{names[int(beside.argmax())]} {beside.max():.3f} mm beside it"
-        raise ImageError.at(path, "slices along one straight line", found)
+        state = f"{names[int(beside.argmax())]} {beside.max():.3f} mm beside it"
+        raise ImageError.at(path, "slices along one straight line", state)
     widest, narrowest = int(lengths.argmax()), int(lengths.argmin())
     gap = f"{lengths[widest]:.3f} mm from {names[widest]} to {names[widest + 1]}"
     if lengths[widest] > LARGEST_GAP:
@@ -123,5 +123,5 @@ def _check_one_a_place(path: str | os.PathLike, lengths: NDArray[np.float64], na
         return
     first = np.flatnonzero(none & ~np.insert(none[:-1], 0, False))  # where a run of such steps begins
     several = dict.fromkeys(names[first[0] : first[0] + 2])
-    found = f"{counted(len(first), 'place')} with several, such as {' and '.join(several)}"
-    raise ImageError.at(path, "one slice a place (one time, one acquisition)", found)
+    state = f"{counted(len(first), 'place')} with several, such as {' and '.join(several)}"
+    raise ImageError.at(path, "one slice a place (one time, one acquisition)", state)

@@ -79,8 +79,8 @@ def _check_kind(path: Path, page: TiffPage) -> int:
     more = page.samplesperpixel - channels
     # One more channel of RGB is transparency, whether the file says so or not.
     if more and (more > 1 or channels == 1 and page.extrasamples[:1] not in ((1,), (2,))):
-        found = f"{page.samplesperpixel} channels of {'grey' if channels == 1 else 'colour'}"
-        raise ImageError.at(path, "one channel of grey or three of colour, beside transparency", found)
+        state = f"{page.samplesperpixel} channels of {'grey' if channels == 1 else 'colour'}"
+        raise ImageError.at(path, "one channel of grey or three of colour, beside transparency", state)
     if page.imagedepth != 1:
         raise ImageError.at(path, "a TIFF of two dimensions", f"a depth of {page.imagedepth}")
     if isinstance(page.bitspersample, tuple) or isinstance(page.sampleformat, tuple):
@@ -98,10 +98,10 @@ def _check_extent(page: TiffPage, length: int) -> None:
     """
     if page.is_tiled and page.tilewidth * page.tilelength * page.tiledepth > MAX_PIXELS:
         raise ValueError(f"tiles of {page.tilewidth} x {page.tilelength} pixels")
-    wanted = int(np.prod(page.chunked))
-    parts = list(zip(page.dataoffsets, page.databytecounts, strict=True))[:wanted]
-    if not page.is_contiguous and len(parts) < wanted:
-        raise ValueError(f"{len(parts)} of {wanted} strips")
+    strips = int(np.prod(page.chunked))
+    parts = list(zip(page.dataoffsets, page.databytecounts, strict=True))[:strips]
+    if not page.is_contiguous and len(parts) < strips:
+        raise ValueError(f"{len(parts)} of {strips} strips")
     if any(count <= 0 or offset <= 0 or offset + count > length for offset, count in parts):
         raise ValueError("strips beyond the end of the file")
 

@@ -133,8 +133,8 @@ def read_volume(path: str | os.PathLike, frame: int | None = None) -> Volume:
     if not os.path.exists(path):
         raise ImageError.at(path, "a NIfTI, FreeSurfer or DICOM file or a folder of DICOM files", f"{lacking(path)}")
     if not is_volume(path):
-        found = "a folder without DICOM files" if path.is_dir() else repr(path.name)
-        raise ImageError.at(path, "a .nii, .nii.gz, .mgz or DICOM file or a folder of DICOM files", found)
+        state = "a folder without DICOM files" if path.is_dir() else repr(path.name)
+        raise ImageError.at(path, "a .nii, .nii.gz, .mgz or DICOM file or a folder of DICOM files", state)
     by_nibabel = path.name.lower().endswith(VOLUME_SUFFIXES) and path.is_file()
     array, affine, about = _read_by_nibabel(path, frame) if by_nibabel else read_dicom(path, frame)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
@@ -226,7 +226,9 @@ def robust_window(slices: np.ndarray) -> tuple[float, float]:
 
 
 def looks_like_hu(slices: np.ndarray) -> bool:
-    """Return True if values are plausibly Hounsfield units: air, under -200, in at least 1 % of the voxels, and tissue.
+    """Return True if values (Z, Y, X) are plausibly Hounsfield units.
+
+    That is air, under -200, in at least 1 % of the voxels, and tissue.
 
     To be asked of CT: emission images with noise below zero look the same.
     """
@@ -276,8 +278,8 @@ def _to_nifti(slices: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
 def _read_by_nibabel(path: Path, frame: int | None) -> tuple[np.ndarray, np.ndarray, dict]:
     """Read array (X, Y, Z) in float32 and affine of a NIfTI or FreeSurfer file, and further attributes of `Volume`."""
     kind = "NIfTI" if path.name.lower().endswith(NIFTI_SUFFIXES) else "FreeSurfer"
-    if found := lacking(path):
-        raise ImageError.at(path, f"a {kind} file", found)
+    if state := lacking(path):
+        raise ImageError.at(path, f"a {kind} file", state)
     try:
         image = nib.load(path)
     except nib.filebasedimages.ImageFileError as error:
@@ -288,11 +290,11 @@ def _read_by_nibabel(path: Path, frame: int | None) -> tuple[np.ndarray, np.ndar
     if not isinstance(image, nib.Nifti1Image | nib.MGHImage):
         raise ImageError.at(path, f"a {kind} file", type(image).__name__)
     if len(image.shape) < 2 or 0 in image.shape or np.prod(image.shape[4:]) != 1:
-        found = f"{len(image.shape)}D, shape {image.shape}"
-        raise ImageError.at(path, "a slice (2D), a volume (3D) or volumes in time (4D)", found)
+        state = f"{len(image.shape)}D, shape {image.shape}"
+        raise ImageError.at(path, "a slice (2D), a volume (3D) or volumes in time (4D)", state)
     if image.get_data_dtype().kind not in "iuf":
-        found = f"data type {image.header.get_value_label('datatype')}"
-        raise ImageError.at(path, "one real number a voxel", found)
+        state = f"data type {image.header.get_value_label('datatype')}"
+        raise ImageError.at(path, "one real number a voxel", state)
     check_voxels(path, image.shape[:3])
     chosen, note = choose_frames(path, int(np.prod(image.shape[3:])), frame)
     try:
