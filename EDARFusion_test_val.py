@@ -1,12 +1,12 @@
 """Align and fuse pairs of an MRI and a CT, PET or SPECT image with a trained network, and score the results.
 
 examples:
-  python EDARFusion_test_val.py                                       fuse the embedded sample
-  python EDARFusion_test_val.py --modality CT --fixed mri.png --moving ct.png --output out
-  python EDARFusion_test_val.py --modality CT --fixed MRI --moving CT --label CT_label --save-flow --save-maps
-  python EDARFusion_test_val.py --modality CT --fixed mri.nii.gz --moving ct.nii.gz --prealign rigid
+  python EDARFusion_test_val.py                     # fuse the embedded sample
+  python EDARFusion_test_val.py --modality CT --fixed mri.png --moving ct.png
+  python EDARFusion_test_val.py --fixed MRI --moving PET --save-maps
+  python EDARFusion_test_val.py --fixed mri.nii --moving ct.nii --save-flow
   python EDARFusion_test_val.py --csv pairs.csv --root DATA --split val
-  torchrun --nproc_per_node=2 EDARFusion_test_val.py --csv pairs.csv  two processes share the pairs
+  torchrun --nproc_per_node=2 EDARFusion_test_val.py --csv pairs.csv # 2 GPUs
 
 Images of folders are matched by file name. Results go to OUTPUT/MODALITY: fused and aligned images, metrics.csv and
 report.html. Ctrl-C ends after the current pair; --resume continues. See docs/using.md.
@@ -42,7 +42,7 @@ PROGRAM = "EDARFusion_test_val"
 
 def parse_arguments(arguments: list[str] | None = None) -> Options:
     """Read the options, checked as far as they go together."""
-    parser = OneLineParser(PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(PROGRAM, description=__doc__)
     add_pairs(parser.add_argument_group("pairs (default: the embedded sample)"))
     add_marks(parser.add_argument_group("marks on the images"))
     add_volumes(parser.add_argument_group("volumes"))
@@ -69,9 +69,8 @@ def add_pairs(group: argparse._ArgumentGroup) -> None:
                        help="folder that the paths of the table start from (default: that of the table)")
     group.add_argument("--split", type=split_name, choices=SPLITS, help="rows of the table to take (default: all)")
     group.add_argument("--fit", choices=("heads", "none"), default="heads",
-                       help="how to bring a moving image of another size, or a CT whose head is far larger or smaller, "
-                            "to the frame of the fixed one: so that the heads match roughly, or not at all, which "
-                            "refuses other sizes (default: %(default)s)")
+                       help="heads: scale a moving image of another size, or a CT whose head is far larger or smaller, "
+                            "so that both heads match roughly; none: refuse other sizes (default: %(default)s)")
 
 
 def add_marks(group: argparse._ArgumentGroup) -> None:
@@ -114,8 +113,8 @@ def add_network(group: argparse._ArgumentGroup) -> None:
                        help="number of registrations, each on the result of the one before; 0 only fuses pairs that "
                             "are aligned already (default: that of the checkpoint)")
     group.add_argument("--average", action=argparse.BooleanOptionalAction,
-                       help="average four estimates, both directions of the pair and of its mirror image, and shorten "
-                            "the global displacement where they disagree (default: that of the checkpoint)")
+                       help="average four estimates (both directions, also of the mirrored pair), and shorten the "
+                            "displacement where they disagree (default: that of the checkpoint)")
     group.add_argument("--no-multistart", dest="multistart", action="store_false",
                        help="do not try other poses for pairs that lie far apart")
 
@@ -123,8 +122,8 @@ def add_network(group: argparse._ArgumentGroup) -> None:
 def add_colors(group: argparse._ArgumentGroup) -> None:
     """Add the options of how fused images show a tracer."""
     group.add_argument("--colour", "--color", dest="color", choices=COLOR_MODES, default=COLOR_MODES[0],
-                       help="keep: hue and saturation stay the tracer's, and the MRI's detail takes the room left; "
-                            "luma: the usual way, colours go pale where the MRI is bright (default: %(default)s)")
+                       help="keep: keep the tracer's hue and saturation, and show the MRI's detail as far as they allow; "
+                            "luma: the usual way, colours turn pale where the MRI is bright (default: %(default)s)")
     group.add_argument("--colormap", type=colormap_name, metavar="NAME", default="hot",
                        help="colour scale for grey images: pet, spect, or one of matplotlib; gray keeps them grey "
                             "(default: %(default)s)")
@@ -139,8 +138,8 @@ def add_results(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--save-flow", action="store_true",
                        help="write displacement fields and their inverses: flow/NAME.npy, flow_inverse/NAME.npy")
     group.add_argument("--flow-format", choices=FLOW_FORMATS, metavar="FORMAT",
-                       help=f"of these, one of {', '.join(FLOW_FORMATS)} (default: npy, in px); the others are fields "
-                            "in mm, LPS, for ITK and ANTs")
+                       help=f"format of displacement fields: {', '.join(FLOW_FORMATS)} (default: npy, in px); the others "
+                            "are in mm, LPS, for ITK and ANTs")
     group.add_argument("--save-maps", action="store_true",
                        help="write entropy, gate, reliability and the other maps: maps/MAP/NAME.png and, as numbers, "
                             "maps/values/NAME.npz")

@@ -2,7 +2,7 @@
 
     python -m tools.apply_flow --images DIR --flow out/PET/flow --output DIR
     python -m tools.apply_flow --images DIR --labels --flow out/CT/flow --output DIR
-    python -m tools.apply_flow --points DIR --flow out/CT/flow --output DIR [--inverse]
+    python -m tools.apply_flow --points DIR --flow out/CT/flow --output DIR
 
 Images are another rendering of the moving images, such as the uptake in grey beside the colour picture that was
 aligned. What is written has 8 bits, also where the image has 16; `utils.geometry.warp.apply_flow` keeps all digits. Of

@@ -2,7 +2,7 @@
 
     pip install -r requirements-baselines.txt
     python -m tools.misalign --root DATA --output BENCH
-    python -m tools.baselines --csv BENCH/pairs.csv --output BASELINES [--results BSAFusion=DIR]
+    python -m tools.baselines --csv BENCH/pairs.csv --output BASELINES
 
 Registers each pair by mutual information (rigid, affine, B-splines, ANTs SyN) and by the checkpoint. What a baseline
 has aligned is fused by the network without a registration (``--passes 0``), so that the fused images differ by the

@@ -1,7 +1,7 @@
 """The fixed pairs on which any systems can be ranked (`tools.rank`), with the exact truth and checksums.
 
-    python -m tools.benchmark_pairs --root DATA --output BENCH          # DATA: the Harvard atlas, as for training
-    python -m tools.benchmark_pairs --unaligned DIR --output FILE.csv   # a table of BSAFusion's public unaligned pairs
+    python -m tools.benchmark_pairs --root DATA --output BENCH        # the atlas
+    python -m tools.benchmark_pairs --unaligned DIR --output FILE.csv # BSAFusion's
 
 The first checks that the images below DATA are those of the draw, misaligns them by the deformations that come with the
 project, and writes the pairs as `tools.misalign` does; ``pairs.csv`` names the patient of each pair (group), and the

@@ -1,7 +1,9 @@
 """Carry label maps, further volumes and landmarks along with the results of a pair of volumes.
 
-    python -m tools.carry --results out/CT --fixed mri.nii.gz --volume labels.nii.gz --labels --output carried.nii.gz
-    python -m tools.carry --results out/CT --points fixed.csv --truth moving.csv --output found.csv
+    python -m tools.carry --results out/CT --fixed mri.nii.gz \\
+        --volume labels.nii.gz --labels --output carried.nii.gz
+    python -m tools.carry --results out/CT --points fixed.csv \\
+        --truth moving.csv --output found.csv
 
 The results need pose.tfm or a displacement field (--save-flow), or both. A volume of the moving space comes onto the
 fixed grid in one step, unless it is of another modality than the results. Points, in columns x, y, z of RAS mm as in

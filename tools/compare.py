@@ -1,7 +1,9 @@
 """Compare the output of several methods on the same pairs of one modality, metric by metric.
 
-    python -m tools.compare --modality CT --fixed MRI --label CT_label --moving CT --output comparison --ours mine \\
-        --system mine results/CT/fused results/CT/aligned --system other OTHER/fused -
+    python -m tools.compare --modality CT --fixed MRI --label CT_label --moving CT \\
+        --output comparison --ours mine \\
+        --system mine results/CT/fused results/CT/aligned \\
+        --system other OTHER/fused -
 
 Images are matched by file name. Colour is scored on its luma (BT.601). Prints a table, and writes MODALITY.md (means
 with 95 % intervals and tests), MODALITY.csv (the same figures), MODALITY_pairs.csv (every pair) and MODALITY.png (means

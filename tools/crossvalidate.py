@@ -1,7 +1,8 @@
 """Train and score a network on folds by patient: every patient is validated on once.
 
-    python -m tools.crossvalidate --root HARVARD --output FOLDS -- --preset fast --minutes 60
-    python -m tools.crossvalidate --root HARVARD --output FOLDS --tables       # only fold1.csv, fold2.csv, ...
+    python -m tools.crossvalidate --root HARVARD --output FOLDS \\
+        -- --preset fast --minutes 60
+    python -m tools.crossvalidate --root HARVARD --output FOLDS --tables  # CSV alone
 
 What follows `--` goes to `EDARFusion_train.py`, once a fold. A fold whose run was broken off is resumed; one that has
 ended is only scored. `scores.csv` in FOLDS has a row a pair. `data/folds.csv` holds the folds of the Harvard pairs.

@@ -1,7 +1,9 @@
 """Train and check the map of expected errors of a network whose registration is finished.
 
-    python -m tools.expected_error fit CHECKPOINT TARGET --root HARVARD --heads HEADS
-    python -m tools.expected_error calibrate CHECKPOINT TARGET --root HARVARD --folds FOLDS
+    python -m tools.expected_error fit CHECKPOINT TARGET \\
+        --root HARVARD --heads HEADS
+    python -m tools.expected_error calibrate CHECKPOINT TARGET \\
+        --root HARVARD --folds FOLDS
     python -m tools.expected_error check CHECKPOINT --root HARVARD --heads HEADS
 
 `fit` trains on mistakes that the registration makes on the validation pairs of HARVARD and on heads simulated anew; all

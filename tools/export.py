@@ -1,6 +1,6 @@
 """Write a trained network as an ONNX file for images of one size, and check it with onnxruntime.
 
-    python -m tools.export --checkpoint checkpoints/edarfusion.safetensors --output edarfusion.onnx --size 256 256
+    python -m tools.export --output edarfusion.onnx --size 256 256
 
 Inputs of the graph are `fixed` and `moving`, float32 (1, 1, H, W) in [0, 1]. Outputs are `fused` and `aligned`
 (1, 1, H, W) and `flow` (1, 2, H, W) in px: aligned(p) = moving(p + flow(p)), channel 0 is x. Passes and averaging are

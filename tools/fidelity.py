@@ -1,6 +1,7 @@
 """Compare what fused images of several systems show of the findings, beside the usual metrics, over all modalities.
 
-    python -m tools.fidelity --data BENCHMARK --system EDARFusion RESULTS --system BSAFusion PUBLISHED --output DIR
+    python -m tools.fidelity --data BENCHMARK --output DIR \\
+        --system EDARFusion RESULTS --system BSAFusion PUBLISHED
 
 BENCHMARK has the folders M-MRI/MRI, M-MRI/CT_label, M-MRI/PET_label_RGB and M-MRI/SPECT_label_RGB. A system's folder
 has, for each modality M, a folder M (as the test command writes it) or M-MRI with aligned/ and fused/ or fused_rgb/.

@@ -1,7 +1,7 @@
 """Simulated pairs of an MRI slice and an aligned CT, PET or SPECT slice, and the embedded sample made of them.
 
-    python -m tools.make_sample --output DIR [--seed 0]         # the embedded sample
-    python -m tools.make_sample --training 80 --output DIR      # aligned pairs to train on, 80 of each modality
+    python -m tools.make_sample --output DIR                # the embedded sample
+    python -m tools.make_sample --training 80 --output DIR  # pairs to train on
 
 Everything here is simulated: the anatomy is the ICBM152 2009a template (T1, grey and white matter at 1 mm, brain
 only) that the nilearn package carries, the skull and scalp are shells around it, and the contrasts follow from tissue

@@ -1,6 +1,6 @@
 """Make a benchmark of aligned pairs: misalign each moving image by a known deformation.
 
-    python -m tools.misalign --root DATA --output BENCH [--modality CT] [--split val] [--rotation 10] [--size 200 256]
+    python -m tools.misalign --root DATA --output BENCH --split val --rotation 10
     python EDARFusion_test_val.py --csv BENCH/pairs.csv
 
 writes ``BENCH/MODALITY/{fixed,moving,label}/NAME.png``, the true displacement fields ``flow/NAME.npy`` and the table

@@ -1,7 +1,9 @@
 """Write weights to pass on: a checkpoint in half precision, without training state and without paths of this machine.
 
-    python -m tools.publish runs/all-001/last.safetensors mine.safetensors --average --passes 2
-    python -m tools.publish runs/all-002/last.safetensors mine.safetensors --blend mine_before.safetensors --share 0.5
+    python -m tools.publish runs/all-001/last.safetensors mine.safetensors \\
+        --average --passes 2
+    python -m tools.publish runs/all-002/last.safetensors mine.safetensors \\
+        --blend mine_before.safetensors --share 0.5
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Rank the results of any systems on the same pairs, all scored from their files by one function.
 
-    python -m tools.rank --csv BENCH/pairs.csv --results EDARFusion=results --results Mine=my_results --output RANKING
+    python -m tools.rank --csv BENCH/pairs.csv --output RANKING \\
+        --results EDARFusion=results --results Mine=my_results
 
 A folder of results holds, for each modality, MODALITY/fused, MODALITY/aligned (images) and MODALITY/flow (NAME.npy), as
 the test command writes them; each of the three may be missing. Writes a Markdown report, the figures as CSV, the scores

@@ -1,7 +1,8 @@
 """Score fused and aligned images of any method. Images are matched by file name, colour is scored on its luma (BT.601).
 
-    python -m tools.score --fixed MRI --reference CT_label --fused FUSED --csv scores.csv
-    python -m tools.score --fixed MRI --reference LABEL --fused FUSED --aligned ALIGNED --label LABEL --csv scores.csv
+    python -m tools.score --fixed MRI --reference LABEL --fused FUSED --csv scores.csv
+    python -m tools.score --fixed MRI --reference LABEL --fused FUSED \\
+        --aligned ALIGNED --label LABEL --csv scores.csv
 """
 
 import argparse

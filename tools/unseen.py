@@ -1,7 +1,7 @@
 """Measure how well a network aligns heads that it was not trained on.
 
-    python -m tools.unseen --heads HEADS                      # simulated on the heads of the split test
-    python -m tools.unseen --root HARVARD --csv fold1.csv     # the validation pairs of a table
+    python -m tools.unseen --heads HEADS                   # simulated pairs
+    python -m tools.unseen --root HARVARD --csv fold1.csv  # pairs of a table
 
 Endpoint errors are in px of 256, inside the head. `removed` is the share of zero flow's error that the estimate takes
 away, with a 95 % interval by resampling patients. Labels of real pairs contain a small misalignment. `own` is free of

@@ -1,7 +1,7 @@
 """Measure how well volumes are brought together, on simulated pairs whose truth is known.
 
-    python -m tools.volume_accuracy --mri ecog_T1.mgz --labels ecog_aparc+aseg.mgz --poses 20
-    python -m tools.volume_accuracy --mri ecog_T1.mgz --labels ecog_aparc+aseg.mgz --poses 2 --deform
+    python -m tools.volume_accuracy --mri T1.mgz --labels aparc+aseg.mgz --poses 20
+    python -m tools.volume_accuracy --mri T1.mgz --labels aparc+aseg.mgz --deform
 
 The moving volumes are CT and PET in turn, painted on the labels of the MRI's own head. They are turned by up to 15
 degrees about all axes and shifted by up to 25 mm along each, in voxels of other sizes and thick slices of other planes.
@@ -35,7 +35,7 @@ from inference.volume_field import VolumeField
 from inference.volume_pair import BRAIN_WINDOW, VolumePair
 from inference.volume_registration import jump, register_volume
 from models.checkpoint import load_checkpoint
-from tools.make_heads import SPACING, slices_of_volume
+from tools.make_heads import SLICE_STEP, slices_of_volume
 from utils.arguments import OneLineParser, add_checkpoint, natural, positive, print_anywhere
 from utils.command import run_command
 from utils.files import write_bytes
@@ -91,14 +91,14 @@ class Head(NamedTuple):
 
 
 def read_head(mri: str, labels: str | None) -> Head:
-    """Read a head at 1 mm, with a slice every `SPACING` mm.
+    """Read a head at 1 mm, with a slice every `SLICE_STEP` mm.
 
     Raises:
         FileError: a file cannot be read.
     """
     slices = list(slices_of_volume(mri, labels))
-    affine = np.diag([-1.0, -1.0, SPACING, 1.0])
-    affine[:3, 3] = 127.5, 127.5, -SPACING * len(slices) / 2
+    affine = np.diag([-1.0, -1.0, SLICE_STEP, 1.0])
+    affine[:3, 3] = 127.5, 127.5, -SLICE_STEP * len(slices) / 2
     return Head(np.stack([x.mri for x in slices]), np.stack([x.tissue for x in slices]), affine)
 
 
@@ -198,8 +198,8 @@ def score(pair: SimulatedPair, fuse: PairFuser | None, picture: Path | None = No
         field = register(pair, pose, fuse)
         after = sitk.CompositeTransform([pose, field.transform(pair.fixed)])
         row |= {"all": error(pair, after), "all_seconds": time.perf_counter() - start}
-        # A step is SPACING mm: at 1 mm it is that share of it.
-        row["jump"] = jump(field.flows) / SPACING
+        # A step is SLICE_STEP mm: at 1 mm it is that share of it.
+        row["jump"] = jump(field.flows) / SLICE_STEP
         if picture:
             draw(pair, {"by the headers": None, "after the pose": pose, "after all": after}, picture)
     return row
@@ -220,7 +220,7 @@ def draw(pair: SimulatedPair, transforms: dict[str, sitk.Transform | None], path
     figure = new_figure(3 * len(views), 3.2)
     figure.set_layout_engine("constrained")
     for panel, (title, view) in zip(figure.subplots(1, len(views)), views.items(), strict=True):
-        panel.imshow(view, cmap="gray", vmin=0, vmax=1, aspect=SPACING)
+        panel.imshow(view, cmap="gray", vmin=0, vmax=1, aspect=SLICE_STEP)
         panel.contour(gaussian_filter(views["MRI"], 1), [0.25], colors="tab:orange", linewidths=0.7)
         panel.set(title=title, xticks=[], yticks=[])
     save_figure(path, figure)

@@ -130,11 +130,11 @@ def parse_arguments(arguments: list[str] | None = None) -> Options | Resumption:
 _EXAMPLES = """Train EDARFusion on pairs of truly aligned images. The registration comes first, the fusion last.
 
 examples:
-  python EDARFusion_train.py --root DATA --minutes 90         train on all modalities below DATA for 90 minutes
+  python EDARFusion_train.py --root DATA --minutes 90  # all modalities
   python EDARFusion_train.py --root DATA --modality CT --epochs 100
-  python EDARFusion_train.py --resume runs/all-001            go on with a run that was broken off
-  python EDARFusion_train.py --resume runs/all-001 --minutes 180          prolong a run
-  torchrun --nproc_per_node=2 EDARFusion_train.py --root DATA --minutes 90          two processes or GPUs
+  python EDARFusion_train.py --resume runs/all-001         # go on after Ctrl-C
+  python EDARFusion_train.py --resume runs/all-001 --minutes 180  # prolong it
+  torchrun --nproc_per_node=2 EDARFusion_train.py --root DATA --epochs 50
 
 DATA holds folders CT-MRI, PET-MRI and SPECT-MRI, each with a folder MRI and one named after the other modality.
 Ctrl-C saves the run and ends it. See docs/training.md."""
@@ -146,8 +146,7 @@ def _flag(name: str) -> str:
 
 def _parser() -> OneLineParser:
     """Make the parser. Its result holds only what was given; the defaults are those of `Options`."""
-    parser = OneLineParser("EDARFusion_train", description=_EXAMPLES, argument_default=argparse.SUPPRESS,
-                           formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = OneLineParser("EDARFusion_train", description=_EXAMPLES, argument_default=argparse.SUPPRESS)
     _add_data(parser.add_argument_group("data"))
     _add_run(parser.add_argument_group("run"))
     _add_optimisation(parser.add_argument_group("network and optimisation"))
@@ -181,8 +180,8 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
                        help="share of steps that first align the pairs by the network itself and train on what is left "
                        f"{_default('second_pass')}")
     group.add_argument("--repeat-after", type=positive, metavar="EPOCHS",
-                       help="show the draws of so many epochs again and again; the fusion then registers each once, "
-                       "which saves most of its time on a CPU (default: draw anew always)")
+                       help="repeat the random deformations of this many epochs; the fusion then registers each pair "
+                            "once, which saves most of its time on a CPU (default: always draw new ones)")
 
 
 def _add_run(group: argparse._ArgumentGroup) -> None:
@@ -219,7 +218,7 @@ def _add_optimisation(group: argparse._ArgumentGroup) -> None:
                        help="share of the registration's deeper channels that each step leaves out "
                        f"{_default('dropout')}")
     group.add_argument("--averaging", type=share, metavar="SHARE",
-                       help=f"decay of the running mean of the weights, which is what is kept {_default('averaging')}")
+                       help=f"decay of the running mean of the weights; the mean is saved {_default('averaging')}")
     group.add_argument("--seed", type=natural, metavar="N",
                        help=f"seed of the first weights and of all random draws {_default('seed')}")
 

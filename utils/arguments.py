@@ -5,7 +5,9 @@ A type raises an error that argparse prints with the name of the option.
 
 import argparse
 import io
+import shutil
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,11 +35,25 @@ VERSION = "0.1.0"
 """Version of the project, as `--version` of every command prints it."""
 
 
+class _HelpFormatter(argparse.HelpFormatter):
+    """Wraps paragraphs to the terminal, to 100 columns at most. A paragraph with indented lines keeps its lines."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=min(shutil.get_terminal_size().columns - 2, 100))
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.strip().split("\n\n")
+        return "\n\n".join(
+            paragraph if "\n " in f"\n{paragraph}" else textwrap.fill(paragraph, width, break_on_hyphens=False)
+            for paragraph in paragraphs
+        )
+
+
 class OneLineParser(argparse.ArgumentParser):
-    """Parser with `--version`. Its description keeps its lines, its errors are one line without the usage."""
+    """Parser with `--version`. Commands in its description keep their lines, its errors are one line without usage."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **{"formatter_class": argparse.RawDescriptionHelpFormatter} | settings)
+        super().__init__(*arguments, **{"formatter_class": _HelpFormatter} | settings)
         self.add_argument("--version", action="version", version=f"EDARFusion {VERSION}")
 
     def error(self, message: str) -> NoReturn:

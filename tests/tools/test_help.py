@@ -42,6 +42,12 @@ class TestHelp:
                 assert len(text.split()) >= 3, (name, action.help)
                 assert action.option_strings == [] or action.nargs == 0 or action.choices or action.metavar, name
 
+    def test_it_fits_into_a_terminal(self, command, monkeypatch):
+        for columns, widest in ((80, 92), (200, 102)):
+            monkeypatch.setenv("COLUMNS", str(columns))
+            for parser in parsers_of(command, monkeypatch):
+                assert max(map(len, parser.format_help().splitlines())) <= widest
+
     def test_it_begins_with_what_the_command_does_and_shows_an_example(self, command, monkeypatch):
         description = parsers_of(command, monkeypatch)[0].description
         assert description.splitlines()[0].endswith(".") and description[0].isupper()
