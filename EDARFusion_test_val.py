@@ -122,7 +122,7 @@ def add_network(group: argparse._ArgumentGroup) -> None:
 def add_colors(group: argparse._ArgumentGroup) -> None:
     """Add the options of how fused images show a tracer."""
     group.add_argument("--colour", "--color", dest="color", choices=COLOR_MODES, default=COLOR_MODES[0],
-                       help="keep: keep the tracer's hue and saturation, and show the MRI's detail as far as they allow; "
+                       help="keep: keep the tracer's hue and saturation, and the MRI's detail as far as they allow; "
                             "luma: the usual way, colours turn pale where the MRI is bright (default: %(default)s)")
     group.add_argument("--colormap", type=colormap_name, metavar="NAME", default="hot",
                        help="colour scale for grey images: pet, spect, or one of matplotlib; gray keeps them grey "
@@ -138,7 +138,7 @@ def add_results(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--save-flow", action="store_true",
                        help="write displacement fields and their inverses: flow/NAME.npy, flow_inverse/NAME.npy")
     group.add_argument("--flow-format", choices=FLOW_FORMATS, metavar="FORMAT",
-                       help=f"format of displacement fields: {', '.join(FLOW_FORMATS)} (default: npy, in px); the others "
+                       help=f"format of the fields: {', '.join(FLOW_FORMATS)} (default: npy, in px); the others "
                             "are in mm, LPS, for ITK and ANTs")
     group.add_argument("--save-maps", action="store_true",
                        help="write entropy, gate, reliability and the other maps: maps/MAP/NAME.png and, as numbers, "

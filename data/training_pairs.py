@@ -153,7 +153,9 @@ def build_datasets(
     train, val = (table[table["split"] == split] for split in ("train", "val"))
     if train.empty or val.empty:
         counts = ", ".join(f"{(table['split'] == split).sum()} {split}" for split in SPLITS)
-        raise DataError.at(place, "pairs of the splits train and val", counts)
+        lacking = "val" if val.empty else "train"
+        advice = f"--root takes several folders: add one with pairs of the split {lacking}"
+        raise DataError.at(place, "pairs of the splits train and val", f"{counts}; {advice}")
     labelled = LabelledHeads(heads, without=_validated_only(train, val)) if heads else None
     return TrainingPairs(
         PairDataset(

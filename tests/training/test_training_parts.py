@@ -146,7 +146,8 @@ def test_pairs_are_the_same_ones_under_windows(root, monkeypatch):
 def test_pairs_of_one_split_alone_are_refused(tmp_path, letter):
     aligned_pairs(tmp_path, CT=3 * letter, PET=letter, SPECT=letter)
     counts = "5 train, 0 val, 0 test" if letter == "t" else "0 train, 5 val, 0 test"
-    with pytest.raises(DataError, match=f"expected pairs of the splits train and val, found {counts}"):
+    advice = f"add one with pairs of the split {'val' if letter == 't' else 'train'}"
+    with pytest.raises(DataError, match=f"expected pairs of the splits train and val, found {counts}; .*{advice}"):
         datasets(tmp_path)
 
 
