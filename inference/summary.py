@@ -50,13 +50,9 @@ def print_summary(
 
 
 def named(column: str) -> str:
-    """Name a metric as the documents do, with its column of metrics.csv where that is called otherwise, and its arrow.
-
-    For instance "Q^AB/F (qabf) ↑".
-    """
+    """Name a column of metrics.csv as the report and the documents do, with its arrow; for instance "Q^AB/F ↑"."""
     metric = METRICS[column]
-    same = metric.text.lower().replace(" ", "_") == column
-    return f"{metric.text}{'' if same else f' ({column})'} {metric.arrow}".rstrip()
+    return f"{metric.text} {metric.arrow}".rstrip()
 
 
 def scored_against(table: pd.DataFrame) -> str:
