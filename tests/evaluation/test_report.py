@@ -409,7 +409,7 @@ def test_colours_of_a_map_are_explained(write, tmp_path):
 
 
 def test_colours_of_one_pair_may_have_a_scale_of_their_own(tmp_path):
-    scale = Scale("0", "1", "tracer, hot", ["#000000", "#ffffff"])
+    scale = ColorScale("0", "1", "tracer, hot", ["#000000", "#ffffff"])
     pairs = make_pairs(["case 2", "case 10"])
     write_report(tmp_path / "a.html", make_table(), [pairs[0]._replace(scales={"Fused": scale}), pairs[1]], "Run")
     found = re.findall(r"data-scales='(.*?)'", (tmp_path / "a.html").read_text())
