@@ -161,17 +161,35 @@ def main(arguments: list[str] | None = None) -> int:
     show_messages(PROGRAM)
     options = parse_arguments(arguments)
 
-    def work() -> int:
-        if rank() == 0:
-            # Loading takes up to minutes on a busy machine. A reader that is gone is said at the end.
-            with suppress(OSError):
-                print(f"results go to {printable(str(options.output))}; loading PyTorch", flush=True)
-        # Brings torch, which the processes that score do without: they import this file again.
-        from inference.run import run
+    return run_command(PROGRAM, work, options, hint="; the same command with --resume goes on")
 
-        return run(options)
 
-    return run_command(PROGRAM, work, hint="; the same command with --resume goes on")
+def work(options: Options) -> int:
+    """Do what the options ask for, and say at once how far it is: on a busy machine loading PyTorch takes minutes.
+
+    The processes that score import this file again and do without torch, so the modules that bring it wait.
+    """
+    output = f"results go to {printable(str(options.output))}"
+    if options.has_volumes:
+        say(f"{output}; loading PyTorch")
+        from inference.run import run_volumes
+
+        return run_volumes(options)
+    say(output)
+    from inference.chosen_pairs import choose_pairs, counted_pairs
+
+    chosen, left_out = choose_pairs(options)
+    say(f"{counted_pairs(chosen)}; loading PyTorch")
+    from inference.run import fuse_and_score
+
+    return fuse_and_score(options, chosen, left_out)
+
+
+def say(text: str) -> None:
+    """Print a line, once. That a reader is gone is said at the end."""
+    if rank() == 0:
+        with suppress(OSError):
+            print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 from data.table import FILES, MODALITIES, DataError, read_table
 from utils.arguments import SAMPLE_ROOT
 from utils.geometry.fit import Fit, fit_frame, fit_sizes
-from utils.imaging.flows import load_flow
+from utils.imaging.flows import load_flow, read_flow
 from utils.imaging.images import check_same_size, luma, read_image
 from utils.imaging.pairing import pair_files
 
@@ -217,6 +217,16 @@ def read_true_flow(pair: PairFiles, size: tuple[int, int], fit: Fit | None) -> n
     own_size = read_image(pair.moving).shape
     flow = load_flow(pair.flow, size, own_size)
     return fit.to_frame(flow) if flow.shape[1:] == size else fit.apply_to_flow(flow, size)
+
+
+def check_true_flow(pair: PairFiles, size: tuple[int, int], fit: Fit | None) -> None:
+    """Check that the true displacement field of a pair, if it has one, can be read as `read_true_flow` does.
+
+    Raises:
+        FileError: it cannot.
+    """
+    if pair.flow is not None:
+        read_flow(pair.flow, *([size] if fit is None else [size, read_image(pair.moving).shape]))
 
 
 def is_blank(image: np.ndarray) -> bool:

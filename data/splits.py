@@ -189,7 +189,7 @@ def _modalities_in(root: Path) -> list[str]:
     modalities = [name for name in MODALITIES if (root / f"{name}-MRI").exists()]
     if not modalities:
         expected = f"one or more of the folders {', '.join(f'{name}-MRI' for name in MODALITIES)}"
-        content = "none of them" if root.is_dir() else "nothing there"
+        content = "none of them" if root.is_dir() else f"{lacking(root) or 'a file'}"
         single = f"; for {root / 'MRI'} give one --modality" if (root / "MRI").is_dir() else ""
         raise DataError.at(root, expected, content + single)
     return modalities

@@ -32,6 +32,7 @@ class Batch:
         mirror: looks at some of the pairs.
         field: where the pairs are slices of a volume, its displacement field.
         scores: columns of the table that are the same for all pairs, such as those of a whole volume.
+        bound_ratio: of the `inference.network.Network`.
     """
 
     modality: str
@@ -41,6 +42,7 @@ class Batch:
     mirror: MirrorCheck
     field: VolumeField | None = None
     scores: dict[str, float] = field_(default_factory=dict)
+    bound_ratio: float | None = None
 
 
 def make_batches(
@@ -65,7 +67,8 @@ def make_batches(
     batches = []
     for modality, pairs in chosen.items():
         rows = folders[modality].rows_to_keep(pairs, options.resume, bool(volumes))
-        batches.append(Batch(modality, pairs, folders[modality], rows, MirrorCheck(fuse_as_it_lies)))
+        mirror = MirrorCheck(fuse_as_it_lies)
+        batches.append(Batch(modality, pairs, folders[modality], rows, mirror, bound_ratio=network.bound_ratio))
     return batches
 
 

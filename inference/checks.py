@@ -7,7 +7,7 @@ import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
-from data.pairs import PairFiles, SourceImages, is_blank, read_fitted, read_true_flow
+from data.pairs import PairFiles, SourceImages, check_true_flow, is_blank, read_fitted
 from data.table import DataError, lacking_in_name
 from inference.marks import read_maps, read_mask, read_points
 from utils.files import FileError
@@ -36,7 +36,7 @@ def check_pairs(pairs: list[PairFiles], modality: str, keep_going: bool) -> tupl
             _check_name(pair, names)
             images, fit = read_fitted(pair, modality)
             size = images.fixed.shape
-            read_true_flow(pair, size, fit)
+            check_true_flow(pair, size, fit)
             for read in (read_points, read_maps, read_mask):
                 read(pair, size)
         except FileError as error:

@@ -1,4 +1,7 @@
-"""What the moving images are, where no option says so, and what results and paths say of it."""
+"""What the moving images are, where no option says so, and what results and paths say of it.
+
+Nothing here imports torch: `inference.chosen_pairs` is done before it is loaded.
+"""
 
 import json
 import os
@@ -7,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.table import MODALITIES
-from inference.volume_pair import DICOM_KINDS
 from utils.files import FileError
 from utils.imaging.images import has_color, read_image
 from utils.imaging.volumes import Volume, looks_like_hu
@@ -15,6 +17,9 @@ from utils.messages import log
 
 LOOKED_AT = 5
 """Images of a folder that are looked at."""
+
+DICOM_KINDS = {"CT": {"CT"}, "PET": {"PT", "NM"}, "SPECT": {"NM", "PT"}}
+"""What DICOM calls the modalities of moving images; both kinds of emission imaging are found under either name."""
 
 
 def guess_of_images(paths: Sequence[Path]) -> str:

@@ -28,6 +28,7 @@ class Network(NamedTuple):
         settings: arguments of `inference.pair_fuser.PairFuser`.
         trained_for: modality of the checkpoint, or all.
         barely_trained: whether it was left with more than `BARELY` of the displacement on its validation pairs.
+        bound_ratio: of the `Checkpoint`.
     """
 
     model: Callable[..., Output]
@@ -35,6 +36,7 @@ class Network(NamedTuple):
     settings: dict[str, int | bool]
     trained_for: str
     barely_trained: bool = False
+    bound_ratio: float | None = None
 
 
 def load_network(options: Options, kinds: list[str]) -> Network:
@@ -69,7 +71,8 @@ def load_network(options: Options, kinds: list[str]) -> Network:
             "its disagreement says nothing about the images, and no other poses are tried"
         )
     settings["multistart"] = settings["average"] and options.multistart and not barely_trained
-    return Network(model, device, settings, checkpoint.modality, barely_trained)
+    bound_ratio = None if by_openvino else checkpoint.bound_ratio
+    return Network(model, device, settings, checkpoint.modality, barely_trained, bound_ratio)
 
 
 def left_of_displacement(metrics: Mapping[str, float]) -> float:

@@ -25,9 +25,11 @@ FIDELITY_METRICS = {
 """Columns of `evaluation.metrics.fidelity_metrics` that say something of a modality."""
 MARK_METRICS = ("tre", "tre_before", "tre_mm", "tre_mm_before", "dice", "dice_before")
 """Columns of `inference.marks`; a column dice_LABEL for each label follows them."""
-FURTHER_COLUMNS = ("disagreement", "expected_error", "epe", "epe_before", *MARK_METRICS, "bone_holes", *COLOR_FIDELITY)
+FURTHER_COLUMNS = ("disagreement", "expected_error", "error_bound", "epe", "epe_before", *MARK_METRICS, "bone_holes",
+                   *COLOR_FIDELITY)  # fmt: skip
 """Columns of tables that have something to say there: how far averaged estimates disagree, px of heads in 256 px; the
-mean endpoint error that is to be expected in the head, px; where true flows are known, endpoint error of the flow and
+mean endpoint error that is to be expected in the head, px, and the mean bound below which 9 of 10 places are expected
+to lie, if that is calibrated; where true flows are known, endpoint error of the flow and
 of zero flow, px; what becomes of bone, colours and contrast."""
 
 

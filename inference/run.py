@@ -1,4 +1,4 @@
-"""The work of the test command: find the pairs, check them, align, fuse and score them, and say what came out."""
+"""The work of the test command once its pairs are known: align, fuse and score them, and say what came out."""
 
 import re
 import shlex
@@ -18,16 +18,16 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from data.pairs import PairFiles, SourceImages, folder_pairs, read_fitted, read_true_flow, sample_pairs, table_pairs
+from data.pairs import PairFiles, SourceImages, read_fitted, read_true_flow
 from data.table import MODALITIES
 from evaluation.report.index import write_index
 from inference.batches import Batch, make_batches, prepare_folders
-from inference.checks import check_pairs
+from inference.chosen_pairs import Chosen, check_chosen
 from inference.displacement import endpoint_scores, inverse_of
 from inference.fused_pair import FusedPair
 from inference.marks import read_mask, score_marks
 from inference.mirror_check import LOOKED_AT
-from inference.modality import guess_of_images, guess_of_volume
+from inference.modality import guess_of_volume
 from inference.network import Network, load_network
 from inference.options import Options
 from inference.pair_fuser import PairFuser
@@ -42,7 +42,7 @@ from inference.volume_registration import register_volume
 from utils.arguments import VERSION
 from utils.files import FileError, InputError
 from utils.imaging.images import luma
-from utils.imaging.volumes import check_no_volumes, read_volume
+from utils.imaging.volumes import read_volume
 from utils.messages import counted, listed, log, printable
 from utils.processes import part, rank, wait_for_others, world
 from utils.signals import INTERRUPTED, stop_on_signal
@@ -51,18 +51,15 @@ CUDA_BATCH = 8
 """Number of pairs of one size that a GPU takes at a time by default: a few are enough to keep it busy."""
 
 
-def run(options: Options) -> int:
-    """Align, fuse and score what the options name.
+def run_volumes(options: Options) -> int:
+    """Align, fuse and score the volumes that the options name, slice by slice.
 
     Returns:
-        The exit status: 0, or 1 where --keep-going has left something out, or `INTERRUPTED`.
+        As `fuse_and_score`.
 
     Raises:
         InputError: something that the user can mend.
     """
-    if not options.has_volumes:
-        left_out: list[str] = []
-        return fuse_and_score(options, find_pairs(options, left_out), left_out)
     if options.modality == "all":
         options = replace(options, modality=guess_of_volume(read_volume(options.moving)))
     volumes = open_volumes(options)
@@ -71,46 +68,25 @@ def run(options: Options) -> int:
     except OSError as error:
         raise InputError(f"TMPDIR: expected a folder to write the slices to, found {error.strerror}") from error
     with slices:
-        return fuse_and_score(options, {options.modality: volumes.write_slices(slices.name)}, [], volumes)
-
-
-def find_pairs(options: Options, left_out: list[str]) -> dict[str, list[PairFiles]]:
-    """List the pairs that the options name, by modality; with --keep-going what is lacking goes to `left_out`."""
-    skipped = left_out if options.keep_going else None
-    if options.is_sample:
-        return sample_pairs(options.modality)
-    if options.fixed:
-        folders = options.fixed, options.moving, options.label
-        marks = options.marks
-        check_no_volumes(filter(None, (*folders, *(marks[role] for role in marks if "landmarks" not in role))))
-        chosen = folder_pairs(options.modality, *folders, skipped, **marks)
-    else:
-        root = options.root or Path(options.csv).parent
-        chosen = table_pairs(options.csv, root, options.modality, options.split, skipped)
-        images = (pair.paths for pairs in chosen.values() for pair in pairs)
-        check_no_volumes(path for paths in images for role, path in paths.items() if role != "flow")
-    if "all" in chosen:  # neither an option nor a table says
-        chosen = {guess_of_images([pair.moving for pair in chosen["all"]]): chosen["all"]}
-    return _to_be_fitted(chosen) if options.fit == "heads" else chosen
-
-
-def _to_be_fitted(chosen: dict[str, list[PairFiles]]) -> dict[str, list[PairFiles]]:
-    return {modality: [replace(pair, fit=True) for pair in pairs] for modality, pairs in chosen.items()}
+        pairs = {options.modality: volumes.write_slices(slices.name)}
+        return fuse_and_score(options, *check_chosen(options, pairs, []), volumes)
 
 
 def fuse_and_score(
-    options: Options, chosen: dict[str, list[PairFiles]], left_out: list[str], volumes: VolumePair | None = None
+    options: Options, chosen: Chosen, left_out: list[str], volumes: VolumePair | None = None
 ) -> int:
-    """Check all input, then align, fuse and score the pairs; return the exit status.
+    """Align, fuse and score pairs.
 
     Args:
-        chosen: modality -> pairs.
-        left_out: what --keep-going has left out already, and why.
+        chosen, left_out: of `inference.chosen_pairs.check_chosen`.
         volumes: where the pairs are slices of volumes, these.
+
+    Returns:
+        The exit status: 0, or 1 where --keep-going has left something out, or `INTERRUPTED`.
+
+    Raises:
+        InputError: something that the user can mend.
     """
-    checked = {modality: check_pairs(pairs, modality, options.keep_going) for modality, pairs in chosen.items()}
-    chosen = {modality: pairs for modality, (pairs, _) in checked.items()}
-    left_out = left_out + [reason for _, unreadable in checked.values() for reason in unreadable]
     # What the pairs are, whatever was asked for: a table may hold one modality only.
     network = load_network(options, [modality for modality, pairs in chosen.items() if pairs])
     batches = make_batches(options, chosen, network, volumes)
@@ -250,6 +226,8 @@ def _job(batch: Batch, pair: PairFiles, images: SourceImages, result: FusedPair)
     if true_flow is not None:
         label = luma(images.label) if images.label.ndim == 3 else images.label
         scores |= endpoint_scores(result.flow, true_flow, label)
+    if batch.bound_ratio and result.expected_error is not None:
+        scores["error_bound"] = batch.bound_ratio * result.expected_error
     # Seven maps of a pair are more than all else that waits with it.
     maps = result.maps if folder.maps or folder.figures else {}
     inverse_flow = inverse_of(result.flow) if folder.flow else None

@@ -10,7 +10,8 @@ from inference.result_folder import ResultFolder
 from utils.messages import counted, listed
 
 SUMMARY = ("rmse", "ssim", "ncc", "epe", "tre", "tre_mm", "dice", "disagreement", "expected_error",
-           "qabf", "qvif", "qcv", "bone_holes", "saturation_kept", "near_white", "folding", "seconds")  # fmt: skip
+           "error_bound", "qabf", "qvif", "qcv", "bone_holes", "saturation_kept", "near_white", "folding",
+           "seconds")  # fmt: skip
 """Columns of metrics.csv whose means are printed."""
 
 
@@ -40,6 +41,8 @@ def print_summary(
     Console().print(summary)
     for modality in tables:
         print(f"{modality}: pictures in {folders[modality].report_path}, metrics in {folders[modality].table_path}")
+    if any("expected_error" in table and "error_bound" not in table for table in tables.values()):
+        print("expected error: not calibrated on patients never seen for this checkpoint, so it comes without a bound")
     for modality, table in {} if barely_trained else tables.items():
         doubtful = table.reindex(columns=["name", "disagreement"]).query("disagreement > @DOUBTFUL")["name"]
         if len(doubtful):

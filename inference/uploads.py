@@ -19,12 +19,13 @@ from data.pairs import PairFiles
 from data.table import DataError
 from inference.batches import make_batches, prepare_folders
 from inference.checks import check_pairs
+from inference.chosen_pairs import find_pairs
 from inference.modality import guess_of_volume
 from inference.network import load_network
 from inference.options import Options
 from inference.pair_fuser import PairFuser
 from inference.result_folder import ResultFolder
-from inference.run import align_and_fuse, find_pairs, finish_folder, report_notes, say_what_to_look_at
+from inference.run import align_and_fuse, finish_folder, report_notes, say_what_to_look_at
 from inference.scoring_pool import save_and_score
 from inference.volume_checks import open_volumes
 from inference.volume_pair import VolumePair

@@ -10,6 +10,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from data.pairs import PairFiles
+from inference.modality import DICOM_KINDS
 from inference.pose import Pose, PoseError, estimate_pose, heads_apart, write_field, write_transform
 from inference.result_folder import ResultFolder
 from inference.volume_field import VolumeField
@@ -39,9 +40,6 @@ LONGEST_PIXEL = 1.5
 
 LEAST_DEPTH = 40.0
 """Extent along the body, mm, from which on a pose is looked for: less could lie anywhere in a head."""
-
-DICOM_KINDS = {"CT": {"CT"}, "PET": {"PT", "NM"}, "SPECT": {"NM", "PT"}}
-"""What DICOM calls the modalities of moving images; both kinds of emission imaging are found under either name."""
 
 
 class VolumePair(NamedTuple):

@@ -30,7 +30,7 @@ from data.tissue import Tissue, tissue_of_freesurfer, tissue_of_slice
 from tools.make_sample import simulated_tissue
 from utils.arguments import OneLineParser, natural, print_anywhere
 from utils.command import run_command
-from utils.files import FileError, InputError, write_bytes
+from utils.files import FileError, InputError, lacking, write_bytes
 from utils.imaging.images import read_image, write_image
 from utils.messages import counted
 
@@ -96,7 +96,8 @@ def _at_one_mm(path: str, order: int) -> NDArray[np.float32]:
     try:
         image = nibabel.as_closest_canonical(nibabel.load(path))
     except (OSError, nibabel.filebasedimages.ImageFileError) as error:
-        raise FileError.at(path, "a volume that nibabel reads (NIfTI, MGH)", str(error)) from error
+        found = lacking(path) or "a file of another kind or a damaged one"
+        raise FileError.at(path, "a volume that nibabel reads (NIfTI, MGH)", found) from error
     data = np.asanyarray(image.dataobj).astype(np.float32)
     if order:
         data /= 255 if image.get_data_dtype() == np.uint8 else np.percentile(data, 99.8)

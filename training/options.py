@@ -115,9 +115,9 @@ def parse_arguments(arguments: list[str] | None = None) -> Options | Resumption:
         return Resumption(Path(folder), given)
     options = Options(**given)
     if not options.root:
-        parser.error("--root: expected a folder of aligned pairs")
+        parser.error("--root: expected a folder of aligned pairs, found none")
     if (options.epochs is None) == (options.minutes is None):
-        parser.error("expected either --epochs or --minutes")
+        parser.error(f"expected either --epochs or --minutes, found {'both' if options.epochs else 'neither'}")
     if options.seed >= 2**32:
         parser.error(f"--seed: expected a number below {2**32}, found {options.seed}")
     if options.heads and not options.simulated:

@@ -5,9 +5,12 @@ A type raises an error that argparse prints with the name of the option.
 
 import argparse
 import io
+import os
 import shutil
 import sys
 import textwrap
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -50,15 +53,31 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Parser with `--version`. Commands in its description keep their lines, its errors are one line without usage."""
+    """Parser with `--version`. Commands in its description keep their lines, its errors are one line without usage.
+
+    An unknown option is named with the known one that is spelt most like it.
+    """
+
+    _given: Sequence[str] = ()
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **{"formatter_class": _HelpFormatter} | settings)
         self.add_argument("--version", action="version", version=f"EDARFusion {VERSION}")
 
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parse as argparse does, and keep what was given for `error`."""
+        self._given = sys.argv[1:] if args is None else args
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Print the message and exit with status 2."""
-        self.exit(2, f"{self.prog}: {message}\n")
+        known = [option[2:] for option in self._option_string_actions if option.startswith("--")]
+        given = [text[2:].partition("=")[0] for text in self._given if text.startswith("--")]
+        # Without its end an option is known as well.
+        unknown = [option for option in given if not any(name.startswith(option) for name in known)]
+        alike = [match for option in unknown for match in get_close_matches(option, known, 1, 0.7)]
+        hint = f"; is --{alike[0]} meant?" if alike else ""
+        self.exit(2, f"{self.prog}: {message}{hint}\n")
 
 
 def add_checkpoint(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -81,25 +100,32 @@ def add_workers(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> No
 
 def positive(text: str) -> int:
     """Parse a positive whole number."""
-    return _whole(text, 1)
+    return _number(text, int, "a whole number from 1", lambda value: value >= 1)
 
 
 def positive_float(text: str) -> float:
-    """Parse a finite number above 0; raise `ArgumentTypeError` or `ValueError` for another text."""
-    if not 0 < float(text) < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text}")
-    return float(text)
+    """Parse a finite number above 0."""
+    return _number(text, float, "a number above 0", lambda value: 0 < value < float("inf"))
 
 
 def natural(text: str) -> int:
     """Parse a whole number of at least 0."""
-    return _whole(text, 0)
+    return _number(text, int, "a whole number from 0", lambda value: value >= 0)
 
 
-def _whole(text: str, low: int) -> int:
-    value = int(text)
-    if value < low:
-        raise argparse.ArgumentTypeError(f"expected a number from {low}, found {text}")
+def share(text: str) -> float:
+    """Parse a share from 0 to 1."""
+    return _number(text, float, "a share from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def _number(text: str, kind: type, expected: str, fits: Callable[[float], bool]) -> Any:
+    """Parse a number of this kind that `fits`."""
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not fits(value):
+        raise argparse.ArgumentTypeError(f"expected {expected}, found {text}")
     return value
 
 
@@ -108,13 +134,6 @@ def side(text: str) -> int:
     if not text.isdecimal() or int(text) < MIN_SIDE:
         raise argparse.ArgumentTypeError(f"expected a side of at least {MIN_SIDE} px, found {text!r}")
     return int(text)
-
-
-def share(text: str) -> float:
-    """Parse a share from 0 to 1; raise `ArgumentTypeError` for another text."""
-    if not 0 <= float(text) <= 1:
-        raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, found {text}")
-    return float(text)
 
 
 def colormap_name(text: str) -> str:
@@ -127,7 +146,16 @@ def colormap_name(text: str) -> str:
 
 
 def print_anywhere() -> None:
-    """Print ? for characters that the output cannot encode, such as an arrow in a log file on Windows."""
+    """Print ? for characters that the output cannot encode, such as an arrow in a log file on Windows.
+
+    Outputs that are closed, as ``>&- 2>&-`` leaves them, lead to nowhere from now on.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # a result would take the number of a closed output, and what libraries print would go into it
+    os.close(number)
+    sys.stdout, sys.stderr = (
+        open(number, "w") if stream is None else stream for number, stream in ((1, sys.stdout), (2, sys.stderr))
+    )
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -87,7 +87,18 @@ def sureness_view(row: pd.Series, files: Mapping[str, Path]) -> str:
         kind = ""
     where = next((name for name in _WHERE if name in _saved_maps(files)), None)
     picture = "" if where is None else _row({MAPS[where].meaning: _embedded(files[f"maps/{where}"])})
-    return Markup('<div class="ef-sure{}"><p>{}</p>{}</div>').format(kind, Markup(sentence), picture)
+    return Markup('<div class="ef-sure{}"><p>{}</p>{}{}</div>').format(kind, Markup(sentence), _error(row), picture)
+
+
+def _error(row: pd.Series) -> Markup:
+    """Say how large an error is to be expected, if the network tells."""
+    expected, bound = (row.get(column, np.nan) for column in ("expected_error", "error_bound"))
+    if pd.isna(expected):
+        return Markup("")
+    rest = "the map of this network is not calibrated, so there is no bound"
+    if pd.notna(bound):
+        rest = f"9 of 10 places are expected to lie below {bound:.1f} px"
+    return Markup("<p>An error of {} px is to be expected in the mean; {}.</p>").format(f"{expected:.1f}", rest)
 
 
 def maps_view(files: Mapping[str, Path]) -> str:

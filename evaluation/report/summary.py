@@ -8,7 +8,8 @@ import pandas as pd
 from evaluation.metrics.displacement import DOUBTFUL
 from evaluation.report.columns import BEFORE_SUFFIX, METRICS, before_and_after, format_value, improved
 
-_CARD_METRICS = ("epe", "rmse", "ssim", "ncc", "disagreement", "expected_error", "qabf", "qvif", "qcv", "seconds")
+_CARD_METRICS = ("epe", "rmse", "ssim", "ncc", "disagreement", "expected_error", "error_bound",
+                 "qabf", "qvif", "qcv", "seconds")  # fmt: skip
 
 
 def tiles_of(rows: pd.DataFrame, columns: Sequence[str]) -> list[dict]:
@@ -37,6 +38,11 @@ def tiles_of(rows: pd.DataFrame, columns: Sequence[str]) -> list[dict]:
         if key == "disagreement":
             doubtful = int((values > DOUBTFUL).sum())
             detail = f"{doubtful} of {len(values)} pairs above {DOUBTFUL:g}{': look closely' if doubtful else ''}"
+        elif key == "expected_error":
+            detail = "not calibrated, so without a bound"
+            if "error_bound" in columns:
+                bound = format_value(rows["error_bound"].mean(), METRICS["error_bound"].digits)
+                detail = f"9 of 10 places below {bound}"
         tiles.append(
             {"metric": metric, "before": "", "value": format_value(values.mean(), metric.digits), "detail": detail}
         )

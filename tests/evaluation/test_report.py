@@ -184,7 +184,8 @@ def test_headings_say_which_direction_is_better(write):
 
 
 def test_directions_are_those_of_the_metrics():
-    lower = LOWER_IS_BETTER | {"epe", "tre", "tre_mm", "disagreement", "expected_error", "folding", "seconds"}
+    lower = LOWER_IS_BETTER | {"epe", "tre", "tre_mm", "disagreement", "expected_error", "error_bound"}
+    lower |= {"folding", "seconds"}
     assert {name: metric.better for name, metric in METRICS.items()} == {n: -1 if n in lower else 1 for n in METRICS}
 
 

@@ -5,12 +5,16 @@ import numpy as np
 import pytest
 import torch
 
+import EDARFusion_test_val
 from data.pairs import PairFiles
+from evaluation.report.pair_page import sureness_view
 from inference.pair_fuser import PairFuser
 from inference.result_files import save_pair
 from inference.result_folder import ResultFolder
+from models.checkpoint import save_checkpoint
 from models.edarfusion import EDARFusion
 from models.expected_error import LEAST
+from tests.examples import SAMPLE, read_table
 
 
 def fuser(expected_error: bool = True, average: bool = True) -> PairFuser:
@@ -56,3 +60,26 @@ def test_maps_of_an_earlier_volume_are_named_where_no_maps_are_asked_for(tmp_pat
     assert ResultFolder(tmp_path, "CT", maps=True).strangers([], volumes=True) == []
     for volumes in (True, False):
         assert ResultFolder(tmp_path, "CT").strangers([], volumes=volumes) == ["maps/gate.nii.gz"]
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_the_bound_is_shown_where_the_map_is_calibrated(tmp_path: Path, capsys, calibrated: bool) -> None:
+    model = EDARFusion("tiny", expected_error=True)
+    model.expected_error.bound_ratio.fill_(1.5)
+    training = {"inference": {"average": True}, "expected_error": {"calibration_pairs": 2} if calibrated else {}}
+    checkpoint, sample = tmp_path / "tiny.safetensors", "simulated_070.png"
+    save_checkpoint(checkpoint, model, modality="all", training=training, metrics={})
+    files = [f"--{role}={SAMPLE / 'CT' / role / sample}" for role in ("fixed", "moving")]
+    options = [f"--checkpoint={checkpoint}", f"--output={tmp_path}", "--workers=1", "--no-multistart", "--modality=CT"]
+    assert EDARFusion_test_val.main([*files, *options]) == 0
+    row, text = read_table(tmp_path / "CT/metrics.csv").iloc[0], capsys.readouterr().out
+    page = (tmp_path / "CT/report.html").read_text()
+    assert ("error_bound" in row) == ("Error bound ↓" in text) == ("9 of 10 places below" in page) == calibrated
+    told = "not calibrated on patients never seen" in text, "not calibrated, so without a bound" in page
+    assert told == (not calibrated, not calibrated)
+    view = sureness_view(row, {})
+    if calibrated:
+        assert row["error_bound"] == pytest.approx(1.5 * row["expected_error"])
+        assert f"9 of 10 places are expected to lie below {row['error_bound']:.1f} px" in view
+    else:
+        assert "is not calibrated" in view

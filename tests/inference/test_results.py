@@ -230,7 +230,8 @@ def test_one_pair_is_no_pairs(checkpoint, tmp_path, capsys):
 
 
 def test_processes_that_score_start_without_torch():
-    command = "import sys, EDARFusion_test_val; sys.exit(any(name in sys.modules for name in ('torch', 'openvino')))"
+    modules = "sys, EDARFusion_test_val, inference.chosen_pairs"
+    command = f"import {modules}; sys.exit(any(name in sys.modules for name in ('torch', 'openvino')))"
     assert subprocess.run([sys.executable, "-c", command], cwd=REPOSITORY).returncode == 0
 
 

@@ -126,12 +126,13 @@ def test_pickle_is_refused_unread(tmp_path, kind):
 def test_truncated_file(file, length):
     data = file.read_bytes()
     file.write_bytes(data[: int(length * len(data)) if isinstance(length, float) else length])
-    message_of(file, "a complete safetensors file")
+    state = "a damaged one" if length > 8 or length < 0 or isinstance(length, float) else ""
+    message_of(file, "a complete safetensors file", state)
 
 
 def test_lengthened_file_and_nonsense(file, tmp_path):
     file.write_bytes(file.read_bytes() + b"more")
-    message_of(file, "a complete safetensors file")
+    message_of(file, "a complete safetensors file", "a damaged one")
     other = tmp_path / "text.safetensors"
     for data in (b"just some text that is none", bytes(5000), b"\xff" * 100, b"\x08" + bytes(7) + b"{}      "):
         other.write_bytes(data)

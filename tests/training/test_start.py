@@ -10,19 +10,21 @@ import EDARFusion_train as script
 from tests.examples import REPOSITORY, SAMPLE, sample_table
 from utils.files import FileError
 
+COUNTED = "results go to out\nCT 3 pairs, PET 3 pairs, SPECT 3 pairs; loading PyTorch\n"
 FIRST_LINES = {
     "EDARFusion_train.py": (["--root", "nowhere", "--epochs", "1"], "stderr", "EDARFusion_train: loading PyTorch\n"),
-    "EDARFusion_test_val.py": (["--output", "out"], "stdout", "results go to out; loading PyTorch\n"),
+    "EDARFusion_test_val.py": (["--output", "out"], "stdout", COUNTED),
 }
 
 
 @pytest.mark.parametrize("name", FIRST_LINES)
-def test_the_first_line_comes_before_pytorch_is_loaded(name: str, tmp_path: Path) -> None:
-    options, stream, line = FIRST_LINES[name]
+def test_the_first_lines_come_before_pytorch_is_loaded(name: str, tmp_path: Path) -> None:
+    options, stream, lines = FIRST_LINES[name]
     command = [sys.executable, str(REPOSITORY / name), *options]
     with subprocess.Popen(command, cwd=tmp_path, **{stream: subprocess.PIPE}, text=True) as process:
         try:
-            assert getattr(process, stream).readline() == line
+            for line in lines.splitlines(keepends=True):
+                assert getattr(process, stream).readline() == line
             assert process.poll() is None
         finally:
             process.kill()

@@ -193,10 +193,10 @@ def status(monkeypatch: pytest.MonkeyPatch, line: list[str]) -> int:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "either --epochs or --minutes"),
-        (("--epochs", "1", "--minutes", "1"), "either --epochs or --minutes"),
-        (("--epochs", "1", "--batch-size", "0"), "--batch-size: expected a number from 1, found 0"),
-        (("--epochs", "1", "--seed", "-1"), "--seed: expected a number from 0, found -1"),
+        ((), "either --epochs or --minutes, found neither"),
+        (("--epochs", "1", "--minutes", "1"), "either --epochs or --minutes, found both"),
+        (("--epochs", "1", "--batch-size", "0"), "--batch-size: expected a whole number from 1, found 0"),
+        (("--epochs", "1", "--seed", "-1"), "--seed: expected a whole number from 0, found -1"),
         (("--epochs", "1", "--lr", "0"), "--lr: expected a number above 0, found 0"),
         (("--minutes", "nan"), "--minutes: expected a number above 0, found nan"),
         (("--epochs", "1", "--averaging", "2"), "--averaging: expected a share from 0 to 1, found 2"),

@@ -3,12 +3,16 @@
 import argparse
 import importlib
 import io
+import os
+import subprocess
 import sys
 
 import pytest
 
+import EDARFusion_test_val
 from data.table import modality_name, split_name
 from EDARFusion_train import parse_arguments
+from tests.examples import REPOSITORY
 from utils.arguments import natural, positive, positive_float, print_anywhere, share, side
 
 COMMANDS = (
@@ -30,6 +34,7 @@ def test_capitals_make_no_difference_to_names():
         (natural, "0", 0), (positive, "3", 3), (positive_float, "0.5", 0.5), (share, "1", 1.0), (side, "64", 64),
         (natural, "-1", None), (positive, "0", None), (positive_float, "inf", None), (positive_float, "nan", None),
         (share, "1.1", None), (share, "nan", None), (side, "63", None), (side, "6e4", None),
+        (natural, "two", None), (positive, "1.5", None), (positive_float, "", None), (share, "half", None),
     ],
 )  # fmt: skip
 def test_numbers(kind, text, value):
@@ -48,6 +53,36 @@ def test_signs_that_a_console_lacks_do_not_end_the_program(monkeypatch):
     print_anywhere()
     print("3.0 → 4.0", flush=True)
     assert b"3.0 ? 4.0" in written.getvalue()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="closes outputs by a shell of POSIX")
+def test_closed_outputs_lead_to_nowhere_and_not_into_results(tmp_path):
+    code = ("import os, sys; from utils.arguments import print_anywhere; print_anywhere();"
+            "result = open(sys.argv[1], 'w');"
+            "print('out'); print('err', file=sys.stderr); os.write(1, b'C'); os.write(2, b'C'); result.write('result')")
+    command = f'exec "{sys.executable}" -c "{code}" "{tmp_path / "result"}" >&- 2>&-'
+    assert subprocess.run(["sh", "-c", command], cwd=REPOSITORY).returncode == 0
+    assert (tmp_path / "result").read_text() == "result"
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("--modalty", "--modality"), ("--batchsize=2", "--batch-size"), ("--device cpu --save_flow", "--save-flow"),
+        ("--zebra", None), ("zebra", None), ("--mod XRAY", None), ("--modality XRAY --outptu out", "--output"),
+    ],
+)  # fmt: skip
+def test_an_option_that_is_spelt_wrong_is_named_with_the_right_one(capsys, given, meant):
+    with pytest.raises(SystemExit):
+        EDARFusion_test_val.parse_arguments(given.split())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"; is {meant} meant?") if meant else "meant" not in line
+
+
+def test_a_needed_option_that_is_spelt_wrong_is_named_too(capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module("tools.score").main(["--fixd", "a", "--reference", "b", "--fused", "c", "--csv", "d"])
+    assert capsys.readouterr().err.endswith("are required: --fixed; is --fixed meant?\n")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -411,8 +411,23 @@ class TestFolders:
         assert pair["name"] == "g\u00e9"
 
     def test_missing_folder_names_the_role(self, tmp_path):
-        with pytest.raises(ImageError, match="none.*moving"):
+        with pytest.raises(ImageError, match="none: expected the folder of moving images, found nothing there"):
             pair_files(fixed=tmp_path, moving=tmp_path / "none")
+        with pytest.raises(ImageError, match="none.png: expected a moving image, found nothing there"):
+            pair_files(fixed=tmp_path, moving=tmp_path / "none.png")
+        with pytest.raises(ImageError, match="none: expected the folder of files of fixed landmarks, found nothing"):
+            pair_files(fixed=tmp_path, fixed_landmarks=tmp_path / "none")
+
+    def test_a_file_among_folders_is_named_as_the_odd_one(self, tmp_path):
+        self.make(tmp_path, mri=["1.png"], ct=["1.png"])
+        file = tmp_path / "mri/1.png"
+        for folders, odd, expected in (
+            ({"fixed": file, "moving": tmp_path / "ct"}, file, f"a folder, as {tmp_path / 'ct'} is one, found a file"),
+            ({"fixed": file, "moving": file, "label": tmp_path}, tmp_path, f"a file, as {file} is one, found a folder"),
+        ):
+            with pytest.raises(ImageError) as caught:
+                pair_files(**folders)
+            assert str(caught.value) == f"{odd}: expected {expected}"
 
     def test_check_same_size(self):
         paths = {"fixed": Path("f/1.png"), "moving": Path("m/1.png"), "label": None}

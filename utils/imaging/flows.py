@@ -113,6 +113,31 @@ def load_flow(path: str | os.PathLike, *sizes: tuple[int, int] | None) -> NDArra
     Raises:
         FileError: the file cannot be read, is no flow, or is one for images of another size.
     """
+    flow, size = read_flow(path, *sizes)
+    if size is None:
+        return flow
+    # Processes that only check or save need no torch.
+    import torch
+
+    from utils.geometry.warp import resize_flow
+
+    return resize_flow(torch.from_numpy(flow)[None], size)[0].numpy()
+
+
+def read_flow(
+    path: str | os.PathLike, *sizes: tuple[int, int] | None
+) -> tuple[NDArray[np.float32], tuple[int, int] | None]:
+    """Read a displacement field on the grid of its file.
+
+    Args:
+        path, sizes: of `load_flow`.
+
+    Returns:
+        The field, and which of the sizes it is for; None where there is no choice.
+
+    Raises:
+        FileError: as of `load_flow`.
+    """
     flow = _read_array(path) if _suffix(path) in (".npy", None) else _read_by_itk(path)
     if flow.ndim != 3 or flow.shape[0] != 2 or flow.size == 0:
         raise FileError.at(path, "a flow of shape (2, H, W)", f"{flow.shape}")
@@ -122,15 +147,10 @@ def load_flow(path: str | os.PathLike, *sizes: tuple[int, int] | None) -> NDArra
         raise FileError.at(path, "a flow of finite numbers", "NaN or infinity")
     flow = flow.astype(np.float32)
     if not sizes or None in sizes:
-        return flow
-    # Processes that only save need no torch.
-    import torch
-
-    from utils.geometry.warp import resize_flow
-
+        return flow, None
     for size in sizes:
         if flow.shape in ((2, *size), (2, *(side // GRID_STRIDE for side in size))):
-            return resize_flow(torch.from_numpy(flow)[None], size)[0].numpy()
+            return flow, size
     fitting = [(2, *(side // step for side in size)) for size in sizes for step in (1, GRID_STRIDE)]
     expected = " or ".join(map(str, fitting))
     raise FileError.at(path, f"a flow of shape {expected}, as the images are", f"{flow.shape}")
@@ -142,7 +162,9 @@ def _read_array(path: str | os.PathLike) -> NDArray:
     try:
         flow = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise FileError.at(path, "a flow (NumPy array)", str(error)) from error
+        # NumPy takes all that it does not know for a pickle.
+        found = "a file of another kind" if "pickle" in str(error) else str(error)
+        raise FileError.at(path, "a flow (NumPy array)", found) from error
     if not isinstance(flow, np.ndarray):
         raise FileError.at(path, "a flow of shape (2, H, W)", type(flow).__name__)
     return flow

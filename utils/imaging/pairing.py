@@ -3,6 +3,7 @@
 import os
 import re
 import unicodedata
+from collections.abc import Collection
 from pathlib import Path
 
 from utils.files import entries, lacking
@@ -85,7 +86,9 @@ def pair_files(*, left_out: list[str] | None = None, **folders: str | os.PathLik
     absent = dict.fromkeys(folders.keys() - given.keys())
     for role, path in given.items():
         if not os.path.exists(path):
-            raise ImageError.at(path, f"the folder of {_named(role)}s", f"{lacking(path)}")
+            expected = f"a {_named(role)}" if path.suffix else f"the folder of {_named(role, 's')}"
+            raise ImageError.at(path, expected, f"{lacking(path)}")
+    _check_of_one_kind(given.values())
     if all(path.is_file() for path in given.values()):
         return [{"name": plain_stem(next(iter(given.values()))), **given, **absent}]
     images: dict[str, dict[str, Path]] = {role: {} for role in given}
@@ -109,10 +112,24 @@ def pair_files(*, left_out: list[str] | None = None, **folders: str | os.PathLik
     return [{"name": stem, **{role: images[role][stem] for role in given}, **absent} for stem in common]
 
 
-def _named(role: str) -> str:
-    """Name the files of a role: fixed image, file of fixed landmarks."""
+def _check_of_one_kind(paths: Collection[Path]) -> None:
+    """Check that there are only files or only folders.
+
+    Raises:
+        ImageError: there are both. It names one of the fewer.
+    """
+    folders, files = ([path for path in paths if path.is_dir() == is_one] for is_one in (True, False))
+    if files and folders:
+        fewer_folders = len(folders) < len(files)
+        odd, other = (folders[0], files[0]) if fewer_folders else (files[0], folders[0])
+        expected, found = ("file", "folder") if fewer_folders else ("folder", "file")
+        raise ImageError.at(odd, f"a {expected}, as {other} is one", f"a {found}")
+
+
+def _named(role: str, ending: str = "") -> str:
+    """Name a file of a role, or with the ending s several: fixed image, files of fixed landmarks."""
     words = role.replace("_", " ")
-    return f"file of {words}" if role in OTHER_FILES else f"{words} image"
+    return f"file{ending} of {words}" if role in OTHER_FILES else f"{words} image{ending}"
 
 
 def _natural_key(path: Path) -> list[tuple[int, int, str]]:
