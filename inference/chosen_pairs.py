@@ -10,8 +10,9 @@ from data.pairs import PairFiles, folder_pairs, sample_pairs, table_pairs
 from inference.checks import check_pairs
 from inference.modality import guess_of_images
 from inference.options import Options
+from utils.files import InputError
 from utils.imaging.volumes import check_no_volumes
-from utils.messages import counted
+from utils.messages import counted, log
 
 Chosen = dict[str, list[PairFiles]]
 """Modality -> pairs."""
@@ -54,11 +55,20 @@ def check_chosen(options: Options, chosen: Chosen, left_out: list[str]) -> tuple
     """Check all pairs, and add what --keep-going leaves out to what is left out already.
 
     Raises:
-        FileError: without --keep-going, for the first pair that cannot be used.
+        InputError: without --keep-going, for the first pair that cannot be used; with it, if none is left.
     """
     checked = {modality: check_pairs(pairs, modality, options.keep_going) for modality, pairs in chosen.items()}
-    reasons = [reason for _, unreadable in checked.values() for reason in unreadable]
-    return {modality: pairs for modality, (pairs, _) in checked.items()}, left_out + reasons
+    reasons = left_out + [reason for _, unreadable in checked.values() for reason in unreadable]
+    if not any(pairs for pairs, _ in checked.values()):
+        say_what_is_left_out(reasons)
+        raise InputError("expected at least one pair that can be used, found none")
+    return {modality: pairs for modality, (pairs, _) in checked.items()}, reasons
+
+
+def say_what_is_left_out(reasons: list[str]) -> None:
+    """Say what --keep-going has left out, and why, a line each."""
+    for reason in reasons:
+        log.warning(f"left out: {reason}")
 
 
 def counted_pairs(chosen: Chosen) -> str:

@@ -22,7 +22,7 @@ from data.pairs import PairFiles, SourceImages, read_fitted, read_true_flow
 from data.table import MODALITIES
 from evaluation.report.index import write_index
 from inference.batches import Batch, make_batches, prepare_folders
-from inference.chosen_pairs import Chosen, check_chosen
+from inference.chosen_pairs import Chosen, check_chosen, say_what_is_left_out
 from inference.displacement import endpoint_scores, inverse_of
 from inference.fused_pair import FusedPair
 from inference.marks import read_mask, score_marks
@@ -316,5 +316,4 @@ def say_what_to_look_at(batches: list[Batch], left_out: list[str]) -> None:
             share = f"{sum(batch.mirror.found)} of {len(batch.mirror.found)} pairs looked at"
             fit = f"the moving images fit better mirrored left to right in {share}"
             log.warning(f"{batch.modality}: {fit}; is one side flipped?")
-    for reason in left_out:
-        log.warning(f"left out: {reason}")
+    say_what_is_left_out(left_out)

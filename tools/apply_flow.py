@@ -33,7 +33,7 @@ from utils.imaging.images import read_image, write_image
 from utils.imaging.label_maps import carry_labels, read_label_map, write_label_map
 from utils.imaging.pairing import list_files, list_images, plain_stem
 from utils.landmarks import carry_points, carry_points_back, read_landmarks, write_landmarks
-from utils.messages import counted, listed
+from utils.messages import counted, listed, log
 
 OFF_CENTRE = 0.2
 """Distance, as a share of an image's sides, between its middle and that of the places to which its flow points."""
@@ -156,6 +156,8 @@ def _check_modality(images: str | os.PathLike, flows: str | os.PathLike, modalit
         expected = f"{of_flows} images, whose flows are in {os.fspath(flows)}"
         hint = "" if modality else f" by the name of the folder (--modality {of_flows} if that misleads)"
         raise FileError.at(images, expected, f"{of_images} images{hint}")
+    if of_flows and not of_images:
+        log.warning(f"{os.fspath(images)}: taken for {of_flows} images, as the flows are (--modality says otherwise)")
 
 
 def _flow_for(image: np.ndarray, file: Path) -> np.ndarray:

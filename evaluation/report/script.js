@@ -132,12 +132,22 @@ const fill = async (card, show) => {
   redraw.set(card, draw);
   draw();
 };
-const near = new IntersectionObserver(entries => entries.filter(entry => entry.isIntersecting).forEach(entry => {
-  near.unobserve(entry.target);
-  fill(entry.target, cards.get(entry.target));
-}), { rootMargin: "800px" });
+const near = new IntersectionObserver(entries => {
+  entries.filter(entry => entry.isIntersecting).forEach(entry => begin(entry.target));
+}, { rootMargin: "800px" });
 const cards = new Map(all(".pair").map(card => [card, equip(card)]));
+const waiting = new Set(cards.keys());
+const begin = card => {
+  near.unobserve(card);
+  return waiting.delete(card) && fill(card, cards.get(card));
+};
 cards.forEach((_, card) => near.observe(card));
+// On paper every pair is seen. A browser does not wait for images before it prints; the button does.
+addEventListener("beforeprint", () => waiting.forEach(begin));
+all("#print").forEach(button => button.addEventListener("click", async () => {
+  await Promise.all([...waiting].map(begin));
+  print();
+}));
 
 // What the controls of a pair do; returns what shows the chosen image.
 function equip(card) {

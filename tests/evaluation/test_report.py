@@ -653,6 +653,20 @@ def test_images_are_drawn_only_when_they_come_near(browser):
     assert find(browser, "#pair-3").get_attribute("data-ready") == ""
 
 
+def test_every_pair_is_drawn_before_the_page_is_printed_as_wide_as_paper(browser):
+    browser.execute_script("window.print = () => { window.drawn = document.querySelectorAll('[data-ready]').length; }")
+    find(browser, "#print").click()
+    wait_for(browser, lambda: browser.execute_script("return window.drawn"), len(NAMES))
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        resize(browser, 1047)  # A4, less its margins
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 1047
+        shown = "return [...document.querySelectorAll('nav, .tool, .handle')].some(x => x.checkVisibility())"
+        assert not browser.execute_script(shown)
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
 def test_a_plot_is_gone_through_by_keyboard(browser):
     from selenium.webdriver import Keys
 

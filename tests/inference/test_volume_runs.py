@@ -197,6 +197,7 @@ class TestVolumes:
     def test_resampled_volumes_of_another_space_and_of_little_overlap_are_named(
         self, checkpoint, tmp_path, options, capsys, monkeypatch
     ):
+        monkeypatch.setattr("inference.run.check_chosen", lambda options, pairs, left_out: (pairs, left_out))
         monkeypatch.setattr("inference.run.fuse_and_score", lambda *_: 0)
         affine = self.AFFINE.copy()
         affine[2, 3] += 4
@@ -263,6 +264,7 @@ class TestVolumes:
         assert run_command(checkpoint, tmp_path / "out", *options, "--resample") == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert f"{path}: expected a header that says how the volume lies" in line and "found neither" in line
+        monkeypatch.setattr("inference.run.check_chosen", lambda options, pairs, left_out: (pairs, left_out))
         monkeypatch.setattr("inference.run.fuse_and_score", lambda *_: 0)
         assert run_command(checkpoint, tmp_path / "out", *options) == 0
         (line,) = capsys.readouterr().err.splitlines()  # how far apart they lie is not known

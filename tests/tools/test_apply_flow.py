@@ -110,6 +110,17 @@ def test_flows_of_another_modality_are_refused(tmp_path, image, capsys, folder):
     assert main(options) == 0
 
 
+def test_images_that_nothing_names_are_said_to_be_taken_for_those_of_the_flows(tmp_path, image, caplog, capsys):
+    write_image(tmp_path / "images" / "a.png", image)
+    (tmp_path / "PET/flow").mkdir(parents=True)
+    np.save(tmp_path / "PET/flow" / "a.npy", np.zeros((2, 64, 80), np.float32))
+    line = ["--images", f"{tmp_path}/images", "--output", f"{tmp_path}/out", "--flow", f"{tmp_path}/PET/flow"]
+    assert main(line) == 0
+    assert "images: taken for PET images, as the flows are" in caplog.text
+    assert main([*line, "--flow", f"{tmp_path}/PET/none"]) == 2
+    assert "none: expected displacement fields, a folder or one file, found nothing there" in capsys.readouterr().err
+
+
 def test_the_test_command_writes_down_what_its_flows_are_of(tmp_path):
     ResultFolder(tmp_path / "run", "SPECT", {"passes": 2}).write_rows([])
     assert modality_of_flows(tmp_path / "run/flow") == "SPECT"

@@ -37,6 +37,8 @@ def flow_files(folder: str | os.PathLike) -> dict[str, Path]:
     Raises:
         FileError: the folder cannot be read, or holds a name in two formats.
     """
+    if not os.path.isdir(folder):
+        raise FileError.at(folder, "displacement fields, a folder or one file", f"{lacking(folder)}")
     files: dict[str, Path] = {}
     for path in sorted(entries(folder)):
         suffix = _suffix(path)

@@ -315,16 +315,24 @@ def _read_by_nibabel(path: Path, frame: int | None) -> tuple[np.ndarray, np.ndar
     to_mm = np.ones((4, 1))
     to_mm[:3] = _MILLIMETRES.get(int(image.header["xyzt_units"]) & 7, 1)  # the other bits are those of time
     forms = tuple(_form(get, to_mm) for get in (image.get_sform, image.get_qform))
-    about |= {"forms": forms, "note": "; ".join(filter(None, (note, _mirror(forms))))}
+    about |= {"forms": forms, "note": "; ".join(filter(None, (note, _contradiction(forms))))}
     return array, to_mm * image.affine, about
 
 
-def _mirror(forms: tuple[tuple[np.ndarray | None, int], ...]) -> str:
-    """Note where sform and qform contradict each other in left and right, or in handedness by another axis."""
+def _contradiction(forms: tuple[tuple[np.ndarray | None, int], ...]) -> str:
+    """Note where sform and qform contradict each other in handedness, directions or voxel sizes."""
     matrices = [matrix[:3, :3] for matrix, code in forms if code and matrix is not None]
-    if len(matrices) < 2 or np.linalg.det(matrices[0]) * np.linalg.det(matrices[1]) >= 0:
+    sides = [np.linalg.norm(matrix, axis=0) for matrix in matrices]
+    if len(matrices) < 2 or not np.all(sides):
         return ""
-    return "sform and qform are mirror images of each other; sform is taken: check left and right"
+    if np.linalg.det(matrices[0]) * np.linalg.det(matrices[1]) < 0:
+        return "sform and qform are mirror images of each other; sform is taken: check left and right"
+    if np.prod([matrix / side for matrix, side in zip(matrices, sides, strict=True)], axis=0).sum(axis=0).min() < 0.7:
+        return "sform and qform are turned by more than 45 degrees against each other; sform is taken: check directions"
+    if np.abs(np.log(sides[0] / sides[1])).max() > 0.1:
+        sizes = " and ".join(" x ".join(f"{length:.3g}" for length in side) for side in sides)
+        return f"sform and qform tell other voxel sizes, {sizes} mm; sform is taken: check the size of the head"
+    return ""
 
 
 def _indices(image: nib.spatialimages.SpatialImage, chosen: Sequence[int]) -> list[tuple[int, ...]]:
