@@ -82,24 +82,24 @@ def time_stages(
         name -> seconds.
     """
     for _ in range(WARM_UP):
-        for run in stages.values():
-            run()
+        for stage in stages.values():
+            stage()
     _wait(device)
     times: dict[str, list[float]] = {name: [] for name in stages}
     began = time.perf_counter()
     for done in range(repeats):
         if done >= 3 and time.perf_counter() - began > seconds:
             break
-        for name, run in stages.items():
+        for name, stage in stages.items():
             start = time.perf_counter()
-            run()
+            stage()
             _wait(device)
             times[name].append(time.perf_counter() - start)
     return {name: median(values) for name, values in times.items()}
 
 
-def peak_memory(run: Callable[[], Any], device: torch.device) -> float | None:
-    """Measure the peak memory of tensors while `run` runs, beyond what they took before.
+def peak_memory(stage: Callable[[], Any], device: torch.device) -> float | None:
+    """Measure the peak memory of tensors while `stage` runs, beyond what they took before.
 
     Returns:
         MiB; None on devices other than CPUs and CUDA.
@@ -107,7 +107,7 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> float | None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        run()
+        stage()
         _wait(device)
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
     if device.type != "cpu":
@@ -115,7 +115,7 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> float | None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would report its start and stop on the terminal
     # The process's resident memory would say little: the C library keeps freed blocks and hands them out again.
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        run()
+        stage()
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder, "trace.json")
         recorded.export_chrome_trace(str(trace))
@@ -124,10 +124,10 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> float | None:
     return max(accumulate((event["args"]["Bytes"] for event in changes), initial=0)) / 2**20
 
 
-def multiply_adds(run: Callable[[], Any]) -> int:
-    """Count the multiply-adds of the convolutions and matrix products of `run`."""
+def multiply_adds(stage: Callable[[], Any]) -> int:
+    """Count the multiply-adds of the convolutions and matrix products of `stage`."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        run()
+        stage()
     return counter.get_total_flops() // 2
 
 

@@ -28,18 +28,18 @@ from utils.messages import counted
 TRAIN = Path(__file__).resolve().parents[1] / "EDARFusion_train.py"
 
 
-def train_fold(table: Path, root: str, run: Path, options: list[str]) -> None:
-    """Train one fold in the folder `run`, or go on with it.
+def train_fold(table: Path, root: str, folder: Path, options: list[str]) -> None:
+    """Train one fold in `folder`, or go on with it.
 
     Raises:
         FileError: the training ended with an error.
     """
-    arguments = ["--csv", str(table), "--root", root, "--output", str(run), "--stage", "registration", *options]
-    if (run / "last.safetensors").exists():
-        arguments = ["--resume", str(run)]
+    arguments = ["--csv", str(table), "--root", root, "--output", str(folder), "--stage", "registration", *options]
+    if (folder / "last.safetensors").exists():
+        arguments = ["--resume", str(folder)]
     command = [sys.executable, str(TRAIN), *arguments]
     if (status := subprocess.run(command, check=False).returncode) != 0:
-        raise FileError.at(run, "a finished training", f"exit status {status}")
+        raise FileError.at(folder, "a finished training", f"exit status {status}")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -64,7 +64,7 @@ def publish(
     save_checkpoint(target, checkpoint.model.half(), modality=checkpoint.modality, training=training, metrics=metrics)
 
 
-def blend_in(checkpoint: Checkpoint, path: str | os.PathLike, share: float) -> None:
+def blend_in(checkpoint: Checkpoint, path: str | os.PathLike, portion: float) -> None:
     """Move the weights of a checkpoint's model towards those of another one, by a share of the way.
 
     Raises:
@@ -76,7 +76,7 @@ def blend_in(checkpoint: Checkpoint, path: str | os.PathLike, share: float) -> N
     weights = zip(checkpoint.model.parameters(), other.parameters(), strict=True)
     with torch.no_grad():
         for weight, target in weights:
-            weight.lerp_(target, share)
+            weight.lerp_(target, portion)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -102,9 +102,9 @@ def pair_files(*, left_out: list[str] | None = None, **folders: str | os.PathLik
         for role, partner in ((first, other), (other, first)):
             missing = [stem for stem in images[role] if stem not in images[partner]]
             if missing:
-                listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+                names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
                 expected = f"a {_named(partner)} for each {_named(role)} in {given[role]}"
-                error = ImageError.at(given[partner], expected, f"none for {listed}")
+                error = ImageError.at(given[partner], expected, f"none for {names}")
                 if left_out is None:
                     raise error
                 left_out.append(str(error))
