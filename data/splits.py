@@ -243,4 +243,4 @@ def _given_split(part: pd.DataFrame, path: Path) -> list[str]:
 def add_group_pattern(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add the option --group-pattern, for all commands that split pairs by patient."""
     parser.add_argument("--group-pattern", default=GROUP_PATTERN, metavar="REGEX",
-                        help="what a name must match; its first group is the patient (default: %(default)s)")
+                        help="regular expression for file names; its first group is the patient (default: %(default)s)")

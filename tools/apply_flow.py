@@ -9,8 +9,8 @@ aligned. What is written has 8 bits, also where the image has 16; `utils.geometr
 label maps the nearest label is taken, and none is mixed. Landmarks are CSV files with the columns x and y, in px. They
 go from the fixed to the moving image, or back with --inverse. Volumes are carried by `python -m tools.carry`.
 
-A flow says nothing of other images. Flows of one modality are not applied to images of another, as far as that can be
-known: the flows' modality by settings.json, the images' by the folders that they lie in, such as CT or CT-MRI.
+Flows of one modality are not applied to images of another. The flows' modality is read from settings.json, that of the
+images from the names of their folders, such as CT or CT-MRI.
 """
 
 import argparse

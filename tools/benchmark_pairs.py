@@ -1,12 +1,12 @@
-"""The fixed pairs on which any systems can be ranked (`tools.rank`), with the exact truth and checksums.
+"""Make the fixed pairs on which any systems can be ranked (`tools.rank`), with the exact truth and checksums.
 
     python -m tools.benchmark_pairs --root DATA --output BENCH        # the atlas
     python -m tools.benchmark_pairs --unaligned DIR --output FILE.csv # BSAFusion's
 
-The first checks that the images below DATA are those of the draw, misaligns them by the deformations that come with the
-project, and writes the pairs as `tools.misalign` does; ``pairs.csv`` names the patient of each pair (group), and the
-fold: a system is to be ranked on a fold with weights that were trained without its patients. The deformations are
-stored, not drawn anew, so that they are the same with every version of PyTorch.
+The first checks that the images below DATA are the expected ones, and misaligns them by the deformations that come with
+the project. These are stored, so they are the same with every version of PyTorch. The pairs are written as by
+`tools.misalign`. ``pairs.csv`` also names the patient (group) and the fold of each pair. Rank a system on a fold with
+weights that were trained without its patients.
 """
 
 import argparse

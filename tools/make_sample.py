@@ -1,4 +1,4 @@
-"""Simulated pairs of an MRI slice and an aligned CT, PET or SPECT slice, and the embedded sample made of them.
+"""Simulate pairs of an MRI slice and an aligned CT, PET or SPECT slice, such as the embedded sample.
 
     python -m tools.make_sample --output DIR                # the embedded sample
     python -m tools.make_sample --training 80 --output DIR  # pairs to train on
