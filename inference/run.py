@@ -119,7 +119,7 @@ def fuse_and_score(
             if rank() == 0 and batch.pairs:
                 tables[batch.modality] = finish_folder(batch, volumes, notes)
     if rank() == 0:
-        write_overview(options.output, notes)
+        write_overview(options.output, tables, notes)
         folders = {batch.modality: batch.folder for batch in batches}
         print_summary(tables, folders, barely_trained=network.barely_trained)
         say_what_to_look_at(batches, left_out)
@@ -282,8 +282,12 @@ def finish_folder(batch: Batch, volumes: VolumePair | None, notes: dict) -> pd.D
     return pd.DataFrame(ordered)
 
 
-def write_overview(output: Path, notes: dict) -> None:
+def write_overview(output: Path, made: Collection[str], notes: dict) -> None:
     """Write the page that leads to the reports of all modalities in the output folder, of earlier runs as well.
+
+    Args:
+        made: the modalities of this run.
+        notes: of `report_notes`.
 
     Raises:
         FileError: the page cannot be written.
@@ -297,7 +301,7 @@ def write_overview(output: Path, notes: dict) -> None:
         except FileError as error:
             log.warning(f"{output / INDEX}: {folder.modality} is left out; {error}")
     if tables:
-        write_index(output / INDEX, tables, "EDARFusion: results", notes)
+        write_index(output / INDEX, tables, "EDARFusion: results", notes, earlier=tables.keys() - set(made))
 
 
 def say_what_is_older(

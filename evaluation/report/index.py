@@ -1,7 +1,7 @@
 """The page above the reports of several modalities, with the means of each."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +16,7 @@ def write_index(
     tables: Mapping[str, pd.DataFrame],
     title: str,
     notes: Mapping[str, object] | None = None,
+    earlier: Collection[str] = (),
 ) -> None:
     """Write the index; the file appears whole or not at all.
 
@@ -24,6 +25,7 @@ def write_index(
         tables: modality -> metrics.csv, without the row `mean`.
         title: headline and title of the page.
         notes: facts about the last run, shown under the headline.
+        earlier: modalities that the notes do not hold for, as an earlier run made them.
 
     Raises:
         FileError: the file cannot be written.
@@ -38,7 +40,10 @@ def write_index(
             means = [table[key].mean() for key in (column + BEFORE_SUFFIX, column) if key in table]
             cells.append(" → ".join(format_value(x, metric_of(column).digits) for x in means if pd.notna(x)) or "–")
         rows.append({"metric": metric_of(column), "cells": cells})
-    reports = [{"modality": name, "pairs": len(table), "path": f"{name}/report.html"} for name, table in tables.items()]
+    reports = [
+        {"modality": name, "pairs": len(table), "path": f"{name}/report.html", "earlier": name in earlier}
+        for name, table in tables.items()
+    ]
     page = template_of("index.html").render(
         title=title,
         notes={str(key): str(value) for key, value in (notes or {}).items()},

@@ -420,12 +420,13 @@ def test_colours_of_one_pair_may_have_a_scale_of_their_own(tmp_path):
 def test_one_page_leads_to_the_reports_of_all_modalities(tmp_path):
     tables = {"CT": make_table().iloc[:-1], "PET": make_table(label=False).iloc[:2]}
     tables["PET"]["hausdorff"] = [0.5, 0.7]
-    write_index(tmp_path / "report.html", tables, "Results", {"made": "today"})
+    write_index(tmp_path / "report.html", tables, "Results", {"made": "today"}, earlier={"PET"})
     page = Page((tmp_path / "report.html").read_text())
     assert [link for link in page.links if link.endswith("report.html")] == ["CT/report.html", "PET/report.html"] * 2
     cells = {row[0]["text"].split()[0].split(",")[0]: [cell["text"] for cell in row[1:]] for row in page.rows}
     assert cells["RMSE"] == ["38.75 → 31.50", "–"] and cells["hausdorff"] == ["–", "0.6000"]
     assert cells["Referencewhat"] == ["label", "aligned"]
+    assert [text for text in page.texts["a"] if "pairs" in text] == ["CT, 4 pairs", "PET, 2 pairs of an earlier run"]
     assert "For research only, not for clinical use." in page.texts["p"]
 
 
