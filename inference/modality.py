@@ -27,9 +27,12 @@ def guess_of_images(paths: Sequence[Path]) -> str:
 
     PET and SPECT are treated alike. Images that cannot be read say nothing.
     """
-    in_color = any(map(_has_color, paths[:LOOKED_AT]))
-    modality, reason = ("PET", "in colour") if in_color else ("CT", "grey")
-    _say(modality, f"the moving images are {reason}")
+    looked_at = paths[:LOOKED_AT]
+    in_color = sum(map(_has_color, looked_at))
+    modality, reason = ("PET", "the moving images are in colour") if in_color else ("CT", "the moving images are grey")
+    if 0 < in_color < len(looked_at):
+        reason = f"of {len(looked_at)} moving images looked at {in_color} are in colour: are all of one modality?"
+    _say(modality, reason)
     return modality
 
 

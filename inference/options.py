@@ -66,7 +66,7 @@ class Options:
         if self.modality not in (*MODALITIES, "all"):
             raise InputError(f"--modality: expected one of {', '.join(MODALITIES)}, all, found {self.modality!r}")
         if bool(self.fixed) != bool(self.moving):
-            raise InputError("expected --fixed and --moving, found one of them")
+            raise InputError(f"expected --fixed and --moving, found --{'fixed' if self.fixed else 'moving'} alone")
         for name in ("label", "landmarks", "segmentations", "mask"):
             if getattr(self, name) and not self.fixed:
                 raise InputError(f"--{name}: expected --fixed and --moving with it, found neither")

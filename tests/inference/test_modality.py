@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from inference.modality import guess_of_volume
-from tests.examples import folders, run_command
+from tests.examples import folders, picture, run_command
+from utils.imaging.images import write_image
 from utils.imaging.volumes import Volume
 
 
@@ -23,6 +24,14 @@ def test_color_tells_the_modality_of_images_and_an_option_overrules_it(
     assert [path.name for path in (tmp_path / "out").iterdir() if path.is_dir()] == [modality]
     assert run_command(checkpoint, tmp_path / "told", *options, "--modality", "SPECT") == 0
     assert said(capsys) == [] and (tmp_path / "told/SPECT").is_dir()
+
+
+def test_images_in_colour_among_grey_ones_are_worth_a_question(checkpoint, tmp_path, capsys):
+    options = folders(tmp_path, pairs=2)
+    write_image(tmp_path / "moving/002.png", picture(1, channels=3))
+    assert run_command(checkpoint, tmp_path / "out", *options) == 0
+    (line,) = said(capsys)
+    assert "taken for PET, as of 2 moving images looked at 1 are in colour: are all of one modality?" in line
 
 
 def test_a_table_that_does_not_say_is_guessed_as_well(checkpoint, tmp_path, capsys):
