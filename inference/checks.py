@@ -79,7 +79,7 @@ class _Oddities:
 
     def __init__(self, modality: str) -> None:
         self.modality = modality
-        self.pairs = self.blank = self.grey_labels = self.fitted = self.rescaled = 0
+        self.pairs = self.blank = self.twice = self.grey_labels = self.fitted = self.rescaled = 0
         self.brightest: dict[str, dict[Path, float]] = {"fixed": {}, "moving": {}, "label": {}}
 
     def note(self, pair: PairFiles, images: SourceImages) -> None:
@@ -88,7 +88,10 @@ class _Oddities:
         for role, image in images._asdict().items():
             if image is not None:
                 self.brightest[role][pair.paths[role]] = image.max()
-        self.blank += is_blank(images.fixed) or is_blank(images.moving)
+        blank = is_blank(images.fixed) or is_blank(images.moving)
+        self.blank += blank
+        # Transposed, colours stand in front and a grey image goes with each.
+        self.twice += not blank and not (images.moving.T != images.fixed.T).any()
         in_color = has_color(images.moving)
         self.grey_labels += images.label is not None and in_color and not has_color(images.label)
 
@@ -114,6 +117,9 @@ class _Oddities:
         if self.blank:
             pairs = counted(self.blank, "pair")
             log.warning(f"{self.modality}: {pairs} with a blank image: not aligned, but counted in the means")
+        if self.twice:
+            pairs = counted(self.twice, "pair")
+            log.warning(f"{self.modality}: expected images of two modalities, found the same image twice in {pairs}")
         if self.grey_labels:
             state = f"grey ones for {self.grey_labels} of {self.pairs} pairs"
             expected = "labels in colour for moving images in colour"

@@ -6,6 +6,7 @@ A type raises an error that argparse prints with the name of the option.
 import argparse
 import io
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -65,8 +66,14 @@ class OneLineParser(argparse.ArgumentParser):
         self.add_argument("--version", action="version", version=f"EDARFusion {VERSION}")
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """Parse as argparse does, and keep what was given for `error`."""
+        """Parse as argparse does, and keep what was given for `error`. An empty text is an error.
+
+        An unset variable of a shell leaves one, which would otherwise count as not given.
+        """
         self._given = sys.argv[1:] if args is None else args
+        for before, text in zip(("the first argument", *self._given), self._given, strict=False):
+            if not text or re.fullmatch(r"--[\w-]+=", text):
+                self.error(f"{text.rstrip('=') or before}: expected a value, found an empty text (an unset variable?)")
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:

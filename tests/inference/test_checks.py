@@ -176,3 +176,13 @@ def test_slices_without_anything_are_named_and_left_as_they_are(checkpoint, tmp_
     rows = read_table(tmp_path / "out/CT/metrics.csv").set_index("name")
     assert np.isnan(rows.loc["001", "disagreement"]) and rows.loc["002", "disagreement"] > 0
     assert not np.load(tmp_path / "out/CT/flow/001.npy").any() and np.load(tmp_path / "out/CT/flow/002.npy").any()
+
+
+@pytest.mark.parametrize(("channels", "modality"), [(1, "CT"), (3, "PET")])
+def test_the_same_image_on_both_sides_is_named(tmp_path, caplog, channels, modality):
+    write_image(tmp_path / "mri.png", picture(1))
+    write_image(tmp_path / "copy.png", np.dstack([picture(1)] * 3) if channels == 3 else picture(1))
+    write_image(tmp_path / "other.png", picture(2, channels=channels))
+    pairs = [PairFiles(name, tmp_path / "mri.png", tmp_path / f"{name}.png") for name in ("copy", "other")]
+    checks.check_pairs(pairs, modality, keep_going=False)
+    assert f"{modality}: expected images of two modalities, found the same image twice in 1 pair" in caplog.messages

@@ -79,6 +79,17 @@ def test_an_option_that_is_spelt_wrong_is_named_with_the_right_one(capsys, given
     assert line.endswith(f"; is {meant} meant?") if meant else "meant" not in line
 
 
+@pytest.mark.parametrize(
+    ("given", "option"),
+    [(["--fixed", "", "--moving", "m"], "--fixed"), (["--csv="], "--csv"), ([""], "the first argument")],
+)
+def test_an_empty_text_is_no_option_left_out(capsys, given, option):
+    with pytest.raises(SystemExit):
+        EDARFusion_test_val.parse_arguments(given)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"EDARFusion_test_val: {option}: expected a value, found an empty text (an unset variable?)"
+
+
 def test_a_needed_option_that_is_spelt_wrong_is_named_too(capsys):
     with pytest.raises(SystemExit):
         importlib.import_module("tools.score").main(["--fixd", "a", "--reference", "b", "--fused", "c", "--csv", "d"])
