@@ -173,8 +173,8 @@ def read_csv(path: str | os.PathLike, needed: tuple[str, ...]) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         # pandas' ParserError is a ValueError.
         if quote := re.search(r"EOF inside string starting at row (\d+)", str(error)):
-            found = f"one in line {int(quote[1]) + 1} that is not"
-            raise DataError.at(path, "quotes that are closed", found) from error
+            state = f"one in line {int(quote[1]) + 1} that is not"
+            raise DataError.at(path, "quotes that are closed", state) from error
         raise DataError.at(path, "a CSV file (UTF-8, commas)", str(error)) from error
     table.columns = [name if name in PAIR_COLUMNS else own for name, own in zip(columns, table, strict=True)]
     table = table.fillna("")

@@ -127,8 +127,8 @@ def load_checkpoint(
         raise CheckpointError.at(path, "a complete safetensors file", error.strerror or str(error)) from error
     except SafetensorError as error:
         damaged = "a damaged one, as of a copy or download that was broken off"
-        found = damaged if start[8:] == b"{" else "a file of another kind"
-        raise CheckpointError.at(path, "a complete safetensors file", found) from error
+        state = damaged if start[8:] == b"{" else "a file of another kind"
+        raise CheckpointError.at(path, "a complete safetensors file", state) from error
     fields = _fields(path, metadata)
     kind = fields["modality"]
     if modality and kind not in (modality, "all"):

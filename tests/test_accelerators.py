@@ -41,9 +41,9 @@ def test_the_shipped_weights_give_the_same_flow_and_image(device, pair):
     model = load_checkpoint(DEFAULT_CHECKPOINT).model
     with torch.inference_mode():
         expected = model(pair.fixed, pair.moving, 2, True)
-        found = model.to(device)(pair.fixed.to(device), pair.moving.to(device), 2, True)
-    assert (found.flow.cpu() - expected.flow).abs().max() < 0.02
-    assert (found.fused.cpu() - expected.fused).abs().max() < 2 / 255
+        actual = model.to(device)(pair.fixed.to(device), pair.moving.to(device), 2, True)
+    assert (actual.flow.cpu() - expected.flow).abs().max() < 0.02
+    assert (actual.fused.cpu() - expected.fused).abs().max() < 2 / 255
     assert expected.flow.abs().max() > 1
 
 
@@ -59,12 +59,12 @@ def gradients(stage: str, network: EDARFusion, pair: Pair, device: torch.device 
     return {name: value.grad.cpu() for name, value in module.named_parameters() if value.grad is not None}
 
 
-def assert_alike(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def assert_alike(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     """Relative to the largest gradient: those of biases in front of a normalisation are nothing but rounding."""
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     tolerance = 0.01 * max(value.abs().max().item() for value in expected.values())
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=tolerance, msg=name)
+        torch.testing.assert_close(actual[name], value, rtol=0, atol=tolerance, msg=name)
 
 
 def weights_after(
@@ -111,9 +111,9 @@ def test_gradients_are_told_from_others_but_not_from_rounding(pair, network, mon
         if isinstance(layer, nn.Conv2d):
             layer.register_forward_hook(lambda _, __, output: output * (1 + 1e-7 * torch.randn_like(output)))
     torch.manual_seed(0)
-    found = gradients(stage, rounding, pair)
-    assert not all(torch.equal(found[name], value) for name, value in expected.items())
-    assert_alike(found, expected)
+    actual = gradients(stage, rounding, pair)
+    assert not all(torch.equal(actual[name], value) for name, value in expected.items())
+    assert_alike(actual, expected)
     loss_of = getattr(steps, f"{stage}_loss")
 
     def without_one_term(*arguments):

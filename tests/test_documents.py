@@ -51,16 +51,16 @@ def blocks(document: Path, language: str) -> list[str]:
 
 def commands(document: Path) -> list[tuple[str, set[str]]]:
     """Program and long options of each command line of a document that runs one of `PROGRAMS`."""
-    found = []
+    actual = []
     for block in blocks(document, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
             for part in line.split("#")[0].split("&&"):
                 own, _, passed_on = part.partition(" -- ")
                 if named := re.search(r"-m tools\.\w+|\b(?:EDARFusion_\w+|app)\.py", own):
-                    found.append((named[0], long_options(own)))
+                    actual.append((named[0], long_options(own)))
                 if passed_on:
-                    found.append(("EDARFusion_train.py", long_options(passed_on)))
-    return found
+                    actual.append(("EDARFusion_train.py", long_options(passed_on)))
+    return actual
 
 
 def long_options(command: str) -> set[str]:

@@ -67,8 +67,8 @@ def test_the_commands_are_there(installed: Path, tmp_path: Path) -> None:
     for line in lines:
         module, function = line.split(" = ")[1].split(":")
         program = f"import sys; from {module} import {function}; sys.argv = ['x', '--help']; {function}()"
-        found = run(installed, tmp_path, "-c", program)
-        assert "--modality" in found.stdout
+        actual = run(installed, tmp_path, "-c", program)
+        assert "--modality" in actual.stdout
 
 
 def test_an_import_that_could_not_be_rewritten_is_an_error() -> None:

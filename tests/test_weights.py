@@ -129,13 +129,13 @@ def test_the_benchmark_is_aligned(weights, fuse, modality):
     if not folder.is_dir():
         pytest.skip(f"no public benchmark at {folder}")
     label = folder / (f"{modality}_label" if modality == "CT" else f"{modality}_label_RGB")
-    found = []
+    actual = []
     for pair in folder_pairs(modality, folder / "MRI", folder / modality, label)[modality][:8]:
         images = read_pair(pair, modality)
         result = fuse(images.fixed, images.moving)
-        found.append(rmse(grey(result.aligned), grey(images.label)))
+        actual.append(rmse(grey(result.aligned), grey(images.label)))
         assert folding_share(result.flow) == 0
-    assert np.mean(found) < PUBLIC_RMSE[weights.stem][modality]
+    assert np.mean(actual) < PUBLIC_RMSE[weights.stem][modality]
 
 
 if __name__ == "__main__":

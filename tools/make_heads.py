@@ -96,8 +96,8 @@ def _at_one_mm(path: str, order: int) -> NDArray[np.float32]:
     try:
         image = nibabel.as_closest_canonical(nibabel.load(path))
     except (OSError, nibabel.filebasedimages.ImageFileError) as error:
-        found = lacking(path) or "a file of another kind or a damaged one"
-        raise FileError.at(path, "a volume that nibabel reads (NIfTI, MGH)", found) from error
+        state = lacking(path) or "a file of another kind or a damaged one"
+        raise FileError.at(path, "a volume that nibabel reads (NIfTI, MGH)", state) from error
     data = np.asanyarray(image.dataobj).astype(np.float32)
     if order:
         data /= 255 if image.get_data_dtype() == np.uint8 else np.percentile(data, 99.8)

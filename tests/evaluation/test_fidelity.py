@@ -115,8 +115,8 @@ def test_fidelity_metrics_leaves_out_what_cannot_be_told():
     assert set(fidelity_metrics(fixed, aligned, fixed)) == {"contrast_fixed", "contrast_moving"}
     assert "bone_holes" in fidelity_metrics(skull(), skull(), skull())
     luma = rainbow().mean(axis=2)
-    found = fidelity_metrics(luma, luma, luma, (rainbow(), rainbow()))
-    assert found["saturation_kept"] == pytest.approx(1) and "bone_holes" not in found
+    actual = fidelity_metrics(luma, luma, luma, (rainbow(), rainbow()))
+    assert actual["saturation_kept"] == pytest.approx(1) and "bone_holes" not in actual
 
 
 @pytest.mark.parametrize("shape", [(SIDE, SIDE), (SIDE, SIDE, 4), (SIDE, SIDE - 1, 3)])

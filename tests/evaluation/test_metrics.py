@@ -77,10 +77,10 @@ def test_values_of_the_reference_toolboxes(modality: str) -> None:
     fused = SHARED / "data/published/BSAFusion" / f"{modality}-MRI/fused"
     for name, expected in golden.iterrows():
         folders = (pairs / "MRI", pairs / f"{modality}_label", fused)
-        found = metrics.fusion_metrics(*(scoring.read_grey(folder / f"{name}.png") for folder in folders))
-        found = {GOLDEN_NAMES.get(metric, metric): value for metric, value in found.items()}
+        actual = metrics.fusion_metrics(*(scoring.read_grey(folder / f"{name}.png") for folder in folders))
+        actual = {GOLDEN_NAMES.get(metric, metric): value for metric, value in actual.items()}
         for metric in golden.columns:
-            assert found[metric] == pytest.approx(expected[metric], rel=tolerance(metric)), (name, metric)
+            assert actual[metric] == pytest.approx(expected[metric], rel=tolerance(metric)), (name, metric)
 
 
 def sample_scores() -> Iterator[dict]:
@@ -98,12 +98,12 @@ def sample_scores() -> Iterator[dict]:
 def test_values_of_the_embedded_sample() -> None:
     # Written by this module, run as a program, when it agreed with the toolboxes on the golden pairs.
     expected = pd.read_csv(SAMPLE_METRICS)
-    found = pd.DataFrame(sample_scores())
-    assert found[["modality", "name"]].equals(expected[["modality", "name"]])
+    actual = pd.DataFrame(sample_scores())
+    assert actual[["modality", "name"]].equals(expected[["modality", "name"]])
     for metric in expected.columns.drop(["modality", "name"]):
         # Simulated images are smooth: round-off, which differs between processors, turns the angles of faint edges.
         limit = max(tolerance(metric), 1e-4)
-        np.testing.assert_allclose(found[metric], expected[metric], rtol=limit, err_msg=metric)
+        np.testing.assert_allclose(actual[metric], expected[metric], rtol=limit, err_msg=metric)
 
 
 def test_ssim_is_scikit_images(sources: list[np.ndarray]) -> None:
@@ -138,23 +138,23 @@ def test_all_at_once_are_the_single_metrics(sources: list[np.ndarray]) -> None:
         "qabf_zliu": metrics.qabf(*sources, variant="zliu"),
         "mi_nats": metrics.mi_nats(*sources),
     }
-    found = metrics.fusion_metrics(*sources)
-    assert list(found)[: len(FIRST_COLUMNS)] == FIRST_COLUMNS
-    assert found == pytest.approx(single, rel=1e-12)
+    actual = metrics.fusion_metrics(*sources)
+    assert list(actual)[: len(FIRST_COLUMNS)] == FIRST_COLUMNS
+    assert actual == pytest.approx(single, rel=1e-12)
 
 
 def test_identical_images_score_best(sources: list[np.ndarray]) -> None:
     image = sources[0]
-    found = metrics.fusion_metrics(image, image, image)
+    actual = metrics.fusion_metrics(image, image, image)
     for metric, best in BEST.items():
-        assert found[metric] == pytest.approx(best, abs=1e-6), metric
+        assert actual[metric] == pytest.approx(best, abs=1e-6), metric
     # Sigmoids keep these below 1.
-    assert found["qabf"] == pytest.approx(0.9994 * 0.9879 / (1 + np.exp(-22 * 0.2)), abs=1e-3)
-    assert found["qabf_zliu"] == pytest.approx(1 / (1 + np.exp(-5)) ** 2, abs=1e-6)
-    assert found["mi"] == pytest.approx(2 * found["en"])
+    assert actual["qabf"] == pytest.approx(0.9994 * 0.9879 / (1 + np.exp(-22 * 0.2)), abs=1e-3)
+    assert actual["qabf_zliu"] == pytest.approx(1 / (1 + np.exp(-5)) ** 2, abs=1e-6)
+    assert actual["mi"] == pytest.approx(2 * actual["en"])
     changed = metrics.fusion_metrics(image, image, sources[1])
     for metric in [*BEST, "qabf", "qabf_zliu", "mi", "mi_nats"]:
-        worse = changed[metric] > found[metric] if metric == "qcv" else changed[metric] < found[metric]
+        worse = changed[metric] > actual[metric] if metric == "qcv" else changed[metric] < actual[metric]
         assert worse, metric
 
 
@@ -170,7 +170,7 @@ def test_sources_may_be_swapped(sources: list[np.ndarray]) -> None:
 
 
 def test_transposed_images_score_alike(sources: list[np.ndarray]) -> None:
-    found = metrics.fusion_metrics(*sources)
+    actual = metrics.fusion_metrics(*sources)
     transposed = metrics.fusion_metrics(*(image.T for image in sources))
     for metric in (
         "qcv",
@@ -188,7 +188,7 @@ def test_transposed_images_score_alike(sources: list[np.ndarray]) -> None:
         "cc",
         "scd",
     ):
-        assert transposed[metric] == pytest.approx(found[metric], rel=1e-9), metric
+        assert transposed[metric] == pytest.approx(actual[metric], rel=1e-9), metric
 
 
 @pytest.mark.parametrize("levels", [(0, 0, 0), (128, 128, 128), (255, 255, 255), (0, 128, 255), (90, 90, 0)])
@@ -196,14 +196,14 @@ def test_constant_images_give_defined_values(levels: tuple[int, int, int]) -> No
     images = [np.full((64, 70), float(level)) for level in levels]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = metrics.fusion_metrics(*images)
+        actual = metrics.fusion_metrics(*images)
         registration = metrics.registration_metrics(images[0], images[2])
-    assert np.isfinite(list(found.values())).all()
+    assert np.isfinite(list(actual.values())).all()
     assert np.isfinite(list(registration.values())).all()
-    assert found["en"] == found["sd"] == found["sf"] == found["ag"] == found["mi"] == 0
+    assert actual["en"] == actual["sd"] == actual["sf"] == actual["ag"] == actual["mi"] == 0
     if len(set(levels)) == 1:
         for metric in BEST.keys() - {"cc"}:
-            assert found[metric] == pytest.approx(BEST[metric], abs=1e-6), metric
+            assert actual[metric] == pytest.approx(BEST[metric], abs=1e-6), metric
         assert registration["ncc"] == 1
 
 
@@ -212,11 +212,11 @@ def test_one_constant_image_gives_defined_values(sources: list[np.ndarray], cons
     sources[constant] = np.zeros_like(sources[constant])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = metrics.fusion_metrics(*sources)
-    assert np.isfinite(list(found.values())).all()
+        actual = metrics.fusion_metrics(*sources)
+    assert np.isfinite(list(actual.values())).all()
     if constant == 2:
-        assert found["qcb"] == found["mi"] == found["cc"] == 0
-        assert found["qabf"] < 1e-4
+        assert actual["qcb"] == actual["mi"] == actual["cc"] == 0
+        assert actual["qabf"] < 1e-4
 
 
 def test_edges_invented_over_flat_sources_score_nothing(sources: list[np.ndarray]) -> None:
@@ -229,12 +229,12 @@ def test_edges_invented_over_flat_sources_score_nothing(sources: list[np.ndarray
 def test_any_size(shape: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     a, b, f = (rng.uniform(0, 255, shape) for _ in range(3))
-    found = metrics.fusion_metrics(a, b, f)
+    actual = metrics.fusion_metrics(a, b, f)
     for metric in ("qabf", "qcb", "qabf_zliu"):
-        assert 0 < found[metric] < 1, metric
+        assert 0 < actual[metric] < 1, metric
     for metric in ("qs", "qssim_mean", "qy", "qw", "cc"):
-        assert abs(found[metric]) < 0.5, metric
-    assert found["qvif"] > 0 and found["qcv"] > 0
+        assert abs(actual[metric]) < 0.5, metric
+    assert actual["qvif"] > 0 and actual["qcv"] > 0
 
 
 # --- values computed by hand --------------------------------------------------------------------------------
@@ -453,9 +453,9 @@ def test_pixels_beyond_the_field_of_view_count_in_no_metric(folders: dict[str, P
         image[:, -6:] = 0.5
         changed[role] = tmp_path / f"{role}.png"
         write_image(changed[role], image)
-    found = scoring.score_pair(changed, seen)
+    actual = scoring.score_pair(changed, seen)
     counted = [name for name in expected if name != "name" and not name.endswith("_before")]
-    assert [found[name] for name in counted] == pytest.approx([expected[name] for name in counted], rel=1e-9)
+    assert [actual[name] for name in counted] == pytest.approx([expected[name] for name in counted], rel=1e-9)
     difference = scoring.read_grey(files["aligned"]) - scoring.read_grey(files["label"])
     assert expected["rmse"] == pytest.approx(np.sqrt((difference[:, :-6] ** 2).mean()))
     assert scoring.score_pair(files, np.ones(shape, bool)) == scoring.score_pair(files)

@@ -111,8 +111,8 @@ class Page(HTMLParser):
 
     @property
     def cards(self):
-        found = re.findall(r'<script type="application/json">(.*?)</script>', self.html, re.DOTALL)
-        return [json.loads(text) for text in found]
+        actual = re.findall(r'<script type="application/json">(.*?)</script>', self.html, re.DOTALL)
+        return [json.loads(text) for text in actual]
 
 
 @pytest.fixture
@@ -405,16 +405,16 @@ def test_colours_of_a_map_are_explained(write, tmp_path):
     pair = make_pairs(["case 2"])[0]._replace(extra={"Gate": np.ones((64, 80, 3))})
     scale = ColorScale("0", "1", "weight", ["#000000", "#ffffff"])
     write_report(tmp_path / "a.html", make_table(), [pair], "Run", scales={"Gate": scale})
-    found = re.findall(r'id="scales">(.*?)</script>', (tmp_path / "a.html").read_text())
-    assert json.loads(found[0])["Gate"] == scale._asdict()
+    actual = re.findall(r'id="scales">(.*?)</script>', (tmp_path / "a.html").read_text())
+    assert json.loads(actual[0])["Gate"] == scale._asdict()
 
 
 def test_colours_of_one_pair_may_have_a_scale_of_their_own(tmp_path):
     scale = ColorScale("0", "1", "tracer, hot", ["#000000", "#ffffff"])
     pairs = make_pairs(["case 2", "case 10"])
     write_report(tmp_path / "a.html", make_table(), [pairs[0]._replace(scales={"Fused": scale}), pairs[1]], "Run")
-    found = re.findall(r"data-scales='(.*?)'", (tmp_path / "a.html").read_text())
-    assert [json.loads(text) for text in found] == [{"Fused": scale._asdict()}]
+    actual = re.findall(r"data-scales='(.*?)'", (tmp_path / "a.html").read_text())
+    assert [json.loads(text) for text in actual] == [{"Fused": scale._asdict()}]
 
 
 def test_one_page_leads_to_the_reports_of_all_modalities(tmp_path):
@@ -493,15 +493,15 @@ def point_at(browser, element):
     ActionChains(browser).move_to_element(element).perform()
 
 
-def wait_for(browser, found, expected):
+def wait_for(browser, actual, expected):
     """Wait until `found()` gives what is expected; the browser draws when it finds the time."""
     from selenium.common.exceptions import TimeoutException
     from selenium.webdriver.support.ui import WebDriverWait
 
     try:
-        WebDriverWait(browser, 10).until(lambda _: found() == expected)
+        WebDriverWait(browser, 10).until(lambda _: actual() == expected)
     except TimeoutException:
-        assert found() == expected
+        assert actual() == expected
 
 
 def open_card(browser, number=0):

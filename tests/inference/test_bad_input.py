@@ -234,13 +234,13 @@ def test_keep_going_leaves_out_rows_that_cannot_be_used(checkpoint, tmp_path, ca
     assert list(read_table(tmp_path / "out/CT/metrics.csv")["name"]) == ["001", "005", "mean"]
     lines = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
     expected = [(7, "'MRI'"), (3, "002.png"), (4, "an empty cell"), (5, "../004.png"), (8, "'001' in lines 2 and 8")]
-    for line, (place, found) in zip(lines, expected, strict=True):
-        assert f"{csv}: expected" in line and str(place) in line and found in line
-    for row, found in ((rows[1], "002.png"), (f"{rows[0]}R", "'CTR'")):
+    for line, (place, actual) in zip(lines, expected, strict=True):
+        assert f"{csv}: expected" in line and str(place) in line and actual in line
+    for row, actual in ((rows[1], "002.png"), (f"{rows[0]}R", "'CTR'")):
         csv.write_text(f"fixed,moving,modality\n{row}\n")
         assert run_command(checkpoint, tmp_path / "none", "--csv", str(csv), "--keep-going", "--modality", "CT") == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert f"{csv}: expected at least one row that can be used" in line and found in line
+        assert f"{csv}: expected at least one row that can be used" in line and actual in line
         assert not (tmp_path / "none").exists()
 
 

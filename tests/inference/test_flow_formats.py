@@ -40,9 +40,9 @@ def test_simpleitk_applies_our_fields(tmp_path, flow, format_) -> None:
     save_flow(path, flow)
     image = picture(1)
     moving = sitk.GetImageFromArray(image)
-    found = sitk.GetArrayFromImage(sitk.Resample(moving, moving, transform_of(path), sitk.sitkLinear, -1.0))
-    inside = found >= 0
-    np.testing.assert_allclose(found[inside], apply_flow(image, flow)[inside], atol=1e-4)
+    actual = sitk.GetArrayFromImage(sitk.Resample(moving, moving, transform_of(path), sitk.sitkLinear, -1.0))
+    inside = actual >= 0
+    np.testing.assert_allclose(actual[inside], apply_flow(image, flow)[inside], atol=1e-4)
     assert inside.mean() > 0.9
     places = np.array([transform_of(path).TransformPoint(point.tolist()) for point in POINTS])
     assert np.linalg.norm(places - carry_points(POINTS, flow), axis=1).max() < 0.01  # mm
@@ -55,10 +55,10 @@ def test_ants_applies_our_fields(tmp_path, flow, format_) -> None:
     save_flow(path, flow)
     image = picture(1)
     moving = ants.from_numpy(np.ascontiguousarray(image.T))
-    found = ants.apply_transforms(moving, moving, [str(path)], interpolator="linear").numpy().T
+    actual = ants.apply_transforms(moving, moving, [str(path)], interpolator="linear").numpy().T
     rows, columns = np.indices(SHAPE) + flow[::-1]
     inside = (rows > 0) & (rows < SHAPE[0] - 1) & (columns > 0) & (columns < SHAPE[1] - 1)
-    np.testing.assert_allclose(found[inside], apply_flow(image, flow)[inside], atol=1e-4)
+    np.testing.assert_allclose(actual[inside], apply_flow(image, flow)[inside], atol=1e-4)
 
 
 @pytest.mark.parametrize("format_", FORMATS)
@@ -85,9 +85,9 @@ def test_of_unequal_sizes_field_and_inverse_apply_to_the_images_as_they_are(chec
     # Of an untrained network the field is steep, and near the border its inverse lies beyond the grid.
     assert inside.sum() > 10 and np.median(np.linalg.norm(again - POINTS, axis=1)[inside]) < 0.15
     fixed, moving = (sitk.GetImageFromArray(read_image(tmp_path / f"{role}/a.png")) for role in ("fixed", "moving"))
-    found = sitk.GetArrayFromImage(sitk.Resample(moving, fixed, transform_of(forth), sitk.sitkLinear))
+    actual = sitk.GetArrayFromImage(sitk.Resample(moving, fixed, transform_of(forth), sitk.sitkLinear))
     aligned = read_image(tmp_path / "out/CT/aligned/a.png")
-    assert np.abs(found - aligned)[4:-4, 4:-4].mean() < 0.02
+    assert np.abs(actual - aligned)[4:-4, 4:-4].mean() < 0.02
 
 
 def test_fields_of_volumes_in_all_formats(checkpoint, tmp_path) -> None:
@@ -106,9 +106,9 @@ def test_fields_of_volumes_in_all_formats(checkpoint, tmp_path) -> None:
     moving = sitk.ReadImage(str(tmp_path / "ct.nii"))
     for format_, field in fields.items():
         aligned = nib.load(tmp_path / format_ / "CT/aligned.nii.gz").get_fdata().T
-        found = sitk.GetArrayFromImage(sitk.Resample(moving, moving, field, sitk.sitkLinear, -5000.0))
-        inside = found > -2000
-        assert inside.mean() > 0.8 and np.abs(found - aligned)[inside].max() < 0.5  # of 2000
+        actual = sitk.GetArrayFromImage(sitk.Resample(moving, moving, field, sitk.sitkLinear, -5000.0))
+        inside = actual > -2000
+        assert inside.mean() > 0.8 and np.abs(actual - aligned)[inside].max() < 0.5  # of 2000
 
 
 def test_a_format_without_flows_is_refused(checkpoint, tmp_path, capsys) -> None:

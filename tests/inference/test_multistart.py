@@ -77,8 +77,8 @@ def overlap(a: Tensor, b: Tensor) -> float:
 
 def test_a_pair_that_lies_near_is_aligned_once():
     model = Moments()
-    first, found = register(model, ellipse(133, 125, 3))
-    assert found is first and model.calls == 0
+    first, actual = register(model, ellipse(133, 125, 3))
+    assert actual is first and model.calls == 0
 
 
 @pytest.mark.parametrize("scale", [1, 2])
@@ -89,12 +89,12 @@ def test_a_pair_that_lies_far_is_aligned_on_from_where_the_first_estimate_led(sc
     model = half if scale == 1 else lambda f, m: _enlarged(half(f[..., ::2, ::2], m[..., ::2, ::2]))
     first = model(fixed, moving)
     half.calls = 0
-    found = register_from_afar(model, fixed, moving, first)
+    actual = register_from_afar(model, fixed, moving, first)
     assert overlap(first.aligned, fixed) < 0.9 and half.calls in (2, 3)
-    assert overlap(warp(moving, found.flow), fixed) > 0.97
-    assert overlap(warp(fixed, found.inverse_flow), moving) > 0.97
+    assert overlap(warp(moving, actual.flow), fixed) > 0.97
+    assert overlap(warp(fixed, actual.inverse_flow), moving) > 0.97
     inside = (slice(None), slice(None), slice(80 * scale, 170 * scale), slice(80 * scale, 170 * scale))
-    assert compose(found.flow, found.inverse_flow)[inside].norm(dim=1).max() < 0.1 * scale
+    assert compose(actual.flow, actual.inverse_flow)[inside].norm(dim=1).max() < 0.1 * scale
 
 
 def _enlarged(output: Output) -> Output:
@@ -107,11 +107,11 @@ def _enlarged(output: Output) -> Output:
 @pytest.mark.parametrize("degrees", [-45, -33, 33, 45])
 def test_a_head_that_is_turned_too_far_is_found_from_a_turned_start(degrees):
     model, moving = Moments(), ellipse(140, 120, degrees)
-    first, found = register(model, moving)
+    first, actual = register(model, moving)
     assert not first.flow.any()
-    assert overlap(warp(moving, found.flow), ellipse()) > 0.97
-    assert overlap(warp(ellipse(), found.inverse_flow), moving) > 0.97
-    assert found.disagreement == first.disagreement == 2.0
+    assert overlap(warp(moving, actual.flow), ellipse()) > 0.97
+    assert overlap(warp(ellipse(), actual.inverse_flow), moving) > 0.97
+    assert actual.disagreement == first.disagreement == 2.0
 
 
 @pytest.mark.parametrize("left_out", [None, "multistart", "average"])
@@ -122,10 +122,10 @@ def test_a_pair_is_fused_as_it_was_found_from_afar(left_out):
     result = fuse(fixed, moving[0, 0].numpy())
     once = warp(moving, torch.from_numpy(result.flow)[None])[0, 0].numpy()
     assert np.array_equal(result.aligned, once)
-    found = left_out is None
+    actual = left_out is None
     # Sampled once, whatever the number of starts, and fused as it is.
-    assert (overlap(torch.from_numpy(once), torch.from_numpy(fixed)) > 0.97) == found
-    assert np.array_equal(result.fused, once) == found
+    assert (overlap(torch.from_numpy(once), torch.from_numpy(fixed)) > 0.97) == actual
+    assert np.array_equal(result.fused, once) == actual
 
 
 def test_the_seconds_of_a_pair_do_not_count_what_a_model_needs_to_be_ready():
@@ -149,15 +149,15 @@ def test_the_seconds_of_a_pair_do_not_count_what_a_model_needs_to_be_ready():
 def test_what_beginning_anew_finds_is_kept_even_if_the_first_estimate_missed_it():
     fixed, moving = ellipse(), ellipse(160, 120, 12)
     missed = Moments(limit=0.0)(fixed, moving)
-    found = register_from_afar(Moments(), fixed, moving, missed)
+    actual = register_from_afar(Moments(), fixed, moving, missed)
     assert not missed.flow.any()
-    assert overlap(warp(moving, found.flow), fixed) > 0.97
+    assert overlap(warp(moving, actual.flow), fixed) > 0.97
 
 
 def test_a_turned_start_whose_estimates_agree_no_better_is_not_kept():
     model = Moments(limit=0.0)
-    first, found = register(model, ellipse(degrees=40))
-    assert found is first and model.calls > 4
+    first, actual = register(model, ellipse(degrees=40))
+    assert actual is first and model.calls > 4
 
 
 def register_scripted(
@@ -175,11 +175,11 @@ def register_scripted(
         return Output(blank, moving, flow, inverse, *[blank] * 6, torch.tensor([disagreement]))
 
     first = estimate(shift, disagreement, degrees)
-    found = register_from_afar(lambda fixed, moving: estimate(*left.pop(0)), moving, moving, first)
-    if found is first:
-        return "first", left, found
-    turned = found.flow.std(dim=(2, 3)).max() > 1
-    return "turned" if turned else "settled", left, found
+    actual = register_from_afar(lambda fixed, moving: estimate(*left.pop(0)), moving, moving, first)
+    if actual is first:
+        return "first", left, actual
+    turned = actual.flow.std(dim=(2, 3)).max() > 1
+    return "turned" if turned else "settled", left, actual
 
 
 @pytest.mark.parametrize(("shift", "disagreement", "settled", "start", "end", "kept"), [
@@ -193,8 +193,8 @@ def register_scripted(
     (9.5, 1.2, 0.59, 0.1, 0.1, "first"), (10.5, 1.2, 0.59, 0.1, 0.1, "settled"),
 ])  # fmt: skip
 def test_which_start_is_kept(shift, disagreement, settled, start, end, kept):
-    found, left, _ = register_scripted(shift, disagreement, [(0, settled), *[(0, start), (0, end)] * 4])
-    assert found == kept
+    actual, left, _ = register_scripted(shift, disagreement, [(0, settled), *[(0, start), (0, end)] * 4])
+    assert actual == kept
     asked = 0 if disagreement <= 1 else 1 if settled < 0.6 else 9
     assert len(left) == 9 - asked
 
@@ -212,9 +212,9 @@ def test_it_begins_anew_until_little_is_found(shifts, asked):
 
 
 def test_the_way_back_undoes_what_was_found_before_the_start():
-    _, _, found = register_scripted(20, 1.2, [(2.5, 0.5)], degrees=60)
+    _, _, actual = register_scripted(20, 1.2, [(2.5, 0.5)], degrees=60)
     inside = (slice(None), slice(None), slice(100, 156), slice(100, 156))
-    for there, back in ((found.flow, found.inverse_flow), (found.inverse_flow, found.flow)):
+    for there, back in ((actual.flow, actual.inverse_flow), (actual.inverse_flow, actual.flow)):
         assert compose(there, back)[inside].norm(dim=1).max() < 0.05
 
 

@@ -31,9 +31,9 @@ def by_openvino(model: EDARFusion) -> OpenVINOModel:
 def test_openvino_gives_what_the_network_gives(model):
     stand_in, pair = by_openvino(model), sample_pair(SIZE)
     with torch.inference_mode():
-        found, expected = stand_in(*pair), model(*pair)
-    assert found.expected_error is expected.expected_error is None
-    for name, ours, theirs in zip(expected._fields[:-1], found[:-1], expected[:-1], strict=True):
+        actual, expected = stand_in(*pair), model(*pair)
+    assert actual.expected_error is expected.expected_error is None
+    for name, ours, theirs in zip(expected._fields[:-1], actual[:-1], expected[:-1], strict=True):
         # Across a sharp edge a tenth of a px moves single pixels far; in the mean over the image bfloat16 stays near.
         most = 0.19 if "flow" in name else 0.15
         assert (ours - theirs).abs().max() <= most, name
@@ -46,11 +46,11 @@ def test_passes_and_averaging_count_as_in_the_network(model):
     moving = moving.roll(7, dims=3)
     stand_in = by_openvino(model)
     with torch.inference_mode():
-        found, expected = (run(fixed, moving, passes=2, average=True) for run in (stand_in, model))
+        actual, expected = (run(fixed, moving, passes=2, average=True) for run in (stand_in, model))
         once = model(fixed, moving, average=True)
-    assert (found.flow - expected.flow).abs().mean() < 0.3 * (expected.flow - once.flow).abs().mean()
+    assert (actual.flow - expected.flow).abs().mean() < 0.3 * (expected.flow - once.flow).abs().mean()
     assert expected.disagreement > 0
-    assert found.disagreement.item() == pytest.approx(expected.disagreement.item(), rel=0.1)
+    assert actual.disagreement.item() == pytest.approx(expected.disagreement.item(), rel=0.1)
 
 
 def test_results_outlive_the_next_pair_and_a_size_is_compiled_once(model, monkeypatch):

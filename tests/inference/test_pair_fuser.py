@@ -50,8 +50,8 @@ def test_arrays_of_any_floating_type_are_taken_but_no_grey_levels(model):
 def test_tensors_are_taken_as_arrays_are(model):
     fuse, (fixed, moving) = PairFuser(model, torch.device("cpu")), (picture(1), picture(2, channels=3))
     expected = fuse(fixed, moving)
-    found = fuse(torch.from_numpy(fixed), torch.from_numpy(moving).requires_grad_())
-    assert isinstance(found.fused, np.ndarray) and np.array_equal(found.fused, expected.fused)
+    actual = fuse(torch.from_numpy(fixed), torch.from_numpy(moving).requires_grad_())
+    assert isinstance(actual.fused, np.ndarray) and np.array_equal(actual.fused, expected.fused)
     with pytest.raises(ValueError, match=r"moving: expected floating point numbers in \[0, 1\], found uint8"):
         fuse(torch.from_numpy(fixed), torch.zeros(SHAPE, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"found shapes \(1, 1, 64, 80\) and"):
@@ -67,14 +67,14 @@ def test_color_is_put_back_into_the_usual_luma(model):
     with torch.inference_mode():
         output = model(*(torch.from_numpy(image)[None, None] for image in (fixed, images.luma(moving))))
     assert np.array_equal(result.flow, output.flow[0].numpy())
-    found = rgb_to_ycbcr(torch.from_numpy(result.fused).permute(2, 0, 1)[None])[0].numpy()
+    actual = rgb_to_ycbcr(torch.from_numpy(result.fused).permute(2, 0, 1)[None])[0].numpy()
     expected = torch.cat((output.fused, warp(ycbcr[:, 1:], output.flow)), dim=1)[0].numpy()
     seen = field_of_view(result.flow)
-    assert np.abs(found - expected)[0, seen].max() < 1e-4
+    assert np.abs(actual - expected)[0, seen].max() < 1e-4
     # Where no channel reaches its bound, Cb and Cr are those of the aligned image.
     inside = seen & ((result.fused > 1e-3) & (result.fused < 1 - 1e-3)).all(axis=2)
     assert inside.mean() > 0.3
-    assert np.abs(found - expected)[1:, inside].max() < 1e-4
+    assert np.abs(actual - expected)[1:, inside].max() < 1e-4
 
 
 def test_kept_colours_stay_within_their_room(model):
@@ -142,11 +142,11 @@ def test_beyond_the_field_of_view_the_fixed_image_stands_alone():
     flow[0, :, -5:] = 6.0  # the last five columns come from beyond the right border
     for shape in (SHAPE, (*SHAPE, 3)):
         fused, aligned = np.full(shape, 0.9, np.float32), np.full(shape, 0.8, np.float32)
-        found, moved = without_drawn_out_border(fused, aligned, fixed, flow)
-        assert found.shape == moved.shape == shape and found.dtype == moved.dtype == np.float32
-        assert (found[:, :-5] == np.float32(0.9)).all() and (moved[:, :-5] == np.float32(0.8)).all()
+        actual, moved = without_drawn_out_border(fused, aligned, fixed, flow)
+        assert actual.shape == moved.shape == shape and actual.dtype == moved.dtype == np.float32
+        assert (actual[:, :-5] == np.float32(0.9)).all() and (moved[:, :-5] == np.float32(0.8)).all()
         assert (moved[:, -5:] == 0).all()
-        assert np.array_equal(np.atleast_3d(found)[:, -5:, 0], fixed[:, -5:])
+        assert np.array_equal(np.atleast_3d(actual)[:, -5:, 0], fixed[:, -5:])
 
 
 def pixel(*channels: float) -> torch.Tensor:
@@ -169,14 +169,14 @@ def test_a_color_that_has_no_room_is_shortened_and_keeps_luma_and_hue():
 def test_luma_is_that_of_the_fused_image(seed):
     generator = torch.Generator().manual_seed(seed)
     fused, aligned = (torch.rand(2, channels, 16, 24, generator=generator) for channels in (1, 3))
-    found = with_color(fused, aligned)
-    assert found.min() >= 0 and found.max() <= 1
-    assert torch.allclose(rgb_to_grayscale(found), fused, atol=1e-5)
+    actual = with_color(fused, aligned)
+    assert actual.min() >= 0 and actual.max() <= 1
+    assert torch.allclose(rgb_to_grayscale(actual), fused, atol=1e-5)
 
 
 def test_grey_and_black_stay_grey_and_black():
     grey = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    found = with_color(grey, torch.rand(1, 1, 8, 8).expand(-1, 3, -1, -1))
-    assert torch.equal(found[:, 0], found[:, 1]) and torch.equal(found[:, 0], found[:, 2])
-    assert torch.allclose(found[:, :1], grey, atol=1e-6)
+    actual = with_color(grey, torch.rand(1, 1, 8, 8).expand(-1, 3, -1, -1))
+    assert torch.equal(actual[:, 0], actual[:, 1]) and torch.equal(actual[:, 0], actual[:, 2])
+    assert torch.allclose(actual[:, :1], grey, atol=1e-6)
     assert torch.equal(with_color(pixel(0.0), pixel(0.2, 0.7, 0.1)), pixel(0.0, 0, 0))

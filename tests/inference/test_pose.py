@@ -43,8 +43,8 @@ def target_error(transform: sitk.Transform, matrix: np.ndarray) -> float:
     """Mean distance between where a transform and the truth put points of the brain, mm."""
     points = np.random.default_rng(1).uniform(-30, 30, (50, 3))
     truth = points @ matrix[:3, :3].T + matrix[:3, 3]
-    found = [np.multiply(transform.TransformPoint((p * [-1, -1, 1]).tolist()), [-1, -1, 1]) for p in points]
-    return float(np.linalg.norm(found - truth, axis=1).mean())
+    actual = [np.multiply(transform.TransformPoint((p * [-1, -1, 1]).tolist()), [-1, -1, 1]) for p in points]
+    return float(np.linalg.norm(actual - truth, axis=1).mean())
 
 
 @pytest.mark.parametrize(

@@ -127,10 +127,10 @@ def test_true_flows_give_the_endpoint_error(checkpoint, tmp_path):
     assert run_command(checkpoint, tmp_path / "out", *options) == 0
     scores = read_table(tmp_path / "out/CT/metrics.csv")
     assert scores["epe_before"].to_list() == pytest.approx([1, 2, 1.5])
-    for number, found in enumerate(scores["epe"].iloc[:2], 1):
+    for number, actual in enumerate(scores["epe"].iloc[:2], 1):
         flow = np.load(tmp_path / f"out/CT/flow/{number:03}.npy")
         # The pictures are bright nearly everywhere, so nearly every place counts.
-        assert found == pytest.approx(np.hypot(flow[0] - number, flow[1]).mean(), rel=0.1)
+        assert actual == pytest.approx(np.hypot(flow[0] - number, flow[1]).mean(), rel=0.1)
     assert "EPE" in (tmp_path / "out/CT/report.html").read_text()
 
 

@@ -146,9 +146,9 @@ def test_parts_of_several_processes_are_resumed(checkpoint, tmp_path):
     folder.write_rows([rows["003"] | {"inputs": "old"}])
     for part, name in enumerate(("001", "002")):
         folder.write_rows([rows[name] | {"inputs": f"of {name}"}], part)
-    found = folder.read_rows()
+    actual = folder.read_rows()
     # What the processes left when they broke off is newer than the whole table.
-    assert {name: row["inputs"] for name, row in found.items()} == {"001": "of 001", "002": "of 002"}
+    assert {name: row["inputs"] for name, row in actual.items()} == {"001": "of 001", "002": "of 002"}
     (unfinished := tmp_path / ".metrics.csv.1.tmp").touch()
     folder.remove_parts()
     assert not unfinished.exists()
@@ -257,7 +257,7 @@ def test_pairs_of_a_process_whose_folder_is_another_are_missed(checkpoint, tmp_p
 def test_each_pair_is_one_process_s_and_its_row_is_in_the_table_before_the_parts_go(checkpoint, tmp_path, monkeypatch):
     """Two processes, the second run where the first one waits for it after its last pair."""
     options = ["--modality", "CT", *folders(tmp_path, pairs=5)]
-    waits, found = [], []
+    waits, actual = [], []
 
     def become(rank: int) -> None:
         monkeypatch.setenv("RANK", str(rank))
@@ -271,7 +271,7 @@ def test_each_pair_is_one_process_s_and_its_row_is_in_the_table_before_the_parts
 
     def look_and_remove(folder: ResultFolder) -> None:
         tables = folder.path.glob("*metrics*.csv")
-        found.append({path.name: list(read_table(path)["name"])[:-1] for path in tables})
+        actual.append({path.name: list(read_table(path)["name"])[:-1] for path in tables})
         remove(folder)
 
     remove = ResultFolder.remove_parts
@@ -282,5 +282,5 @@ def test_each_pair_is_one_process_s_and_its_row_is_in_the_table_before_the_parts
     become(0)
     assert run_command(checkpoint, tmp_path / "out", *options) == 0
     parts = {".metrics-0.csv": ["001", "003", "005"], ".metrics-1.csv": ["002", "004"]}
-    assert found[-1] == parts | {"metrics.csv": ["001", "002", "003", "004", "005"]}
+    assert actual[-1] == parts | {"metrics.csv": ["001", "002", "003", "004", "005"]}
     assert [path.name for path in (tmp_path / "out/CT").glob("*metrics*")] == ["metrics.csv"]

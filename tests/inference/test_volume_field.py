@@ -85,10 +85,10 @@ def test_shares_go_by_the_volume_that_shows_less() -> None:
 
 def test_the_coarse_grid_covers_sides_that_are_no_multiple() -> None:
     flow = np.ones((2, 66, 70), np.float32)
-    found = coarse(flow)
-    assert found.shape == (2, 17, 18)
-    np.testing.assert_allclose(found[0], 18 / 70, rtol=1e-5)
-    np.testing.assert_allclose(found[1], 17 / 66, rtol=1e-5)
+    actual = coarse(flow)
+    assert actual.shape == (2, 17, 18)
+    np.testing.assert_allclose(actual[0], 18 / 70, rtol=1e-5)
+    np.testing.assert_allclose(actual[1], 17 / 66, rtol=1e-5)
 
 
 def test_expected_errors_of_slices_that_show_little_are_those_of_their_neighbours() -> None:

@@ -177,8 +177,8 @@ class TestVolumes:
             nib.save(nib.Nifti1Image(values.astype(np.float32), affine), path)
         volumes = read_volumes("CT", options[3], options[5], label, resample=True).volumes
         for role in ("moving", "label"):
-            found = volumes[role].slices[..., :-3]
-            np.testing.assert_allclose(found, values.transpose(2, 1, 0)[..., 3:], atol=1e-2)
+            actual = volumes[role].slices[..., :-3]
+            np.testing.assert_allclose(actual, values.transpose(2, 1, 0)[..., 3:], atol=1e-2)
 
     def test_slices_know_the_shape_of_their_pixels(self, tmp_path, options):
         for path in (options[3], options[5]):  # rows further apart than columns

@@ -223,12 +223,12 @@ def test_matching_is_held_against_what_the_earlier_scales_left():
     registration, arguments = true_case()
     (step,) = registration.steps
     # Half of the 8 px along x is found already: one step there is left, and the whole of the 4 px along y.
-    found = constant_flow(4, 0, (16, 16))
-    found = torch.cat((found, found, -found, -found))
+    actual = constant_flow(4, 0, (16, 16))
+    actual = torch.cat((actual, actual, -actual, -actual))
     rest = torch.zeros_like(step.scores[0])
     rest[:2, 3 * 5 + 3] = rest[2:, 1 * 5 + 1] = 50
     for scores, is_right in ((rest, True), (step.scores[0], False)):
-        later = registration._replace(steps=[step._replace(before=found, scores=[scores])])
+        later = registration._replace(steps=[step._replace(before=actual, scores=[scores])])
         matching = registration_loss(later, *arguments).matching.item()
         assert matching < 1e-3 if is_right else matching > 10
 
@@ -453,8 +453,8 @@ def test_structure_loss_is_one_minus_kornias_ssim():
     image, fused = noise(2, 1, 64, 64), noise(2, 1, 64, 64, seed=1)
     flat = torch.full_like(image, 0.5)
     # Beside a flat image the other one has all of the weight, but for 1e-4 of variance.
-    found, expected = structure_loss(image, flat, fused), (1 - ssim(image, fused, 11)).mean(dim=(1, 2, 3))
-    assert found.flatten().tolist() == pytest.approx(expected.tolist(), abs=0.01)
+    actual, expected = structure_loss(image, flat, fused), (1 - ssim(image, fused, 11)).mean(dim=(1, 2, 3))
+    assert actual.flatten().tolist() == pytest.approx(expected.tolist(), abs=0.01)
 
 
 def test_consistency_does_not_pull_the_true_branch():

@@ -22,9 +22,9 @@ def test_mean_spread_is_that_of_the_head():
     spread, head = torch.full((2, 1, *SIZE), 7.0), torch.zeros(2, 1, *SIZE)
     head[..., :5] = 1
     spread[0, ..., :5], spread[1, ..., :5] = 1, 3
-    found = mean_spread(spread, head)
-    assert found.shape == (2, 1, 1, 1)
-    assert torch.allclose(found.flatten(), torch.tensor([1.0, 3.0]), atol=1e-3)
+    actual = mean_spread(spread, head)
+    assert actual.shape == (2, 1, 1, 1)
+    assert torch.allclose(actual.flatten(), torch.tensor([1.0, 3.0]), atol=1e-3)
     assert torch.allclose(mean_spread(spread, 0 * head).flatten(), torch.tensor([4.0, 5.0]))
 
 

@@ -361,10 +361,10 @@ def estimate(model: EDARFusion, monkeypatch, *flows: Tensor) -> None:
     Args:
         flows: on the grid of cells, px; batch and sides are 1 or what they are to be.
     """
-    found = cycle(flows)
+    actual = cycle(flows)
 
     def match(fixed: Tensor, *_) -> list[FlowStep]:
-        flow = next(found).expand(len(fixed), 2, *fixed.shape[3:])
+        flow = next(actual).expand(len(fixed), 2, *fixed.shape[3:])
         return [FlowStep(flow, torch.zeros_like(flow), [], 1)]
 
     monkeypatch.setattr(model.eda_flowreg, "forward", match)
@@ -450,11 +450,11 @@ def test_no_pass_fuses_the_images_as_they_lie(tiny, average):
     fixed, moving = images(1, 256, 256)
     with torch.inference_mode():
         output = tiny(fixed, moving, passes=0, average=average)
-        found = tiny.register(fixed, moving)
-        expected = tiny.fuse(fixed, moving, found).fused
+        actual = tiny.register(fixed, moving)
+        expected = tiny.fuse(fixed, moving, actual).fused
     assert torch.equal(output.aligned, moving) and torch.equal(output.fused, expected)
     assert output.flow.abs().max() == output.inverse_flow.abs().max() == output.disagreement == 0
-    assert not torch.equal(expected, tiny.fuse(fixed, warp(moving, found.flow), found).fused)
+    assert not torch.equal(expected, tiny.fuse(fixed, warp(moving, actual.flow), actual).fused)
 
 
 # --- ablations ------------------------------------------------------------------------------------------------
@@ -585,21 +585,21 @@ def test_reliability_lies_between_zero_and_one(seed):
     image = images(2, 64, 80, seed=seed)[0]
     with torch.inference_mode():
         pair = torch.stack((20 * features(seed=seed), 0.1 * features(seed=seed + 9)), dim=1)
-        found, reliability = prereg(pair, edges(image))
+        actual, reliability = prereg(pair, edges(image))
     assert reliability.shape == (2, 2, 8, 10) and reliability.min() >= 0 and reliability.max() <= 1
     assert (reliability.std(dim=(0, 2, 3)) > 0.01).all()
-    assert found.shape == pair.shape and torch.allclose(found.norm(dim=3), torch.ones(2, 2, 4, 8, 10), atol=1e-4)
+    assert actual.shape == pair.shape and torch.allclose(actual.norm(dim=3), torch.ones(2, 2, 4, 8, 10), atol=1e-4)
 
 
 def test_adapter_by_hand():
     prereg = FRGPreReg(4)
     pair = torch.full((1, 2, 4, 1, 1, 1), 2.0).expand(-1, -1, -1, 2, -1, -1)
     residual = torch.tensor([1.0, -1.0]).view(1, 1, 1, 2, 1, 1).expand_as(pair)
-    found = prereg.adapt(pair, residual, torch.tensor([0.2, 0.0]).view(1, 2, 1, 1))
+    actual = prereg.adapt(pair, residual, torch.tensor([0.2, 0.0]).view(1, 2, 1, 1))
     # F (1 + a_raw (1 - R)) + a R D with a = 0.6, a_raw = 0.25: 2.4 + 0.12 and 2.4 - 0.12; F itself where R is 0.
     expected = torch.tensor([[2.52, 2.28], [1.0, 1.0]])
     expected = expected / expected.norm(dim=1, keepdim=True)
-    assert torch.allclose(found[0, :, 0, :, 0, 0], expected, atol=1e-5)
+    assert torch.allclose(actual[0, :, 0, :, 0, 0], expected, atol=1e-5)
 
 
 def test_reliability_prior_by_hand():
@@ -804,20 +804,20 @@ def test_average_of_four_matches_by_hand(tiny, monkeypatch):
     estimate(tiny, monkeypatch, torch.stack((shifts, -2 * shifts), dim=1).view(8, 2, 1, 1))
     pairs = images(2, 64, 96)
     with torch.inference_mode():
-        found = tiny.register_averaged(*pairs)
+        actual = tiny.register_averaged(*pairs)
         # The refinement sees the mirror images, too; what it adds there, along x, is of the other sign in the pair.
         added = torch.tensor([[1.0, 0], [0, 0], [3, 4], [0, 0]]).view(4, 2, 1, 1)
         monkeypatch.setattr(tiny.refinement, "forward", lambda *call: call[-1] + added)
         refined = tiny.register_averaged(*pairs)
     # In the pair's own terms: (4, 2), (2, 2), (6, 1), (3, 5).
     expected = torch.cat((constant_flow(3.75, 2.5, (64, 96)), constant_flow(-7.5, -5, (64, 96))))
-    assert torch.allclose(found.flow, expected, atol=1e-4)
-    assert torch.allclose(found.inverse_flow, -expected, atol=1e-4)
+    assert torch.allclose(actual.flow, expected, atol=1e-4)
+    assert torch.allclose(actual.inverse_flow, -expected, atol=1e-4)
     # Mean squares of the distances 0.25, -1.75, 2.25, -0.75 along x and -0.5, -0.5, -1.5, 2.5 along y.
     spread = (2.1875 + 2.25) * torch.tensor([1.0, 4]).view(2, 1, 1, 1)
-    assert torch.allclose(found.spread, spread.expand(2, 1, 8, 12), atol=1e-4)
+    assert torch.allclose(actual.spread, spread.expand(2, 1, 8, 12), atol=1e-4)
     expected = torch.cat((constant_flow((1 - 3) / 2, (0 + 4) / 2, (64, 96)), constant_flow(0, 0, (64, 96))))
-    assert torch.allclose(refined.flow - found.flow, expected, atol=1e-4)
+    assert torch.allclose(refined.flow - actual.flow, expected, atol=1e-4)
 
 
 def test_averaging_inverts_the_way_back(tiny, monkeypatch):
@@ -827,10 +827,10 @@ def test_averaging_inverts_the_way_back(tiny, monkeypatch):
     there, back = (CELL * affine_flow(size, zoom * torch.eye(2)[None], no_shift, CELL) for zoom in (1.25, 1 / 1.25))
     estimate(tiny, monkeypatch, torch.cat((there, there, back, back)))
     with torch.inference_mode():
-        found = tiny.register_averaged(*images(1, *size))
+        actual = tiny.register_averaged(*images(1, *size))
     inside = (..., slice(3, -3), slice(3, -3))
-    assert torch.allclose(found.refined[inside], there[inside], atol=1e-2)
-    assert found.spread[inside].max() < 1e-4
+    assert torch.allclose(actual.refined[inside], there[inside], atol=1e-2)
+    assert actual.spread[inside].max() < 1e-4
 
 
 def test_averaging_takes_the_maps_of_the_mirror_image_back(tiny):
@@ -868,8 +868,8 @@ def test_disagreement_does_not_depend_on_the_size(tiny, monkeypatch, side):
     apart = torch.tensor([4.0, 9.0]).view(2, 1, 1, 1)
     monkeypatch.setattr("models.edarfusion.spread_of", lambda estimates: apart.expand_as(estimates[0, :, :1]))
     with torch.inference_mode():
-        found = tiny(*images(2, side, side), average=True).disagreement
-    assert torch.allclose(found, torch.tensor([2.0, 3.0]))
+        actual = tiny(*images(2, side, side), average=True).disagreement
+    assert torch.allclose(actual, torch.tensor([2.0, 3.0]))
 
 
 def test_a_single_estimate_is_not_held_back(tiny):

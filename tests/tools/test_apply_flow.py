@@ -134,8 +134,8 @@ def test_a_flow_for_images_of_another_size_is_applied_to_them_and_one_for_others
     still = Fit(2.0, 0.5, 0.5).to_original(np.zeros((2, 64, 80), np.float32))
     np.save(tmp_path / "flow" / "a.npy", still)
     assert main(line) == 0
-    found = read_image(tmp_path / "out" / "a.png")
-    assert found.shape == image.shape and np.corrcoef(found.ravel(), image.ravel())[0, 1] > 0.7  # of white noise
+    actual = read_image(tmp_path / "out" / "a.png")
+    assert actual.shape == image.shape and np.corrcoef(actual.ravel(), image.ravel())[0, 1] > 0.7  # of white noise
     np.save(tmp_path / "flow" / "a.npy", np.zeros((2, 64, 80), np.float32))
     assert main(line) == 2
 

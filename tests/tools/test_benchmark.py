@@ -114,8 +114,8 @@ def test_training_step_learns_and_leaves_the_model_alone(model: EDARFusion, monk
 def test_fast_preset_is_a_fraction_of_one_convolution() -> None:
     # Seconds belong to the benchmark; this much of them is the same on every machine.
     pair = torch.zeros(2, 1, 1, 256, 256)
-    found = multiply_adds(lambda: EDARFusion("fast")(*pair))
-    assert found < 0.2 * 256 * 256 * 64 * 64 * 9
+    actual = multiply_adds(lambda: EDARFusion("fast")(*pair))
+    assert actual < 0.2 * 256 * 256 * 64 * 64 * 9
 
 
 def test_command_writes_both_reports(

@@ -36,9 +36,9 @@ def test_patients_take_turns_and_the_pairs_have_exact_truth(atlas: Path, tmp_pat
     pairs = read_pairs(tmp_path / "bench" / "pairs.csv", tmp_path / "bench")
     for pair in pairs.to_dict("records"):
         label, moving = read_image(pair["label"]), read_image(pair["moving"])
-        found = apply_flow(moving, load_flow(pair["flow"], label.shape))
+        actual = apply_flow(moving, load_flow(pair["flow"], label.shape))
         inside = (slice(16, -16),) * 2
-        assert np.abs(found - label)[inside].mean() < np.abs(moving - label)[inside].mean() / 3
+        assert np.abs(actual - label)[inside].mean() < np.abs(moving - label)[inside].mean() / 3
     of_fold = read_pairs(tmp_path / "bench" / "pairs.csv", tmp_path / "bench", fold=2)
     assert list(of_fold["group"]) == ["b"]
 

@@ -57,12 +57,12 @@ def test_a_volume_shows_at_each_point_the_place_that_the_point_goes_to(results: 
     root = results.parent
     options = ["--volume", str(root / "moving.nii.gz"), "--fixed", str(root / "fixed.nii.gz")]
     assert main(["--results", str(results), "--output", str(root / "carried.nii.gz"), *options]) == 0
-    found, like = nib.load(root / "carried.nii.gz"), nib.load(root / "fixed.nii.gz")
-    assert found.shape == like.shape and np.allclose(found.affine, like.affine)
+    actual, like = nib.load(root / "carried.nii.gz"), nib.load(root / "fixed.nii.gz")
+    assert actual.shape == like.shape and np.allclose(actual.affine, like.affine)
     # Its values name places; a hundredth of a millimetre along y is 1.
     index = np.array([[20, 30, 7], [10, 12, 3], [40, 50, 10]])
     places = carry_points(nib.affines.apply_affine(like.affine, index), read_steps(results))
-    values = found.get_fdata()[tuple(index.T)]
+    values = actual.get_fdata()[tuple(index.T)]
     np.testing.assert_allclose(values, places @ [1, 100, 10], atol=0.3)
 
 

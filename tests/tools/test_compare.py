@@ -24,8 +24,8 @@ def table(**columns: list[float]) -> pd.DataFrame:
 
 
 def row(summary: pd.DataFrame, metric: str, system: str) -> pd.Series:
-    (found,) = summary[(summary["metric"] == metric) & (summary["system"] == system)].to_dict("records")
-    return pd.Series(found)
+    (actual,) = summary[(summary["metric"] == metric) & (summary["system"] == system)].to_dict("records")
+    return pd.Series(actual)
 
 
 # --- statistics ---------------------------------------------------------------------------------------------
@@ -35,11 +35,11 @@ PEER = table(qabf=[0.4, 0.5, 0.71, 0.6, 0.4, 0.1], rmse=[2, 3.5, 2.9, 7, 9, 11])
 
 
 def test_mean_and_sample_standard_deviation() -> None:
-    found = row(compare.summarise({"ours": OURS, "peer": PEER}, "ours"), "rmse", "ours")
-    assert found["pairs"] == 6
-    assert found["mean"] == pytest.approx(3.5)
-    assert found["std"] == pytest.approx(np.sqrt(3.5))
-    assert np.isnan(found["p"]) and np.isnan(found["ours_better"])
+    actual = row(compare.summarise({"ours": OURS, "peer": PEER}, "ours"), "rmse", "ours")
+    assert actual["pairs"] == 6
+    assert actual["mean"] == pytest.approx(3.5)
+    assert actual["std"] == pytest.approx(np.sqrt(3.5))
+    assert np.isnan(actual["p"]) and np.isnan(actual["ours_better"])
 
 
 def test_share_and_test_against_ours_follow_the_direction_of_the_metric() -> None:
@@ -56,9 +56,9 @@ def test_share_and_test_against_ours_follow_the_direction_of_the_metric() -> Non
 
 
 def test_equal_systems_do_not_differ() -> None:
-    found = row(compare.summarise({"ours": OURS, "copy": OURS}, "ours"), "qabf", "copy")
-    assert found["p"] == 1
-    assert found["ours_better"] == 0
+    actual = row(compare.summarise({"ours": OURS, "copy": OURS}, "ours"), "qabf", "copy")
+    assert actual["p"] == 1
+    assert actual["ours_better"] == 0
 
 
 def test_systems_may_lack_metrics_but_not_pairs() -> None:
@@ -121,8 +121,8 @@ def test_figure_has_a_panel_a_metric_with_every_interval() -> None:
     assert [axes.get_title(loc="left") for axes in panels] == [f"{METRICS['qabf'].text} ↑", "RMSE ↓"]
     drawn = {tuple(line.get_xdata()) for line in panels[1].lines}
     for system in ("ours", "peer"):
-        found = row(summary, "rmse", system)
-        assert {(found["low"], found["high"]), (found["mean"],)} <= drawn
+        actual = row(summary, "rmse", system)
+        assert {(actual["low"], actual["high"]), (actual["mean"],)} <= drawn
 
 
 # --- command ------------------------------------------------------------------------------------------------
@@ -191,8 +191,8 @@ def test_system_without_aligned_images(folders: dict[str, Path], tmp_path: Path)
     extra = ["--system", "fused only", str(folders["bad_fused"]), "-"]
     assert compare.main(arguments(folders, tmp_path / "out", *extra)) == 0
     summary = pd.read_csv(tmp_path / "out" / "CT.csv")
-    found = set(summary.loc[summary["system"] == "fused only", "metric"])
-    assert "qabf" in found and "rmse" not in found
+    actual = set(summary.loc[summary["system"] == "fused only", "metric"])
+    assert "qabf" in actual and "rmse" not in actual
 
 
 def test_command_names_a_missing_file(

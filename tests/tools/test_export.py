@@ -62,12 +62,12 @@ def test_the_fast_weights_can_be_exported_as_well(pair: tuple) -> None:
 
 
 def test_outputs_follow_the_convention(data: bytes, pair: tuple) -> None:
-    found = run_onnx(data, *pair)
-    assert found.fused.shape == found.aligned.shape == (1, 1, *SIZE) and found.flow.shape == (1, 2, *SIZE)
-    assert found.flow.abs().max() > 0.5
+    actual = run_onnx(data, *pair)
+    assert actual.fused.shape == actual.aligned.shape == (1, 1, *SIZE) and actual.flow.shape == (1, 2, *SIZE)
+    assert actual.flow.abs().max() > 0.5
     # Inside the image, where padding has no part in it.
     torch.testing.assert_close(
-        warp(pair[1], found.flow)[..., 16:-16, 16:-16], found.aligned[..., 16:-16, 16:-16], atol=1e-4, rtol=0
+        warp(pair[1], actual.flow)[..., 16:-16, 16:-16], actual.aligned[..., 16:-16, 16:-16], atol=1e-4, rtol=0
     )
 
 

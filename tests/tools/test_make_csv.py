@@ -324,15 +324,15 @@ class TestReadTable:
         assert table[["name", "modality", "split"]].values.tolist() == [["2001", "CT", "val"]]
         message_of(lambda: read_table(path, root), "line 3", "2099")
 
-    @pytest.mark.parametrize(("header", "found"), [
+    @pytest.mark.parametrize(("header", "actual"), [
         ("fixed;moving", "fixed;moving; is it separated by semicolons?"),
         ("fixed\tmoving", "fixed\tmoving; is it separated by tabs?"),
         ("# pairs of 2024", "# pairs of 2024"),
     ])
-    def test_a_header_that_is_none_is_shown(self, root, table_file, header, found):
+    def test_a_header_that_is_none_is_shown(self, root, table_file, header, actual):
         path = table_file("fixed,moving", "CT-MRI/MRI/2001.png,CT-MRI/CT/2001.png", header=header)
         message = message_of(lambda: read_table(path, root), "columns fixed, moving in line 1, separated by commas")
-        assert message.endswith(f"found no fixed, moving among {found}")
+        assert message.endswith(f"found no fixed, moving among {actual}")
 
     def test_a_patient_called_NA_is_no_empty_cell(self, root, table_file):
         path = table_file("CT-MRI/MRI/2001.png,CT-MRI/CT/2001.png,CT,NA,train")

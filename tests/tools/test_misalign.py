@@ -149,18 +149,18 @@ def test_the_truth_of_strong_deformations_is_true_as_well(amplitude, sigma, rota
 
 
 @pytest.mark.parametrize(
-    ("options", "found"),
+    ("options", "actual"),
     [
         ("--rotation 58", r"one that leaves [0-9]{2}\.[0-9] px"),
         ("--amplitude 12", "one that folds"),
         ("--sigma 4", "one that folds"),
     ],
 )
-def test_a_deformation_without_an_inverse_is_refused(root, tmp_path, capsys, options, found):
+def test_a_deformation_without_an_inverse_is_refused(root, tmp_path, capsys, options, actual):
     output = tmp_path / "bench"
     assert main(["--root", str(root), "--output", str(output), "--modality", "CT", *options.split()]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert re.search(rf"CT.simulated_090: expected .*{options.split()[0]}.*, found {found}$", line), line
+    assert re.search(rf"CT.simulated_090: expected .*{options.split()[0]}.*, found {actual}$", line), line
     assert not output.exists()
 
 

@@ -24,8 +24,8 @@ def table(tmp_path) -> Path:
 
 @pytest.fixture
 def pairs(table) -> PairDataset:
-    found = find_table(SAMPLE, csv=table)
-    return PairDataset(found[found["split"] == "val"], SAMPLE, seed=VAL_SEED, size=128)
+    actual = find_table(SAMPLE, csv=table)
+    return PairDataset(actual[actual["split"] == "val"], SAMPLE, seed=VAL_SEED, size=128)
 
 
 def test_disturbances_change_the_images_they_name_and_never_the_truth(pairs):

@@ -30,17 +30,17 @@ class Shifted(Dataset[Pair]):
 class Answer:
     """A network that finds the same displacement (x, px) everywhere, and another one where the pair lies right."""
 
-    def __init__(self, found: float, still: float = 0.0) -> None:
-        self.found, self.still = found, still
+    def __init__(self, actual: float, still: float = 0.0) -> None:
+        self.found, self.still = actual, still
 
     def __call__(self, fixed: Tensor, moving: Tensor, passes: int, average: bool) -> SimpleNamespace:
-        found = self.still if torch.equal(fixed, moving) else self.found
-        flow = constant_flow(found, 0, (64, 64)).repeat(len(fixed), 1, 1, 1)
+        actual = self.still if torch.equal(fixed, moving) else self.found
+        flow = constant_flow(actual, 0, (64, 64)).repeat(len(fixed), 1, 1, 1)
         return SimpleNamespace(flow=flow, disagreement=torch.zeros(len(fixed)))
 
 
-def scored(found: float, still: float = 0.0) -> pd.DataFrame:
-    network = Answer(found, still)
+def scored(actual: float, still: float = 0.0) -> pd.DataFrame:
+    network = Answer(actual, still)
     scores = score_pairs(network, Shifted(), torch.device("cpu"), passes=1, average=True, batch=2)
     return scores.assign(group=["a", "a", "b"])
 

@@ -28,23 +28,23 @@ def fitted() -> ExpectedError:
 
 
 def test_what_was_fitted_is_calibrated_on_other_pairs(fitted):
-    found = calibration(fitted, mistakes(48, seed=1))
-    assert found.expected == pytest.approx(found.error, rel=0.1)
-    assert 0.87 < found.coverage < 0.93
+    actual = calibration(fitted, mistakes(48, seed=1))
+    assert actual.expected == pytest.approx(actual.error, rel=0.1)
+    assert 0.87 < actual.coverage < 0.93
     # Nine tenths of exponentially distributed values lie below 2.3 times their mean.
     assert fitted.bound_ratio.item() == pytest.approx(math.log(10), rel=0.1)
-    assert found.within > 0.25 and found.over > 0.75
-    assert found.sparsification < 0.9 < 1 < found.by_disagreement
+    assert actual.within > 0.25 and actual.over > 0.75
+    assert actual.sparsification < 0.9 < 1 < actual.by_disagreement
 
 
 def test_a_map_comes_to_the_scale_of_other_mistakes(fitted):
     network, others = deepcopy(fitted), mistakes(48, seed=1)
     others = others._replace(error=1.5 * others.error)
     rescale(network, others)
-    found, before = calibration(network, others), calibration(fitted, others)
-    assert before.coverage < 0.85 < found.coverage < 0.95
-    assert found.expected == pytest.approx(found.error, rel=0.1)
-    assert found.within == pytest.approx(before.within, abs=1e-6)  # the order of the places stays
+    actual, before = calibration(network, others), calibration(fitted, others)
+    assert before.coverage < 0.85 < actual.coverage < 0.95
+    assert actual.expected == pytest.approx(actual.error, rel=0.1)
+    assert actual.within == pytest.approx(before.within, abs=1e-6)  # the order of the places stays
 
 
 def test_the_surest_places_err_least(fitted):

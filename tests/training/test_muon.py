@@ -16,8 +16,8 @@ from training.muon import Muon, orthogonalise
 def test_singular_values_become_about_one_and_directions_stay(shape):
     u, _, v = torch.linalg.svd(noise(*shape) - 0.5, full_matrices=False)
     values = torch.linspace(1, 0.05, min(shape))
-    found = orthogonalise((5 * u @ values.diag() @ v)[None])[0]
-    kept = u.T @ found @ v.T
+    actual = orthogonalise((5 * u @ values.diag() @ v)[None])[0]
+    kept = u.T @ actual @ v.T
     assert kept.diag().min() > 0.6 and kept.diag().max() < 1.3
     assert (kept - kept.diag().diag()).abs().max() < 1e-3
 

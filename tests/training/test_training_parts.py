@@ -152,15 +152,15 @@ def test_pairs_of_one_split_alone_are_refused(tmp_path, letter):
 
 
 def test_pairs_are_others_where_their_split_is(root, tmp_path):
-    def found(folder: Path) -> str:
+    def actual(folder: Path) -> str:
         return load_table([folder], "all")[1]
 
-    before = found(root)
-    assert found(root.rename(tmp_path / "moved")) == before
+    before = actual(root)
+    assert actual(root.rename(tmp_path / "moved")) == before
     # As many of each, but exchanged: a run that went on would train on what it was validated on.
     split = tmp_path / "moved/SPECT-MRI/split.csv"
     split.write_text(split.read_text().replace("train,SPECT0", "val,SPECT0").replace("val,SPECT1", "train,SPECT1"))
-    assert found(tmp_path / "moved") != before
+    assert actual(tmp_path / "moved") != before
 
 
 def test_one_number_in_two_folders_is_two_patients(tmp_path):
@@ -219,10 +219,10 @@ def test_a_run_of_a_version_without_an_option_goes_on_with_its_default(tmp_path)
     path = tmp_path / "last.safetensors"
     state = {"raw": torch.zeros(1)}
     save_checkpoint(path, EDARFusion("tiny"), modality="all", training=record, metrics={}, state=state)
-    _, found = run_folder.open_run(script.parse_arguments(["--resume", str(tmp_path)]))
-    assert found.options == options
-    assert (found.step, found.stage_step, found.stage, found.stage_began) == (5, 4, "fusion", 6.0)
-    assert found.pairs is None and found.history == [] and not found.finished
+    _, actual = run_folder.open_run(script.parse_arguments(["--resume", str(tmp_path)]))
+    assert actual.options == options
+    assert (actual.step, actual.stage_step, actual.stage, actual.stage_began) == (5, 4, "fusion", 6.0)
+    assert actual.pairs is None and actual.history == [] and not actual.finished
 
 
 def test_a_log_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
@@ -382,11 +382,11 @@ def test_a_stage_trains_its_part_of_the_network_and_all_of_it(stage):
 
 def test_what_the_registration_finds_is_compared_with_the_truth(sample_pair):
     model = EDARFusion("tiny")
-    found = model.register(sample_pair.fixed, sample_pair.moving, both=True)
+    actual = model.register(sample_pair.fixed, sample_pair.moving, both=True)
     both = torch.cat((sample_pair.flow, sample_pair.inverse_flow))
-    truth = CELL * resize_flow(both, tuple(found.refined.shape[2:]))
-    flows = [step._replace(flow=truth) for step in found.steps]
-    model.register = lambda *_, both: found._replace(steps=flows, refined=truth[:1])
+    truth = CELL * resize_flow(both, tuple(actual.refined.shape[2:]))
+    flows = [step._replace(flow=truth) for step in actual.steps]
+    model.register = lambda *_, both: actual._replace(steps=flows, refined=truth[:1])
     loss = steps.RegistrationStep(model)(sample_pair, nullcontext())
     assert loss.flow.item() == loss.refined_flow.item() == 0
     # What is left is blur.
@@ -403,8 +403,8 @@ def test_what_is_asked_of_the_fusion_hangs_on_the_modality(sample_pair):
 
 def test_what_a_teacher_finds_takes_the_place_of_the_truth(sample_pair):
     model, teacher = EDARFusion("tiny"), EDARFusion("fast")
-    found = teacher.register_averaged(sample_pair.fixed, sample_pair.moving)
-    flows = found.flow.detach(), found.inverse_flow
+    actual = teacher.register_averaged(sample_pair.fixed, sample_pair.moving)
+    flows = actual.flow.detach(), actual.inverse_flow
     expected = steps.RegistrationStep(model)(sample_pair.with_truth(*flows), nullcontext()).total
     step = steps.RegistrationStep(model, teacher)
     elsewhere = sample_pair._replace(flow=sample_pair.flow + 1, inverse_flow=sample_pair.inverse_flow - 1)
@@ -598,15 +598,15 @@ def test_second_passes_start_from_the_flow_that_was_found_and_each_step_is_as_lo
     train_here, validated, monkeypatch
 ):
     validated({"epe": 1.0})
-    found, taken, rates = [], [], []
+    actual, taken, rates = [], [], []
     register, aligned_by, step = EDARFusion.register, Pair.aligned_by, stages.Muon.step
 
     def watched_register(*arguments, **options):
-        found.append(register(*arguments, **options))
-        return found[-1]
+        actual.append(register(*arguments, **options))
+        return actual[-1]
 
     def watched_aligned_by(pair: Pair, flow: Tensor, inverse_flow: Tensor) -> Pair:
-        taken.append(flow is found[-1].flow and inverse_flow is found[-1].inverse_flow)
+        taken.append(flow is actual[-1].flow and inverse_flow is actual[-1].inverse_flow)
         return aligned_by(pair, flow, inverse_flow)
 
     def watched_step(optimizer: stages.Muon) -> None:
@@ -889,11 +889,11 @@ def test_a_run_that_is_killed_while_it_validates_makes_up_for_that(train_here, m
                 script.train(copy.copy(resumed), threading.Event())
         script.train(resumed, threading.Event())
     assert kept == [4, 4, 5, 5, 6, 6]
-    found = train_here(*options, "--output", tmp_path / "whole")
+    actual = train_here(*options, "--output", tmp_path / "whole")
     expected = load_checkpoint(tmp_path / "whole" / "last.safetensors")
     for name, value in expected.model.state_dict().items():
-        assert torch.equal(found.model.state_dict()[name], value), name
-    histories = [pd.DataFrame(run.training["history"]).drop(columns="minutes") for run in (expected, found)]
+        assert torch.equal(actual.model.state_dict()[name], value), name
+    histories = [pd.DataFrame(run.training["history"]).drop(columns="minutes") for run in (expected, actual)]
     pd.testing.assert_frame_equal(*histories, check_exact=True)
 
 

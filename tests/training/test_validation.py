@@ -69,8 +69,8 @@ def test_only_the_tissue_of_the_truly_aligned_image_counts():
     # All other images, and what the model finds, are bright where the true displacement is ten times as long.
     bright = torch.full((1, SIDE, SIDE), 0.5)
     true = pair(2.0, 0, 0)._replace(fixed=bright, moving=bright)
-    found = SimpleNamespace(flow=torch.zeros(1, 2, SIDE, SIDE), aligned=bright[None])
-    scores = validate(lambda *_, **__: found, [true], CPU)
+    actual = SimpleNamespace(flow=torch.zeros(1, 2, SIDE, SIDE), aligned=bright[None])
+    scores = validate(lambda *_, **__: actual, [true], CPU)
     assert scores["zero"].item() == pytest.approx(2, rel=1e-5) and scores["epe"].item() == pytest.approx(2, rel=1e-5)
 
 

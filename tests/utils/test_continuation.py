@@ -17,8 +17,8 @@ def test_a_linear_field_goes_on_and_nothing_else_changes() -> None:
 
 def test_values_stay_between_those_around_the_mask() -> None:
     field = np.random.default_rng(0).normal(size=(2, 40, 50)).astype(np.float32)
-    found = continue_into(field, MASK)[:, MASK]
-    assert field.min() < found.min() and found.max() < field.max()
+    actual = continue_into(field, MASK)[:, MASK]
+    assert field.min() < actual.min() and actual.max() < field.max()
 
 
 def test_in_three_dimensions_the_near_axis_counts_more() -> None:

@@ -77,9 +77,9 @@ def brain(*shape: int, low: int = 20, high: int = 1500) -> np.ndarray:
 def test_padding_gets_the_lowest_measured_value(tmp_path: Path, word: int, tags: dict) -> None:
     stored = brain()
     stored[:3] = word
-    found = read_volume(mr(tmp_path / "a.dcm", stored, RescaleSlope=2, RescaleIntercept=-5, **tags)).slices[0]
-    np.testing.assert_array_equal(found[3:], 2 * stored[3:] - 5)
-    assert (found[:3] == 2 * stored[3:].min() - 5).all()
+    actual = read_volume(mr(tmp_path / "a.dcm", stored, RescaleSlope=2, RescaleIntercept=-5, **tags)).slices[0]
+    np.testing.assert_array_equal(actual[3:], 2 * stored[3:] - 5)
+    assert (actual[:3] == 2 * stored[3:].min() - 5).all()
 
 
 def test_padding_is_known_where_the_tags_sign_is_not_that_of_the_pixels(tmp_path: Path) -> None:
@@ -98,10 +98,10 @@ def test_background_of_a_series_is_one_value_though_each_slice_has_its_own_slope
     for number, (values, slope) in enumerate(zip(stored, (1, 3), strict=True)):
         tags = {"RescaleSlope": slope, "RescaleIntercept": 0, "PixelPaddingValue": -32768}
         mr(tmp_path / f"{number}.dcm", values, ImagePositionPatient=[0, 0, 2.0 * number], **tags)
-    found = read_volume(tmp_path).slices
+    actual = read_volume(tmp_path).slices
     lowest = min(stored[0, 3:].min(), 3 * stored[1, 3:].min())
-    assert (found[:, :3] == lowest).all() and found.min() == lowest
-    np.testing.assert_array_equal(found[1, 3:], 3 * stored[1, 3:])
+    assert (actual[:, :3] == lowest).all() and actual.min() == lowest
+    np.testing.assert_array_equal(actual[1, 3:], 3 * stored[1, 3:])
 
 
 def test_padding_leaves_the_grey_levels_alone(tmp_path: Path) -> None:
@@ -117,8 +117,8 @@ def test_padding_leaves_the_grey_levels_alone(tmp_path: Path) -> None:
 def test_a_slice_of_padding_alone_is_background_and_a_volume_of_it_is_refused(tmp_path: Path) -> None:
     stored = brain(2, SIDE, SIDE)
     stored[1] = -32768
-    found = read_volume(mr(tmp_path / "a.dcm", stored, PixelPaddingValue=-32768)).slices
-    assert (found[1] == stored[0].min()).all()
+    actual = read_volume(mr(tmp_path / "a.dcm", stored, PixelPaddingValue=-32768)).slices
+    assert (actual[1] == stored[0].min()).all()
     with pytest.raises(ImageError, match="expected pixels that were measured, found padding alone"):
         read_volume(mr(tmp_path / "b.dcm", stored[1], PixelPaddingValue=-32768))
 
@@ -129,23 +129,23 @@ def test_padding_of_float_pixels(tmp_path: Path, padding: float) -> None:
     values[:3] = padding
     about = {"PixelData": None, "BitsAllocated": 32, "BitsStored": 32, "HighBit": None, "PixelRepresentation": None}
     path = mr(tmp_path / "a.dcm", values, **about, FloatPixelData=values.tobytes(), FloatPixelPaddingValue=padding)
-    found = read_volume(path).slices[0]
-    np.testing.assert_array_equal(found[3:], values[3:])
-    assert (found[:3] == values[3:].min()).all()
+    actual = read_volume(path).slices[0]
+    np.testing.assert_array_equal(actual[3:], values[3:])
+    assert (actual[:3] == values[3:].min()).all()
 
 
 def test_a_range_limit_without_a_padding_value_means_nothing(tmp_path: Path) -> None:
     stored = brain(low=-50)
-    found = read_volume(mr(tmp_path / "a.dcm", stored, PixelPaddingRangeLimit=0)).slices[0]
-    np.testing.assert_array_equal(found, stored)
+    actual = read_volume(mr(tmp_path / "a.dcm", stored, PixelPaddingRangeLimit=0)).slices[0]
+    np.testing.assert_array_equal(actual, stored)
 
 
 def test_the_least_number_of_the_type_is_padding_though_no_tag_says_so(tmp_path: Path) -> None:
     stored = brain()
     stored[:3] = -32768
-    found = read_volume(mr(tmp_path / "a.dcm", stored)).slices[0]
-    assert (found[:3] == stored[3:].min()).all()
-    np.testing.assert_array_equal(found[3:], stored[3:])
+    actual = read_volume(mr(tmp_path / "a.dcm", stored)).slices[0]
+    assert (actual[:3] == stored[3:].min()).all()
+    np.testing.assert_array_equal(actual[3:], stored[3:])
 
 
 def test_the_least_number_of_the_type_may_be_measured(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_other_formats_are_no_dicom(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".dcm", "", ".IMA", ".1043"])
 @pytest.mark.parametrize(
-    ("stump", "found"),
+    ("stump", "actual"),
     [
         (".git/annex/objects/x1/y2/SHA256E-s1--00.dcm", "a file of git-annex whose content is not here"),
         ("../elsewhere/none", "a link to nothing"),
@@ -293,7 +293,7 @@ def test_other_formats_are_no_dicom(tmp_path: Path) -> None:
         (bytes(4000), "zero bytes"),
     ],
 )
-def test_a_stump_in_a_series_is_an_error(tmp_path: Path, suffix: str, stump: str | bytes, found: str) -> None:
+def test_a_stump_in_a_series_is_an_error(tmp_path: Path, suffix: str, stump: str | bytes, actual: str) -> None:
     for number in range(2):
         mr(tmp_path / f"IM{number}{suffix}", brain(), ImagePositionPatient=[0, 0, 2.0 * number])
     (tmp_path / "readme.txt").symlink_to("none")  # surely no slice
@@ -305,4 +305,4 @@ def test_a_stump_in_a_series_is_an_error(tmp_path: Path, suffix: str, stump: str
         last.write_bytes(stump)
     with pytest.raises(ImageError) as caught:
         read_volume(tmp_path)
-    assert f"IM2{suffix}: expected a slice of the series, found " in str(caught.value) and found in str(caught.value)
+    assert f"IM2{suffix}: expected a slice of the series, found " in str(caught.value) and actual in str(caught.value)

@@ -110,8 +110,8 @@ class TestRead:
 
     def test_float_tiff(self, tmp_path, grey):
         values = grey.astype(np.float32) / 300
-        found = read_image(save(tmp_path / "a.tif", values))
-        assert np.array_equal(found, values) and found.flags.writeable
+        actual = read_image(save(tmp_path / "a.tif", values))
+        assert np.array_equal(actual, values) and actual.flags.writeable
 
     def test_jpeg_is_near(self, tmp_path):
         ramp = np.tile(np.linspace(0, 255, WIDTH).astype(np.uint8), (HEIGHT, 1))
@@ -339,7 +339,7 @@ class TestFolders:
             list_images(tmp_path)
 
     @pytest.mark.parametrize(
-        ("stump", "found"),
+        ("stump", "actual"),
         [
             ("../.git/annex/objects/x1/y2/SHA256E-s1--00.png", "a file of git-annex whose content is not here"),
             ("none", "a link to nothing"),
@@ -348,7 +348,7 @@ class TestFolders:
             (b"", "an empty file"),
         ],
     )
-    def test_an_image_without_content_is_not_left_out(self, tmp_path, grey, stump, found):
+    def test_an_image_without_content_is_not_left_out(self, tmp_path, grey, stump, actual):
         for folder in ("MRI", "CT"):
             (tmp_path / folder).mkdir()
             save(tmp_path / folder / "1.png", grey)
@@ -358,11 +358,11 @@ class TestFolders:
         (tmp_path / "MRI/3.png").mkdir()
         pairs = pair_files(fixed=tmp_path / "MRI", moving=tmp_path / "CT")
         assert [pair["name"] for pair in pairs] == ["1", "2"]
-        message_of(pairs[1]["fixed"], found)
+        message_of(pairs[1]["fixed"], actual)
         left, bad = check_pairs([PairFiles(**pair) for pair in pairs], "CT", keep_going=True)
-        assert [pair.name for pair in left] == ["1"] and len(bad) == 1 and found in bad[0]
+        assert [pair.name for pair in left] == ["1"] and len(bad) == 1 and actual in bad[0]
         if isinstance(stump, str):
-            with pytest.raises(FileError, match=found):
+            with pytest.raises(FileError, match=actual):
                 make_table(tmp_path, "CT", group_pattern="(.+)")
 
     def test_a_folder_of_links_to_nothing_says_so(self, tmp_path):

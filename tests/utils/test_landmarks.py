@@ -35,7 +35,7 @@ def test_tables_are_read_whatever_their_capitals_and_further_columns(tmp_path) -
 
 
 @pytest.mark.parametrize(
-    ("content", "found"),
+    ("content", "actual"),
     [
         (None, "nothing there"),
         ("x,z\n1,2\n", "found no y"),
@@ -45,11 +45,11 @@ def test_tables_are_read_whatever_their_capitals_and_further_columns(tmp_path) -
         ("x,y\n1,64\n", r"\(1, 64\) in line 2"),
     ],
 )
-def test_what_is_no_table_of_points_is_named(tmp_path, content, found) -> None:
+def test_what_is_no_table_of_points_is_named(tmp_path, content, actual) -> None:
     path = tmp_path / "a.csv"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(FileError, match=f"a.csv: expected .*{found}"):
+    with pytest.raises(FileError, match=f"a.csv: expected .*{actual}"):
         read_landmarks(path, size=(64, 80))
 
 

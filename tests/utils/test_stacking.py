@@ -36,15 +36,15 @@ def test_uneven_slices_are_interpolated_at_the_usual_distance(direction: tuple[f
 
 
 @pytest.mark.parametrize(
-    ("positions", "found"),
+    ("positions", "actual"),
     [
         (line(0, 1, 2, 3, 300), "no more than 20 mm apart, found 297.000 mm from 3.dcm to 4.dcm"),
         (line(0, 3, 3), "1 place with several, such as 1.dcm and 2.dcm"),
         (line(0, 3, 6, 9) + [[0, 0, 0], [2, 0, 0], [0, 0, 0], [0, 0, 0]], "1.dcm 2.000 mm beside it"),
     ],
 )
-def test_what_makes_no_volume_is_named(positions: np.ndarray, found: str) -> None:
-    with pytest.raises(ImageError, match=found):
+def test_what_makes_no_volume_is_named(positions: np.ndarray, actual: str) -> None:
+    with pytest.raises(ImageError, match=actual):
         places_of("series", positions, names(len(positions)))
 
 

@@ -40,9 +40,9 @@ def test_grey_grid(tmp_path: Path) -> None:
         stored = tifffile.imread(path).astype(np.float64) / READ[kind]
         expected = 1 - stored if white else stored
         for color in (False, None):
-            found = read_image(path, color=color)
-            assert found.dtype == np.float32 and found.shape == SHAPE and found.flags.writeable
-            np.testing.assert_allclose(found, expected, atol=1e-6, err_msg=f"{kind} {about}")
+            actual = read_image(path, color=color)
+            assert actual.dtype == np.float32 and actual.shape == SHAPE and actual.flags.writeable
+            np.testing.assert_allclose(actual, expected, atol=1e-6, err_msg=f"{kind} {about}")
 
 
 def test_colour_grid(tmp_path: Path) -> None:
@@ -55,8 +55,8 @@ def test_colour_grid(tmp_path: Path) -> None:
         written = stored if planar == "contig" else np.ascontiguousarray(np.moveaxis(stored, 2, 0))
         about = {"planarconfig": planar, "byteorder": order, "compression": compression, "extrasamples": alpha or None}
         tifffile.imwrite(path, written, photometric="rgb", **about)
-        found, expected = read_image(path, color=True), stored[..., :3].astype(np.float64) / READ[kind]
-        np.testing.assert_allclose(found, expected, atol=1e-6, err_msg=f"{kind} {about}")
+        actual, expected = read_image(path, color=True), stored[..., :3].astype(np.float64) / READ[kind]
+        np.testing.assert_allclose(actual, expected, atol=1e-6, err_msg=f"{kind} {about}")
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("u1", 8), ("u2", 16), ("i2", 15), ("f4", 0)])

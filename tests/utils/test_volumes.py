@@ -242,9 +242,9 @@ def test_sform_and_qform_come_back_with_their_codes(tmp_path: Path, codes: tuple
         np.testing.assert_allclose(after.affine, before.affine, atol=1e-5)
         np.testing.assert_allclose(after.header.get_zooms(), before.header.get_zooms())
         for form, code in zip(("sform", "qform"), codes, strict=True):
-            (found, its_code), (expected, _) = (getattr(x, f"get_{form}")(coded=True) for x in (after, before))
-            assert its_code == code and (found is None) == (code == 0)
-            assert code == 0 or np.allclose(found, expected, atol=1e-5)
+            (actual, its_code), (expected, _) = (getattr(x, f"get_{form}")(coded=True) for x in (after, before))
+            assert its_code == code and (actual is None) == (code == 0)
+            assert code == 0 or np.allclose(actual, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("codes", [(1, 1), (1, 0), (0, 1)])
@@ -317,8 +317,8 @@ def test_lengths_are_in_millimetres_whatever_the_unit_of_the_file(tmp_path: Path
     write_volume(tmp_path / "back.nii", volume.slices, volume)
     after = nib.load(tmp_path / "back.nii")
     assert after.header.get_xyzt_units()[0] == "mm"
-    for found in (after.get_sform(), after.get_qform()):
-        np.testing.assert_allclose(found, affine, rtol=1e-5, atol=1e-6)
+    for actual in (after.get_sform(), after.get_qform()):
+        np.testing.assert_allclose(actual, affine, rtol=1e-5, atol=1e-6)
 
 
 # --- resampling ---------------------------------------------------------------------------------------------
@@ -339,9 +339,9 @@ def test_resampling_goes_by_the_place_in_space(tmp_path: Path, turn: np.ndarray)
     fixed[:3, 3] = -fixed[:3, :3] @ [35, 35, 35]
     moving[:3, 3] = -moving[:3, :3] @ [40, 45, 35]
     like = ramp(tmp_path / "fixed.nii", fixed, (71, 71, 71))
-    found = resample_volume(ramp(tmp_path / "moving.nii", moving, (81, 91, 71)), like)
-    assert np.array_equal(found.affine, like.affine)
-    np.testing.assert_allclose(found.slices, like.slices, atol=1e-3)
+    actual = resample_volume(ramp(tmp_path / "moving.nii", moving, (81, 91, 71)), like)
+    assert np.array_equal(actual.affine, like.affine)
+    np.testing.assert_allclose(actual.slices, like.slices, atol=1e-3)
 
 
 @pytest.mark.parametrize("order", [np.eye(3), np.diag([-1, 1, -1]), np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0]])])
@@ -370,9 +370,9 @@ def test_resampling_fills_with_the_lowest_value_and_keeps_what_is_on_the_grid(tm
     like = read_volume(nifti(tmp_path / "fixed.nii", np.zeros((X, Y, 6), np.float32), affine))
     moving = patient()[..., :4] - 1000
     affine[2, 3] = 4.0
-    found = resample_volume(read_volume(nifti(tmp_path / "moving.nii", moving, affine)), like)
-    assert (found.slices[:2] == moving.min()).all()
-    np.testing.assert_allclose(found.slices[2:], read_volume(tmp_path / "moving.nii").slices, atol=1e-2)
+    actual = resample_volume(read_volume(nifti(tmp_path / "moving.nii", moving, affine)), like)
+    assert (actual.slices[:2] == moving.min()).all()
+    np.testing.assert_allclose(actual.slices[2:], read_volume(tmp_path / "moving.nii").slices, atol=1e-2)
 
 
 @pytest.mark.parametrize("count", [1, 5])
@@ -389,12 +389,12 @@ def test_resampling_reaches_to_the_faces_of_the_voxels(tmp_path: Path, count: in
         moved = affine.copy()
         moved[:3, 3] += shift * affine[:3].sum(axis=1)[:3] - shift * affine[:3, 3]
         volume = read_volume(nifti(tmp_path / "moving.nii", array + 100, moved))
-        found = resample_volume(volume, like)
-        assert (found.slices >= volume.slices.min()).all()
+        actual = resample_volume(volume, like)
+        assert (actual.slices >= volume.slices.min()).all()
         if same:
-            np.testing.assert_allclose(found.slices, volume.slices, atol=1e-2)
+            np.testing.assert_allclose(actual.slices, volume.slices, atol=1e-2)
         # Where nothing reaches, the lowest value stands: not at a face that is half a voxel away.
-        inner = found.slices[:, 1:-1, 1:-1]
+        inner = actual.slices[:, 1:-1, 1:-1]
         assert np.corrcoef(inner.ravel(), volume.slices[:, 1:-1, 1:-1].ravel())[0, 1] > 0.9
     moved[:3, 3] = affine[:3, 3] + 0.6 * affine[:3, 2]
     volume = read_volume(nifti(tmp_path / "moving.nii", array + 100, moved))
@@ -417,8 +417,8 @@ def test_thick_slices_are_the_mean_of_the_thin_ones_within(tmp_path: Path, count
         own = nib.orientations.io_orientation(affine)
         turn = nib.orientations.ornt_transform(own, nib.orientations.axcodes2ornt(order))
         nib.save(nib.Nifti1Image(array, affine).as_reoriented(turn), tmp_path / "moving.nii")
-        found = resample_volume(read_volume(tmp_path / "moving.nii"), like)
-        np.testing.assert_allclose(found.slices, expected[::-1, ::-1].transpose(2, 1, 0), atol=1e-4)
+        actual = resample_volume(read_volume(tmp_path / "moving.nii"), like)
+        np.testing.assert_allclose(actual.slices, expected[::-1, ::-1].transpose(2, 1, 0), atol=1e-4)
     assert means.std() == pytest.approx(count**-0.5, rel=0.05)
 
 
@@ -798,10 +798,10 @@ def test_pet_in_time_is_averaged_or_chosen_place_by_place(tmp_path: Path) -> Non
 def test_freesurfer_files_lie_as_nifti_files_do(tmp_path: Path, suffix: str) -> None:
     array, affine = patient(), np.diag([-0.9, 0.8, 1.5, 1.0])
     nib.save(nib.MGHImage(array, affine), tmp_path / f"a{suffix}")
-    found, like = read_volume(tmp_path / f"a{suffix}"), read_volume(nifti(tmp_path / "a.nii", array, affine))
-    np.testing.assert_array_equal(found.slices, like.slices)
-    np.testing.assert_allclose(found.affine, affine, atol=1e-4)
-    assert found.placed
+    actual, like = read_volume(tmp_path / f"a{suffix}"), read_volume(nifti(tmp_path / "a.nii", array, affine))
+    np.testing.assert_array_equal(actual.slices, like.slices)
+    np.testing.assert_allclose(actual.affine, affine, atol=1e-4)
+    assert actual.placed
     (tmp_path / f"a{suffix}").write_bytes(b"")
     message_of(tmp_path / f"a{suffix}", "FreeSurfer")
 

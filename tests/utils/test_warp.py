@@ -204,6 +204,6 @@ def test_small_steps_invert_what_is_stretched_more_than_twofold():
     flow = torch.cat(((1.5 * x).clamp(-15, 15), torch.zeros_like(x)), dim=1)  # x to 2.5 x, and shifts beyond
     expected = (-0.6 * x).clamp(-15, 15)
     inside = ..., slice(24, -24), slice(24, -24)
-    found = invert(flow, 60, 0.5)[:, :1]
-    assert torch.allclose(found[inside], expected[inside], atol=0.01)
+    actual = invert(flow, 60, 0.5)[:, :1]
+    assert torch.allclose(actual[inside], expected[inside], atol=0.01)
     assert not torch.allclose(invert(flow, 60)[:, :1][inside], expected[inside], atol=1)

@@ -165,8 +165,8 @@ def _read_array(path: str | os.PathLike) -> NDArray:
         flow = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         # NumPy takes all that it does not know for a pickle.
-        found = "a file of another kind" if "pickle" in str(error) else str(error)
-        raise FileError.at(path, "a flow (NumPy array)", found) from error
+        state = "a file of another kind" if "pickle" in str(error) else str(error)
+        raise FileError.at(path, "a flow (NumPy array)", state) from error
     if not isinstance(flow, np.ndarray):
         raise FileError.at(path, "a flow of shape (2, H, W)", type(flow).__name__)
     return flow
