@@ -101,8 +101,8 @@ def _read_on_grid(path: str | os.PathLike, like: Volume) -> Volume:
     """Read whole numbers on the grid of a volume."""
     volume = read_volume(path)
     if volume.slices.shape != like.slices.shape:
-        (s, h, w), (a, b, c) = like.slices.shape, volume.slices.shape
-        raise ImageError.at(path, f"the grid of its volume, {s} slices of {w} x {h}", f"{a} slices of {c} x {b}")
+        expected, state = ("{} slices of {} x {}".format(*np.take(x.slices.shape, (0, 2, 1))) for x in (like, volume))
+        raise ImageError.at(path, f"the grid of its volume, {expected}", state)
     if volume.placed and like.placed and (distance := distance_between(volume, like)) > SAME_GRID:
         raise ImageError.at(path, "the place in space of its volume", f"one up to {distance:.1f} mm off")
     if (volume.slices != np.rint(volume.slices)).any() or volume.slices.min() < 0:

@@ -160,10 +160,11 @@ def calibration_table(checks: dict[str, tuple[ExpectedError, Mistakes]]) -> str:
               "sparsification", "by disagreement", *(f"surest {share:.0%}" for share in SHARES)]  # fmt: skip
     lines = []
     for name, (network, mistakes) in checks.items():
-        c = calibration(network, mistakes)
+        figures = calibration(network, mistakes)
         lines.append([
-            name, str(c.pairs), f"{c.error:.2f}", f"{c.expected:.2f}", f"{c.coverage:.1%}", f"{c.within:.2f}",
-            f"{c.over:.2f}", f"{c.sparsification:.2f}", f"{c.by_disagreement:.2f}",
+            name, str(figures.pairs), f"{figures.error:.2f}", f"{figures.expected:.2f}", f"{figures.coverage:.1%}",
+            f"{figures.within:.2f}", f"{figures.over:.2f}", f"{figures.sparsification:.2f}",
+            f"{figures.by_disagreement:.2f}",
             *(f"{risk:.2f}" for risk in risk_coverage(network, mistakes, SHARES)),
         ])  # fmt: skip
     return markdown_table(header, lines)
