@@ -13,6 +13,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from evaluation.metrics import fidelity_metrics, fusion_metrics, registration_metrics
+from utils.imaging.colormaps import palette
 from utils.imaging.images import check_same_size, has_color, read_image
 from utils.imaging.pairing import pair_files
 from utils.messages import OTHER_RENDERING
@@ -33,7 +34,9 @@ def read_grey(path: str | Path) -> np.ndarray:
     return whole if np.abs(image - whole).max() < 1e-4 else image
 
 
-def score_pair(pair: dict, seen: np.ndarray | None = None) -> dict[str, float | str]:
+def score_pair(
+    pair: dict, seen: np.ndarray | None = None, colormap: str | None = None
+) -> dict[str, float | str]:
     """Score the files of one pair.
 
     Args:
@@ -42,6 +45,7 @@ def score_pair(pair: dict, seen: np.ndarray | None = None) -> dict[str, float | 
         seen: bool (H, W), of `utils.geometry.field_of_view`. Other pixels count in no metric of the aligned and of the
             fused image: the former leaves them out, the latter takes them for background in all images. None counts
             all pixels.
+        colormap: colour scale that a grey reference is shown in, of `utils.imaging.colormaps`; None leaves it grey.
 
     Returns:
         ``name``, the :func:`fusion_metrics` and :func:`fidelity_metrics` where there is a fused image, the
@@ -63,7 +67,7 @@ def score_pair(pair: dict, seen: np.ndarray | None = None) -> dict[str, float | 
             for role in ("fixed", "reference", "fused", "aligned" if "aligned" in images else "reference")
         )
         row |= fusion_metrics(fixed, reference, fused)
-        row |= fidelity_metrics(fixed, aligned, fused, _colors(paths, seen))
+        row |= fidelity_metrics(fixed, aligned, fused, _colors(paths, seen, colormap))
     for role, suffix, counted in (("aligned", "", seen), ("moving", "_before", None)):
         if role in images:
             scores = registration_metrics(images[role], images["label"], counted)
@@ -71,11 +75,15 @@ def score_pair(pair: dict, seen: np.ndarray | None = None) -> dict[str, float | 
     return row
 
 
-def _colors(paths: dict[str, Path], seen: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
-    """Read reference and fused image, (H, W, 3), grey levels 0..255, black beyond `seen`; None for a grey reference."""
+def _colors(
+    paths: dict[str, Path], seen: np.ndarray | None, colormap: str | None
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Read reference and fused image, (H, W, 3), grey levels 0..255, black beyond `seen`; None without colours."""
     reference = read_image(paths["reference"], color=None)
     if reference.ndim == 2:
-        return None
+        if colormap is None:
+            return None
+        reference = palette(colormap)[np.rint(reference * 255).astype(int)]
     shown = 255.0 if seen is None else 255.0 * seen[..., None]
     return tuple(shown * image for image in (reference, read_image(paths["fused"], color=True)))
 

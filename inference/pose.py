@@ -40,6 +40,7 @@ LEAST_TOGETHER = 0.85
 """Share of the smaller head that lies in the other one where two volumes lie alike."""
 
 _BINS, _MARGIN, _SAMPLES = 32, 10.0, 0.15  # of histograms; round the head, mm; share of voxels at the finest level
+_GAP = 20.0  # widest dark gap within one head, mm
 _COARSE, _FINE = ((4, 4.0),), ((4, 4.0), (2, 2.0), (1, 0.0))  # shrink factor and blur in mm of each level
 
 
@@ -104,7 +105,7 @@ def estimate_pose(fixed: Volume, moving: Volume, kind: Kind = "rigid") -> Pose:
     overlap = search.overlap(transform, heads[0])
     if information < LEAST or overlap < LEAST_OVERLAP:
         raise PoseError(
-            "no pose found from the headers or the centres of mass (at the best one, mutual information is "
+            "no pose from the headers or the centres of mass (at the best one, mutual information is "
             f"{information:.2f} nats, of at least {LEAST:g}, and {overlap:.0%} of the fixed head lie in the moving "
             f"volume, of at least {LEAST_OVERLAP:.0%})"
         )
@@ -117,7 +118,7 @@ def heads_apart(fixed: Volume, moving: Volume) -> bool:
     Raises:
         PoseError: one of the volumes shows no head.
     """
-    heads = [_head(_prepared(volume), role) for volume, role in ((fixed, "fixed"), (moving, "moving"))]
+    heads = [_filled(_head(_prepared(volume), role)) for volume, role in ((fixed, "fixed"), (moving, "moving"))]
     moving_head = sitk.Resample(heads[1], heads[0], sitk.Transform(3, sitk.sitkIdentity), sitk.sitkNearestNeighbor)
     masks = [sitk.GetArrayViewFromImage(head) > 0 for head in (heads[0], moving_head)]
     smaller = min(int(sitk.GetArrayViewFromImage(head).sum()) for head in heads)
@@ -225,6 +226,13 @@ def _head(image: sitk.Image, role: str) -> sitk.Image:
     if not sitk.GetArrayViewFromImage(head).any():
         raise PoseError(f"the {role} volume shows no head: nothing in it stands out from its background")
     return head
+
+
+def _filled(head: sitk.Image) -> sitk.Image:
+    """Close the gaps and holes of a head up to `_GAP`: bone and fluid are dark in an MRI, where PET may be bright."""
+    radius = [round(_GAP / 2 / SPACING)] * 3
+    padded = sitk.ConstantPad(head, radius, radius)
+    return sitk.BinaryFillhole(sitk.BinaryMorphologicalClosing(padded, radius))
 
 
 def _centre(head: sitk.Image) -> np.ndarray:

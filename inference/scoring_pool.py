@@ -58,7 +58,11 @@ def save_and_score(job: Job) -> dict[str, float | str]:
     if reference == "label":
         images |= {"reference": pair.label, "label": pair.label}
         images |= {"aligned": files["aligned"], "moving": files.get("fitted", pair.moving)}
-    scores = score_pair({"name": pair.name, **images}, field_of_view(job.result.flow))
+    seen = field_of_view(job.result.flow)
+    if job.result.table is not None:
+        seen &= ~job.result.table
+    colormap = job.folder.colormap if job.folder.has_colors else None
+    scores = score_pair({"name": pair.name, **images}, seen, colormap)
     row = {"name": pair.name, "seconds": job.result.seconds, "reference": reference}
     columns = *FUSION_METRICS, *REGISTRATION_METRICS, *FIDELITY_METRICS[job.folder.modality]
     row |= {column: scores[column] for column in columns if column in scores}

@@ -13,6 +13,7 @@ from utils.imaging.images import MIN_SIDE
 from utils.imaging.volumes import Volume, check_no_volumes, is_volume
 from utils.messages import log
 
+FEW_LEVELS = 16  # of a label map
 COVERED = 0.8  # of the fixed volume: less is worth a word
 
 
@@ -58,6 +59,9 @@ def _oddities(volumes: VolumePair, options: Options) -> Iterator[str]:
     for role, source in volumes.sources.items():
         if source.note:
             yield f"{paths[role]}: {source.note}"
+    if holds_labels(volumes.sources["moving"]):
+        taken = "its numbers are taken for intensities (--segmentations is for label maps)"
+        yield f"{options.moving}: expected an image, found what looks like a label map; {taken}"
     if volumes.sources["fixed"].slices.shape != volumes.volumes["fixed"].slices.shape:
         taken = "cut anew into axial slices of square pixels; the resulting volumes lie on its own grid"
         yield f"{options.fixed}: expected axial slices, found thick sagittal or coronal ones; {taken}"
@@ -77,6 +81,12 @@ def _oddities(volumes: VolumePair, options: Options) -> Iterator[str]:
     for role, kind in volumes.of_other_kind(options.modality).items():
         state = f"a DICOM series of modality {kind}; are --fixed (MRI) and --moving the right way round?"
         yield f"{paths[role]}: expected the {role} volume, found {state}"
+
+
+def holds_labels(volume: Volume) -> bool:
+    """Return whether a volume has a few whole numbers as values, as label maps have, and images hardly ever."""
+    some = np.unique(volume.slices.ravel()[:: max(1, volume.slices.size // 100_000)])
+    return 1 < len(some) <= FEW_LEVELS and bool((some == np.rint(some)).all())
 
 
 def check_axes(volume: Volume, path: str | os.PathLike) -> None:

@@ -86,6 +86,12 @@ def test_no_pose_is_refused_with_the_reason() -> None:
         estimate_pose(fixed, fixed._replace(slices=np.zeros_like(fixed.slices)))
 
 
+def test_what_is_dark_in_the_mri_and_bright_in_the_moving_volume_puts_no_heads_apart() -> None:
+    dark, tracer = (0.02, 0.9, 0.05, 0.5, 0.02, 0.02), (0.0, 0.0, 0.0, 5.0, 100.0, 100.0)
+    assert not heads_apart(head(dark, np.eye(4)), head(tracer, np.eye(4)))
+    assert heads_apart(head(dark, np.eye(4)), head(tracer, placed((0, 0, 0), (0, 60, 0))))
+
+
 def test_heads_are_apart_by_their_headers() -> None:
     fixed = head(MRI, np.eye(4))
     assert not heads_apart(fixed, head(CT, placed((0, 0, 5), (3, 2, 0))))

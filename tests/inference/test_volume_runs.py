@@ -127,6 +127,7 @@ class TestVolumes:
         shown = np.stack([np.stack([colors[channel] for channel in "RGB"])[..., z].T for z in range(len(pictures))])
         np.testing.assert_array_equal(shown, np.rint(255 * np.stack(pictures)))
         assert np.ptp(shown, axis=3).max() > 100
+        assert (read_table(folder / "metrics.csv")["saturation_kept"] > 0.3).all()
         pictures = [read_image(path) for path in sorted((folder / "fused_grey").glob("*.png"))]
         np.testing.assert_allclose(np.moveaxis(grey.get_fdata(), (0, 1, 2), (2, 1, 0)), pictures, atol=1e-6)
 
@@ -140,6 +141,12 @@ class TestVolumes:
         np.testing.assert_allclose(levels["label"][inside], levels["moving"][inside], atol=1e-6)
         low, high = np.percentile(moving, (1, 99.5))
         np.testing.assert_allclose(levels["moving"], np.clip((moving - low) / (high - low), 0, 1), atol=1e-4)
+
+    def test_a_label_map_in_the_place_of_the_moving_volume_is_named(self, checkpoint, tmp_path, options, capsys):
+        labels = np.rint(5 * np.stack([picture(seed) for seed in range(3)]))
+        moving = self.save(tmp_path / "labels.nii", labels)
+        assert run_command(checkpoint, tmp_path / "out", *options[:4], "--moving", moving, "--passes", "0") == 0
+        assert "labels.nii: expected an image, found what looks like a label map" in capsys.readouterr().err
 
     def test_volumes_of_another_kind_are_named(self, tmp_path, options):
         volumes = read_volumes("CT", options[3], options[5])

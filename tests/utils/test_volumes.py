@@ -27,6 +27,7 @@ from inference.volume_pair import BRAIN_WINDOW, read_volumes
 from utils.imaging.images import ImageError
 from utils.imaging.resampling import distance_between, resample_volume
 from utils.imaging.volumes import (
+    OTHER_SUFFIXES,
     Volume,
     is_volume,
     looks_like_hu,
@@ -649,6 +650,28 @@ def test_nan_is_background_and_named(tmp_path: Path) -> None:
     volume, clean = (read_volume(nifti(tmp_path / "a.nii", x)) for x in (array, filled))
     np.testing.assert_array_equal(volume.slices, clean.slices)
     assert "NaN in 13.9% of the voxels" in volume.note and not clean.note
+
+
+@pytest.mark.parametrize("suffix", OTHER_SUFFIXES)
+def test_formats_that_are_to_be_converted_are_named(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"head{suffix}"
+    path.write_bytes(b"NRRD0004")
+    assert is_volume(path)
+    message_of(path, "SimpleITK and 3D Slicer convert others to .nii.gz", path.name)
+
+
+@pytest.mark.parametrize(("size", "text"), [(0, "1 1 0"), (np.nan, "1 1 nan"), (np.inf, "1 1 inf")])
+def test_voxels_without_extent_are_refused_where_they_place_the_volume(
+    tmp_path: Path, size: float, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = nifti(tmp_path / "a.nii", np.ones((8, 8, 4), np.float32), np.diag([1.0, 1, 3, 1]))
+    patch(path, 76 + 4 * 3, size)  # pixdim[3]; sform says 3 mm
+    assert np.linalg.norm(read_volume(path).slices_affine[:3, 2]) == pytest.approx(3)
+    data = bytearray(path.read_bytes())
+    data[254:256] = bytes(2)  # sform_code
+    path.write_bytes(data)
+    message_of(path, "voxel sizes above 0 (pixdim)", text)
+    assert not capsys.readouterr().err
 
 
 def test_header_that_promises_too_much_is_refused_unread(tmp_path: Path) -> None:

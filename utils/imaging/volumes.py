@@ -11,8 +11,10 @@ and are not inverted.
 """
 
 import gzip
+import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +24,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from nibabel.spatialimages import HeaderDataError
 
 from utils.files import entries, lacking, write_bytes
+from utils.imaging.background import without_constant
 from utils.imaging.dicom import dicom_files, is_dicom, read_dicom
 from utils.imaging.images import IMAGE_SUFFIXES, ImageError, check_voxels
 from utils.imaging.stacking import choose_frames
@@ -31,6 +34,9 @@ NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, ".mgz", ".mgh")
 """Of files that are read; the last two are FreeSurfer's."""
+
+OTHER_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd", ".img", ".hdr")
+"""Of volumes that are to be converted first: NRRD, MetaImage, Analyze and NIfTI in two files."""
 
 _MILLIMETRES = {1: 1000.0, 3: 0.001}
 """NIfTI's codes of metres and micrometres; without a unit, lengths are taken to be mm."""
@@ -81,10 +87,13 @@ class Volume(NamedTuple):
 
 
 def is_volume(path: str | os.PathLike) -> bool:
-    """Return True for a NIfTI or FreeSurfer file by its name, a DICOM file, or a folder of DICOM files."""
+    """Return True for a file that its name says to be a volume, a DICOM file, or a folder of DICOM files.
+
+    `read_volume` says of some formats that they are to be converted first.
+    """
     if os.path.isdir(path):
         return bool(dicom_files(Path(path)))
-    return Path(path).name.lower().endswith(VOLUME_SUFFIXES) or is_dicom(Path(path))
+    return Path(path).name.lower().endswith((*VOLUME_SUFFIXES, *OTHER_SUFFIXES)) or is_dicom(Path(path))
 
 
 def holds_images(path: str | os.PathLike) -> bool:
@@ -125,9 +134,9 @@ def read_volume(path: str | os.PathLike, frame: int | None = None) -> Volume:
 
     Raises:
         ImageError: nothing there, damaged or truncated, another format, colour, infinity, NaN alone, slices of one row
-            or column, more than `MAX_VOXELS` voxels, an affine that cannot be inverted, no such frame; and for DICOM:
-            no position tags, nothing installed that decodes the pixels, or slices of more than one series, size,
-            spacing or direction, too far apart, or of several times at some places only.
+            or column, more than `MAX_VOXELS` voxels, voxels without extent, an affine that cannot be inverted, no such
+            frame; and for DICOM: no position tags, nothing installed that decodes the pixels, or slices of more than
+            one series, size, spacing or direction, too far apart, or of several times at some places only.
     """
     path = Path(path)
     if not os.path.exists(path):
@@ -135,11 +144,15 @@ def read_volume(path: str | os.PathLike, frame: int | None = None) -> Volume:
     if not is_volume(path):
         state = "a folder without DICOM files" if path.is_dir() else repr(path.name)
         raise ImageError.at(path, "a .nii, .nii.gz, .mgz or DICOM file or a folder of DICOM files", state)
+    if path.is_file() and path.suffix.lower() in OTHER_SUFFIXES and not is_dicom(path):
+        expected = "a NIfTI, FreeSurfer or DICOM file (SimpleITK and 3D Slicer convert others to .nii.gz)"
+        raise ImageError.at(path, expected, repr(path.name))
     by_nibabel = path.name.lower().endswith(VOLUME_SUFFIXES) and path.is_file()
     array, affine, about = _read_by_nibabel(path, frame) if by_nibabel else read_dicom(path, frame)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise ImageError.at(path, "an affine that can be inverted", f"{np.array2string(affine, precision=3)}")
-    array = _without_nan(path, array, about)
+    array, note = without_constant(_without_nan(path, array, about))
+    about["note"] = "; ".join(filter(None, (about["note"], note)))
     slices = _to_slices(array, affine)
     count, height, width = slices.shape
     # What is too coarse to be aligned may still be resampled.
@@ -281,7 +294,8 @@ def _read_by_nibabel(path: Path, frame: int | None) -> tuple[np.ndarray, np.ndar
     if state := lacking(path):
         raise ImageError.at(path, f"a {kind} file", state)
     try:
-        image = nib.load(path)
+        with _nibabel_is_quiet():
+            image = nib.load(path)
     except nib.filebasedimages.ImageFileError as error:
         raise ImageError.at(path, f"a {kind} file", f"another format or a damaged header ({error})") from error
     except Exception as error:
@@ -296,6 +310,8 @@ def _read_by_nibabel(path: Path, frame: int | None) -> tuple[np.ndarray, np.ndar
         state = f"data type {image.header.get_value_label('datatype')}"
         raise ImageError.at(path, "one real number a voxel", state)
     check_voxels(path, image.shape[:3])
+    if kind == "NIfTI":
+        _check_spacing(path, image)
     chosen, note = choose_frames(path, int(np.prod(image.shape[3:])), frame)
     try:
         # One after the other: a long series need not fit into memory.
@@ -333,6 +349,31 @@ def _contradiction(forms: tuple[tuple[np.ndarray | None, int], ...]) -> str:
         sizes = " and ".join(" x ".join(f"{length:.3g}" for length in side) for side in sides)
         return f"sform and qform tell other voxel sizes, {sizes} mm; sform is taken: check the size of the head"
     return ""
+
+
+@contextmanager
+def _nibabel_is_quiet() -> Iterator[None]:
+    """Keep nibabel from printing what it mends in a header, without the name of the file."""
+    logger = nib.imageglobals.logger
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _check_spacing(path: Path, image: nib.Nifti1Image) -> None:
+    """Check that the voxels have an extent where it places the volume. nibabel takes 1 mm for 0.
+
+    Raises:
+        ImageError: one has none, along an axis of several voxels.
+    """
+    with nib.openers.ImageOpener(path) as file:
+        header = type(image.header).from_fileobj(file, check=False)
+    sizes = np.array([size for size, count in zip(header["pixdim"][1:4], image.shape, strict=False) if count > 1])
+    if not header["sform_code"] and not (np.isfinite(sizes) & (sizes != 0)).all():
+        raise ImageError.at(path, "voxel sizes above 0 (pixdim)", " ".join(f"{size:g}" for size in sizes))
 
 
 def _indices(image: nib.spatialimages.SpatialImage, chosen: Sequence[int]) -> list[tuple[int, ...]]:
