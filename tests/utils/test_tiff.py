@@ -1,5 +1,6 @@
 """utils/imaging/tiff.py: every sample format, layout and compression is read as by tifffile, or refused by name."""
 
+import warnings
 from itertools import product
 from pathlib import Path
 
@@ -179,3 +180,15 @@ def test_files_of_16_bits_are_known(tmp_path: Path, kind: str, deep: bool, caplo
     assert has_16_bits(path) == deep
     say_what_is_dark("CT", "moving", {path: 0.01})
     assert ("12 bits in a file of 16" in caplog.text) == deep
+
+
+def test_warnings_of_the_decoder_are_not_printed(tmp_path, monkeypatch, recwarn):
+    tifffile.imwrite(tmp_path / "a.tif", np.full((64, 80), 100, np.uint8))
+    decode = tifffile.TiffPage.asarray
+
+    def warn(*arguments, **settings) -> np.ndarray:
+        warnings.warn("overflow", stacklevel=2)
+        return decode(*arguments, **settings)
+
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", warn)
+    assert read_image(tmp_path / "a.tif").shape == (64, 80) and not recwarn.list

@@ -7,6 +7,7 @@ Samples are scaled by their type and shown as the file's photometric interpretat
 import io
 import logging
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,9 @@ def read_tiff(path: Path, data: bytes) -> np.ndarray:
             floats outside [0, 1].
     """
     try:
-        with TiffFile(io.BytesIO(data)) as file:
+        with warnings.catch_warnings(), TiffFile(io.BytesIO(data)) as file:
+            # Of damaged files NumPy warns of overflows, too.
+            warnings.simplefilter("ignore")
             page = file.pages.first
             check_size(path, (page.imagewidth, page.imagelength))
             channels = _check_kind(path, page)
