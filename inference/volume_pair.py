@@ -223,7 +223,7 @@ def read_volumes(
             which CT of unknown units is asked for; other values are scaled by the percentiles of the moving volume as
             it was read.
         resample: bring moving and label onto the grid of the fixed volume by their affines, even where the grids have
-            one shape. Grids of other shapes are always brought there.
+            one shape. Grids of other shapes are always brought there, and so are those of one DICOM frame of reference.
         prealign: "rigid" or "affine" to find the pose of the moving head first, "none" to go by the headers. None
             finds a rigid pose where the headers cannot be right: `headers_disagree`.
         frame: of moving and label, as of `read_volume`.
@@ -280,7 +280,7 @@ def _onto_one_grid(
     covered, shape = {}, volumes["fixed"].slices.shape
     for role in [role for role in volumes if role != "fixed"]:
         transform = pose.transform if pose and role == "moving" else None
-        if not (resample or transform is not None or volumes[role].slices.shape != shape):
+        if not (resample or transform is not None or _places_count(volumes["fixed"], volumes[role])):
             continue
         for needed in ("fixed", role) if transform is None else ():
             if not volumes[needed].placed:
@@ -294,6 +294,16 @@ def _onto_one_grid(
             expected = f"a volume that overlaps {os.fspath(paths['fixed'])} in space (--prealign rigid looks for it)"
             raise FileError.at(paths[role], expected, "one beside it") from error
     return covered
+
+
+def _places_count(fixed: Volume, other: Volume) -> bool:
+    """Return whether a volume must be brought to the fixed one's grid.
+
+    Its shape is another, or one scanner put both into one DICOM frame of reference and their voxels lie apart.
+    """
+    if fixed.slices.shape != other.slices.shape:
+        return True
+    return bool(fixed.space) and fixed.space == other.space and distance_between(other, fixed) > ON_ONE_GRID
 
 
 def headers_disagree(fixed: Volume, moving: Volume) -> bool:

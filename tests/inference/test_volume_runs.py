@@ -15,6 +15,7 @@ from inference.volume_pair import read_volumes
 from models.checkpoint import save_checkpoint
 from models.edarfusion import EDARFusion
 from tests.examples import folders, picture, pull, read_table, run_command
+from tests.utils.test_volumes import series
 from utils.imaging.images import read_image, write_image
 from utils.imaging.volumes import looks_like_hu, robust_window
 from utils.signals import INTERRUPTED
@@ -200,6 +201,18 @@ class TestVolumes:
         nib.save(nib.Nifti1Image(nib.load(options[5]).get_fdata(), affine), options[5])
         off = read_volumes("CT", options[3], options[5]).off_grid()
         assert off == ({"moving": pytest.approx(distance, abs=1e-3)} if named else {})
+
+    @pytest.mark.parametrize(("space", "by_place"), [("1.2.3", True), (None, False)])
+    def test_volumes_of_one_scanner_go_by_their_place(self, tmp_path, space, by_place):
+        stack = np.stack([np.rint(1000 * picture(seed)) for seed in range(5)])
+        for role, first in (("fixed", 0), ("moving", 1)):
+            places = [(0, 0, 4.0 * (number + first)) for number in range(4)]
+            series(tmp_path / role, stack[first : first + 4], places, FrameOfReferenceUID=space)
+        volumes = read_volumes("CT", tmp_path / "fixed", tmp_path / "moving")
+        assert volumes.covered == ({"moving": 0.75} if by_place else {})
+        if by_place:
+            found = volumes.volumes["moving"].slices[1:]
+            np.testing.assert_allclose(found, volumes.volumes["fixed"].slices[1:], atol=0.01)
 
     def test_resampled_volumes_of_another_space_and_of_little_overlap_are_named(
         self, checkpoint, tmp_path, options, capsys, monkeypatch

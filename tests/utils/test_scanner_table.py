@@ -30,6 +30,12 @@ def test_the_shell_of_a_head_rest_is_marked_with_its_blur_and_nothing_else() -> 
     assert found.sum() < 3 * (with_table != moving).sum()
 
 
+def test_a_shell_that_coarse_pixels_break_into_specks_is_marked() -> None:
+    specks = (arc(canvas(), 55) > 0) & (np.indices((SIDE, SIDE)).sum(axis=0) % 8 < 3)
+    found = scanner_table(np.maximum(head(), specks), head(0.7))
+    assert found[specks].mean() > 0.95 and not found[head() > 0].any()
+
+
 @pytest.mark.parametrize(
     "moving",
     [

@@ -5,6 +5,8 @@ these is taken for anatomy and stays: skin that dark fat parts from the skull li
 thick, ears are near.
 """
 
+from collections.abc import Iterator
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,9 @@ THICKEST = 0.04
 
 LONGEST = 3.0
 """Extent of a piece of table over its thickness, at least."""
+
+GAP = 0.1
+"""Widest gap within a table, as a share of the head's length."""
 
 LEAST_FAR = 0.1
 """Distance from both heads that some point of a piece of table has, as a share of the head's length: about 20 mm."""
@@ -51,19 +56,29 @@ def scanner_table(
     if heads.any():
         beside = cv2.distanceTransform(1 - heads, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     depth = _depth(tissue)
-    count, pieces, boxes, _ = cv2.connectedComponentsWithStats(tissue)
-    for number in range(1, count):
-        x, y, width, height, _ = boxes[number]
-        box = np.s_[y : y + height, x : x + width]
-        piece = pieces[box] == number
-        radius, away = depth[box][piece].max(), beside[box][piece]
-        shaped = radius < thickest and max(width, height) >= LONGEST * 2 * radius
-        if shaped and away.max() > LEAST_FAR * length and (away > 0).mean() >= LEAST_BESIDE:
-            table[box] |= piece
+    for box, piece in _pieces(tissue):
+        away = beside[box][piece]
+        apart = away.max() > LEAST_FAR * length and (away > 0).mean() >= LEAST_BESIDE
+        table[box] |= piece & (apart and depth[box][piece].max() < thickest)
+    # Coarse pixels show a shell as a row of specks.
+    gap = np.ones((2 * round(GAP * length / 2) + 1,) * 2, np.uint8)
+    for box, row in _pieces(cv2.dilate(table.astype(np.uint8), gap)):
+        row &= table[box]
+        extent = max(np.ptp(side) + 1 for side in np.nonzero(row))
+        table[box][row] = extent >= LONGEST * 2 * depth[box][row].max()
     if not table.any():
         return table
     near = cv2.dilate(table.astype(np.uint8), np.ones((2 * _BLUR + 1,) * 2, np.uint8)) > 0
     return (near & (tissue == 0) | table) & (heads == 0)
+
+
+def _pieces(mask: NDArray[np.uint8]) -> Iterator[tuple[tuple[slice, slice], NDArray[np.bool_]]]:
+    """List the connected pieces of a mask: the box around each, and the piece in it."""
+    count, pieces, boxes, _ = cv2.connectedComponentsWithStats(mask)
+    for number in range(1, count):
+        x, y, width, height, _ = boxes[number]
+        box = np.s_[y : y + height, x : x + width]
+        yield box, pieces[box] == number
 
 
 def _depth(tissue: NDArray[np.uint8]) -> NDArray[np.float32]:
