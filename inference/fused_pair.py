@@ -13,7 +13,6 @@ class FusedPair(NamedTuple):
     Attributes:
         fused, aligned: (H, W), or (H, W, 3) in colour; float32 in [0, 1].
         flow: float32 (2, H, W), px; aligned(p) = moving(p + flow(p)), channel 0 is x.
-        table: bool (H, W), where the fused image leaves out the scanner's table; None where it keeps all.
         inverse_flow: the way back, where it is wanted: moving(q) shows what fixed(q + inverse_flow(q)) shows.
         maps: (H, W) arrays by their name in `evaluation.map_styles.MAPS`.
         seconds: time to align and fuse, without reading and writing.
@@ -34,5 +33,4 @@ class FusedPair(NamedTuple):
     fit: Fit | None = None
     blend: np.ndarray | None = None
     inverse_flow: np.ndarray | None = None
-    table: np.ndarray | None = None
     fused_grey: np.ndarray | None = None

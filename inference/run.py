@@ -41,7 +41,6 @@ from inference.volume_pair import VolumePair
 from inference.volume_registration import register_volume
 from utils.arguments import VERSION
 from utils.files import FileError, InputError
-from utils.geometry.scanner_table import scanner_table
 from utils.imaging.images import luma
 from utils.imaging.volumes import read_volume
 from utils.messages import counted, listed, log, printable
@@ -208,8 +207,6 @@ def align_and_fuse(
                 view = {"aspect": pair.aspect, "longest": pair.longest}
                 with enough_memory(pair, images.fixed.shape):
                     batch.mirror.look(images.fixed, images.moving, result.disagreement, **view)
-            if batch.modality == "CT" and pair.label is None:
-                result = without_table(result, images.fixed, pair.longest)
             yield _job(batch, pair, images, result._replace(fit=fit))
 
 
@@ -219,25 +216,6 @@ def _given(batch: Batch, pair: PairFiles, images: SourceImages) -> dict[str, Any
     mask = read_mask(pair, images.fixed.shape)
     given = {"fixed": images.fixed, "moving": images.moving, "aspect": pair.aspect, "longest": pair.longest}
     return given | known | {"mask": mask}
-
-
-def without_table(result: FusedPair, fixed: np.ndarray, longest: float | None) -> FusedPair:
-    """Show the fixed image alone where the aligned one shows the scanner's table.
-
-    Args:
-        result: of a CT.
-        fixed: (H, W) in [0, 1].
-        longest: of `PairFiles`.
-    """
-    length = None if longest is None else longest * sum(fixed.shape) / 2
-    aligned = luma(result.aligned) if result.aligned.ndim == 3 else result.aligned
-    table = scanner_table(aligned, fixed, length)
-    if not table.any():
-        return result
-    shown = {kind: getattr(result, kind).copy() for kind in ("fused", "blend") if getattr(result, kind) is not None}
-    for image in shown.values():
-        image[table] = fixed[table] if image.ndim == 2 else fixed[table][:, None]
-    return result._replace(table=table, **shown)
 
 
 def _job(batch: Batch, pair: PairFiles, images: SourceImages, result: FusedPair) -> Job:

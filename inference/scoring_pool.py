@@ -59,8 +59,6 @@ def save_and_score(job: Job) -> dict[str, float | str]:
         images |= {"reference": pair.label, "label": pair.label}
         images |= {"aligned": files["aligned"], "moving": files.get("fitted", pair.moving)}
     seen = field_of_view(job.result.flow)
-    if job.result.table is not None:
-        seen &= ~job.result.table
     colormap = job.folder.colormap if job.folder.has_colors else None
     scores = score_pair({"name": pair.name, **images}, seen, colormap)
     row = {"name": pair.name, "seconds": job.result.seconds, "reference": reference}

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -181,24 +180,6 @@ def test_channels_of_the_saved_images(checkpoint, tmp_path, modality, channels, 
     page = (tmp_path / "out" / modality / "report.html").read_text()
     assert ("tracer, hot" in page) == (modality == "PET" and channels == 1)
     assert "shown in the scale hot" in page
-
-
-@pytest.mark.parametrize("label", [False, True])
-def test_the_table_of_the_scanner_is_not_fused_unless_a_label_shows_the_truth(checkpoint, tmp_path, label):
-    head = cv2.ellipse(np.zeros((128, 128), np.float32), (64, 56), (32, 40), 0, 0, 360, 0.5, -1)
-    table = cv2.ellipse(np.zeros_like(head), (64, 56), (55, 55), 0, 20, 160, 1.0, 3)
-    options = []
-    for role, image in {"fixed": head, "moving": head + table, "label": head + table}.items():
-        if role != "label" or label:
-            images.write_image(tmp_path / f"{role}.png", image)
-            options += [f"--{role}", str(tmp_path / f"{role}.png")]
-    assert run_command(checkpoint, tmp_path / "out", "--modality", "CT", "--passes", "0", *options) == 0
-    fused, aligned = (images.read_image(tmp_path / f"out/CT/{kind}/fixed.png") for kind in ("fused", "aligned"))
-    assert (aligned[table > 0] == 1).all()
-    assert (fused[table > 0].min() > 0.5) == label and (fused[table > 0].max() == 0) != label
-    (row, _) = read_table(tmp_path / "out/CT/metrics.csv").to_dict("records")
-    # Removed on purpose, so no hole in bone.
-    assert row.get("bone_holes", 0) == pytest.approx(0, abs=0.05)
 
 
 def test_maps_and_figures(checkpoint, tmp_path):
