@@ -24,6 +24,7 @@ LESION_KEPT = 0.9  # of a simulated lesion's contrast is asked for
 ROUNDING = 1e-3  # a quarter of a grey level; less is no change that anybody sees
 BESIDE = 0.3  # of the weight of a lesion is that of its surroundings, which must not change
 TRACER_INFORMATION = 1.5  # times the weight of visual information for PET and SPECT, whose edges come cheap
+COLORED_LESION = 0.25  # times the weight of lesions for coloured pairs, whose lesions survive and cost saturation
 
 
 class FusionLoss(NamedTuple):
@@ -55,11 +56,21 @@ class FusionWeights(NamedTuple):
     consistency: float | Tensor = 1.0
 
 
-def for_modalities(weights: FusionWeights, modality: Tensor) -> FusionWeights:
-    """Choose the weights for pairs of the modalities (B,), indices in `data.table.MODALITIES`."""
+def for_pairs(weights: FusionWeights, modality: Tensor, colored: Tensor) -> FusionWeights:
+    """Choose the weights for pairs.
+
+    Args:
+        weights: of any pair.
+        modality: (B,), indices in `data.table.MODALITIES`.
+        colored: bool (B,), whether the moving image has colours.
+
+    Returns:
+        Weights of which some are one for each pair, (B,).
+    """
     tracer = modality != MODALITIES.index("CT")
     return weights._replace(
-        information=torch.where(tracer, TRACER_INFORMATION * weights.information, weights.information)
+        information=torch.where(tracer, TRACER_INFORMATION * weights.information, weights.information),
+        lesion=torch.where(colored, COLORED_LESION * weights.lesion, weights.lesion),
     )
 
 

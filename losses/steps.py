@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from data.dataset import Pair
-from losses.fusion import Fused, FusionLoss, FusionWeights, for_modalities, fusion_loss, imitation_loss
+from losses.fusion import Fused, FusionLoss, FusionWeights, for_pairs, fusion_loss, imitation_loss
 from losses.registration import RegistrationLoss, registration_loss
 from models.edarfusion import EDARFusion
 from models.room import room_of
@@ -103,10 +103,11 @@ class FusionStep(nn.Module):
         in_fixed, in_moving = pair.lesion.split(1, dim=1)
         images = (pair.fixed + in_fixed).clamp(0, 1), (aligned + in_moving).clamp(0, 1)
         # Of a grey image the room depends on its grey values; into a coloured one no lesion is put.
-        room = torch.where(has_colors(pair.color), room, room_of(images[1]))
+        colored = has_colors(pair.color)
+        room = torch.where(colored, room, room_of(images[1]))
         with_lesion = self.fuse(*images, registration, room).fused
         lesion = images[0] - pair.fixed + images[1] - aligned
-        weights = for_modalities(FusionWeights(), pair.modality)
+        weights = for_pairs(FusionWeights(), pair.modality, colored.flatten())
         fused = Fused(fused, fused_true, with_lesion)
         return fusion_loss(pair.fixed, pair.moving_aligned, room_true, lesion, fused, weights)
 

@@ -18,10 +18,14 @@ REACH = 0.5
 """Largest correction: without a bound it can run away, as a grey value near the end of its room feels little pull."""
 
 EMPTY = 0.05
-"""Mean grey value around a pixel below which there is less and less of an image."""
+"""Grey value of a pixel, or mean around it, below which there is less and less of an image."""
 
-MEAN = 5
-"""Side of the window of a local mean, in blocks of 4 px; it is taken twice, which is a sigma of 8 px."""
+MEAN, JOINED_MEAN = 5, 7
+"""Sides of the windows of a local mean, in blocks of 4 px: of the fixed image under colours, and of two grey images.
+Means are taken twice, which is a sigma of 8 and of 11 px: of a lesion of 15 px much is detail."""
+
+ROOM_FOR_DETAIL = 0.6
+"""Share of the product of two local means that is taken from their norm: detail needs room where both are bright."""
 
 
 class Fusion(NamedTuple):
@@ -52,11 +56,11 @@ def alignment_consistency(fixed: Tensor, aligned: Tensor, reliability: Tensor, g
 def plain_fusion(fixed: Tensor, aligned: Tensor, room: Tensor) -> Tensor:
     """Fuse without a network: the start of the network, which sets how bright a place is to be.
 
-    What shows in one image alone keeps its grey value, and where both show something neither hides the other, as in
-    the maximum of both: the root of the sum of squares. Where colour shows the tracer, luma is the fixed image's: its
+    An image is its local mean and the detail around it. The means of two grey images are joined by the root of the sum
+    of squares, and drawn down where both are bright; the detail of both is added. Joined pixel by pixel, two bright
+    images would be white and hide what is brighter still. Where colour shows the tracer, luma is the fixed image's: its
     local mean is brought into the room, half by cutting it off and half by drawing its range together, and its detail
-    is added by `changed_within` where it is bright. Bright detail that was cut to the room would be lost wherever the
-    fixed image is bright.
+    is added. Bright detail is added by `changed_within`: cut to the room, it would be lost wherever a mean is bright.
 
     Args:
         fixed, aligned: (B, 1, H, W) in [0, 1].
@@ -66,13 +70,19 @@ def plain_fusion(fixed: Tensor, aligned: Tensor, room: Tensor) -> Tensor:
         (B, 1, H, W) within the room.
     """
     low, high, colored = room.split(1, dim=1)
-    both = (fixed.square() + aligned.square() + 1e-12).sqrt()
-    mean = resize(box_mean(box_mean(F.avg_pool2d(fixed, 4), MEAN), MEAN), fixed.shape[2:])
+    wide, other = (_local_mean(image, JOINED_MEAN) for image in (fixed, aligned))
+    joined = (wide.square() + other.square() + 1e-12).sqrt() - ROOM_FOR_DETAIL * wide * other
+    mean = _local_mean(fixed, MEAN)
     placed = (mean.clamp(low, high) + low + (high - low) * mean) / 2
-    detail = fixed - mean
+    start = torch.where(colored > 0, placed, joined.clamp(low, high))
+    detail = torch.where(colored > 0, fixed - mean, fixed - wide + aligned - other)
     # Bright detail is drawn together below the bound; dark detail is cut, so that black around the head stays black.
-    shown = changed_within(placed, detail.clamp_min(0), room) + detail.clamp_max(0)
-    return torch.where(colored > 0, shown.clamp_min(low), both.clamp(low, high))
+    shown = changed_within(start, detail.clamp_min(0), room) + detail.clamp_max(0)
+    return torch.maximum(shown, low)
+
+
+def _local_mean(image: Tensor, side: int) -> Tensor:
+    return resize(box_mean(box_mean(F.avg_pool2d(image, 4), side), side), image.shape[2:])
 
 
 def changed_within(image: Tensor, change: Tensor, room: Tensor) -> Tensor:
@@ -142,4 +152,5 @@ class FlowGuidedFusion(nn.Module):
         weight, correction = pixels.flatten(4).flatten(2, 3).split(1, dim=1)
         # At true alignment the start is a good fusion already; the correction sharpens.
         change = REACH * F.softsign(correction / REACH) - torch.sigmoid(weight - 3) * (fixed - aligned).abs()
-        return Fusion(changed_within(start, change, room), consistency)
+        shown = (torch.maximum(fixed, aligned) / EMPTY).clamp_max(1)  # Black ground stays black.
+        return Fusion(changed_within(start, shown * change, room), consistency)

@@ -16,7 +16,7 @@ from losses.fusion import (
     Fused,
     FusionWeights,
     edge_loss,
-    for_modalities,
+    for_pairs,
     fusion_loss,
     imitation_loss,
     information_loss,
@@ -424,12 +424,12 @@ def test_each_pair_may_have_weights_of_its_own():
     images = fused_pair(3)
     fused, fused_true = (noise(3, 1, 64, 64, seed=s) for s in range(2, 4))
     ct, spect = (MODALITIES.index(kind) for kind in ("CT", "SPECT"))
-    weights = for_modalities(FusionWeights(), torch.tensor([ct, spect, ct]))
+    weights = for_pairs(FusionWeights(), torch.tensor([ct, spect, spect]), torch.tensor([False, False, True]))
     usual = FusionWeights()
-    shares = (weights.information / usual.information).tolist()
-    assert shares == pytest.approx([1, 1.5, 1]) and weights.tone == usual.tone
+    shares = [(own / of_all).tolist() for own, of_all in zip(weights[4:7:2], usual[4:7:2], strict=True)]
+    assert shares == [pytest.approx([1, 1.5, 1.5]), pytest.approx([1, 1, 0.25])] and weights.tone == usual.tone
     whole = fusion_loss(*images, fused_of(fused, fused_true), weights)
-    each = (usual, usual._replace(information=1.5 * usual.information), usual)
+    each = [FusionWeights(*(x if isinstance(x, float) else x[i].item() for x in weights)) for i in range(3)]
     singly = []
     for i, own in enumerate(each):
         one = (image[i : i + 1] for image in (*images, fused, fused_true))

@@ -218,11 +218,10 @@ def test_fused_stays_in_range_with_a_gradient_beyond_it():
         assert fused.min() >= 0 and fused.max() <= 1
         fused.sum().backward()
         assert fusion.head.bias.grad[4:].abs().min() > 0
-    # Black and white have nowhere to go.
-    for grey, bias in ((0.0, -9.7), (1.0, 9.7)):
+    black = torch.zeros_like(fixed)
+    for bias in (-9.7, 9.7):
         torch.nn.init.constant_(fusion.head.bias, bias)
-        flat = torch.full_like(fixed, grey)
-        assert torch.allclose(fusion(flat, flat, ones, ones).fused, flat, atol=2e-6)
+        assert torch.allclose(fusion(black, black, ones, ones).fused, black, atol=2e-6)  # ground stays black
 
 
 def test_untrained_fusion_is_near_the_plain_one():
@@ -238,13 +237,26 @@ def test_plain_fusion_by_hand():
         return plain_fusion(*grey, rooms)[0, 0, 8, 8].item()
 
 
-    assert fused(0.3, 0.4, (0, 1, 0)) == pytest.approx(0.5)  # both show
+    assert fused(0.3, 0.4, (0, 1, 0)) == pytest.approx(0.5 - 0.6 * 0.12)  # both show
     assert fused(0.6, 0.0, (0, 1, 0)) == pytest.approx(0.6) and fused(0.0, 1.0, (0.85, 1, 0)) == pytest.approx(1)
-    assert fused(0.9, 0.9, (0, 1, 0)) == 1
+    assert fused(0.9, 0.9, (0, 1, 0)) == pytest.approx(0.9 * 2**0.5 - 0.6 * 0.81)  # room for detail
     assert fused(0.3, 0.4, (0, 1, 1)) == pytest.approx(0.3)  # colour shows the tracer
     # Half way between the mean cut off at 0.5 and its place in the room, 0.1 + 0.4 * 0.9.
     assert fused(0.9, 0.4, (0.1, 0.5, 1)) == pytest.approx((0.5 + 0.46) / 2)
     assert fused(0.0, 0.4, (0.1, 0.5, 1)) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("place", [0, 1])
+def test_plain_fusion_shows_a_lesion_of_one_of_two_bright_images(place, sign):
+    rows, columns = torch.meshgrid(torch.arange(96) - 48, torch.arange(96) - 48, indexing="ij")
+    lesion = (rows**2 + columns**2 < 3.5**2)[None, None]
+    before, after = (torch.full((1, 1, 96, 96), 0.65), torch.full((1, 1, 96, 96), 0.6)), []
+    for n, image in enumerate(before):
+        after.append(image + sign * 0.25 * lesion if n == place else image)
+    room = torch.tensor([0, 1, 0.0]).view(1, 3, 1, 1).expand(-1, -1, 96, 96)
+    change = plain_fusion(*after, room) - plain_fusion(*before, room)
+    assert (sign * change[lesion]).mean() > 0.7 * 0.25 and change[~lesion].abs().max() < 0.03
 
 
 def test_a_change_within_the_room_by_hand():
@@ -656,7 +668,8 @@ def test_the_four_pixels_of_a_place_are_mixed_and_corrected_each_by_its_own_valu
     fused = fusion(torch.full((1, 1, 64, 64), 0.5), torch.full((1, 1, 64, 64), 0.25), ones, ones).fused
     # From the plain fusion down by sigmoid(weight - 3) of what the images differ by; corrections bounded by one half.
     for y, x, weight, correction in ((0, 0, 0, 0.1), (0, 1, 1, 0.2), (1, 0, 2, 0.3), (1, 1, 3, 0.4)):
-        start, change = math.hypot(0.5, 0.25), correction / (1 + correction / 0.5) - 0.25 / (1 + math.exp(3 - weight))
+        start = math.hypot(0.5, 0.25) - 0.6 * 0.5 * 0.25
+        change = correction / (1 + correction / 0.5) - 0.25 / (1 + math.exp(3 - weight))
         left = 1 - start if change > 0 else start
         expected = start + change * left / math.hypot(left, change)
         assert torch.allclose(fused[..., y::2, x::2], torch.full((1, 1, 32, 32), expected), atol=1e-5)
