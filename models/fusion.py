@@ -17,6 +17,9 @@ AT_ONCE = 8 * 256 * 256
 REACH = 0.5
 """Largest correction: without a bound it can run away, as a grey value near the end of its room feels little pull."""
 
+GREY_SHARE = 0.8
+"""Share of the change of grey pairs that is carried out: in full it weakens small spots that the start shows."""
+
 EMPTY = 0.05
 """Grey value of a pixel, or mean around it, below which there is less and less of an image."""
 
@@ -152,5 +155,6 @@ class FlowGuidedFusion(nn.Module):
         weight, correction = pixels.flatten(4).flatten(2, 3).split(1, dim=1)
         # At true alignment the start is a good fusion already; the correction sharpens.
         change = REACH * F.softsign(correction / REACH) - torch.sigmoid(weight - 3) * (fixed - aligned).abs()
-        shown = (torch.maximum(fixed, aligned) / EMPTY).clamp_max(1)  # Black ground stays black.
-        return Fusion(changed_within(start, shown * change, room), consistency)
+        share = (torch.maximum(fixed, aligned) / EMPTY).clamp_max(1)  # Black ground stays black.
+        share = torch.where(room[:, 2:] > 0, share, GREY_SHARE * share)
+        return Fusion(changed_within(start, share * change, room), consistency)

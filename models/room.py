@@ -11,7 +11,7 @@ import torch
 from kornia.color import rgb_to_grayscale
 from torch import Tensor
 
-SATURATION_KEPT = 0.6
+SATURATION_KEPT = 0.58
 """Share of a strong colour's saturation that the room leaves at least; in the mean much more is left, as the fusion
 pays for what it takes (`losses.fusion.saturation_loss`)."""
 

@@ -669,7 +669,7 @@ def test_the_four_pixels_of_a_place_are_mixed_and_corrected_each_by_its_own_valu
     # From the plain fusion down by sigmoid(weight - 3) of what the images differ by; corrections bounded by one half.
     for y, x, weight, correction in ((0, 0, 0, 0.1), (0, 1, 1, 0.2), (1, 0, 2, 0.3), (1, 1, 3, 0.4)):
         start = math.hypot(0.5, 0.25) - 0.6 * 0.5 * 0.25
-        change = correction / (1 + correction / 0.5) - 0.25 / (1 + math.exp(3 - weight))
+        change = 0.8 * (correction / (1 + correction / 0.5) - 0.25 / (1 + math.exp(3 - weight)))  # grey
         left = 1 - start if change > 0 else start
         expected = start + change * left / math.hypot(left, change)
         assert torch.allclose(fused[..., y::2, x::2], torch.full((1, 1, 32, 32), expected), atol=1e-5)
