@@ -11,10 +11,10 @@ from inference.mirror_check import MirrorCheck
 from inference.network import Network
 from inference.options import Options
 from inference.pair_fuser import PairFuser
-from inference.result_folder import ResultFolder
-from inference.result_layout import INDEX
-from inference.volume_field import VolumeField
-from inference.volume_pair import VolumePair
+from inference.results.folder import ResultFolder
+from inference.results.layout import INDEX
+from inference.volumes.field import VolumeField
+from inference.volumes.pair import VolumePair
 from utils.arguments import FLOW_FORMATS
 from utils.files import check_inputs_stay
 from utils.processes import join, part, rank, wait_for_others, world

@@ -31,14 +31,14 @@ from inference.modality import guess_of_volume
 from inference.network import Network, load_network
 from inference.options import Options
 from inference.pair_fuser import PairFuser
-from inference.result_folder import ResultFolder
-from inference.result_layout import INDEX
-from inference.result_report import report_folder
+from inference.results.folder import ResultFolder
+from inference.results.layout import INDEX
+from inference.results.report import report_folder
 from inference.scoring_pool import Job, scored, scoring_pool
 from inference.summary import print_summary
-from inference.volume_checks import open_volumes
-from inference.volume_pair import VolumePair
-from inference.volume_registration import register_volume
+from inference.volumes.checks import open_volumes
+from inference.volumes.pair import VolumePair
+from inference.volumes.registration import register_volume
 from utils.arguments import VERSION
 from utils.files import FileError, InputError
 from utils.imaging.images import luma

@@ -17,10 +17,10 @@ from data.pairs import PairFiles
 from evaluation.metrics import folding_share
 from evaluation.scoring import score_pair
 from inference.fused_pair import FusedPair
-from inference.result_files import save_pair
-from inference.result_layout import ResultLayout
-from inference.result_record import fingerprint
-from inference.result_table import FIDELITY_METRICS, FUSION_METRICS, REGISTRATION_METRICS, reference_of
+from inference.results.files import save_pair
+from inference.results.layout import ResultLayout
+from inference.results.record import fingerprint
+from inference.results.table import FIDELITY_METRICS, FUSION_METRICS, REGISTRATION_METRICS, reference_of
 from utils.files import MachineError
 from utils.geometry.field_of_view import field_of_view
 from utils.processes import check_shared_memory, pool_size

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from evaluation.metrics.displacement import DOUBTFUL
 from evaluation.report.columns import METRICS
-from inference.result_folder import ResultFolder
+from inference.results.folder import ResultFolder
 from utils.messages import counted, listed
 
 SUMMARY = ("rmse", "ssim", "ncc", "epe", "tre", "tre_mm", "dice", "disagreement", "expected_error",

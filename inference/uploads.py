@@ -24,12 +24,12 @@ from inference.modality import guess_of_volume
 from inference.network import load_network
 from inference.options import Options
 from inference.pair_fuser import PairFuser
-from inference.result_folder import ResultFolder
+from inference.results.folder import ResultFolder
 from inference.run import align_and_fuse, finish_folder, report_notes, say_what_to_look_at
 from inference.scoring_pool import save_and_score
-from inference.volume_checks import open_volumes
-from inference.volume_pair import VolumePair
-from inference.volume_registration import register_volume
+from inference.volumes.checks import open_volumes
+from inference.volumes.pair import VolumePair
+from inference.volumes.registration import register_volume
 from utils.imaging.images import read_image
 from utils.imaging.volumes import read_volume
 from utils.messages import counted, log

@@ -22,7 +22,7 @@ from evaluation.metrics import folding_share, rmse
 from evaluation.metrics.displacement import DOUBTFUL
 from inference.displacement import endpoint_scores
 from inference.pair_fuser import PairFuser
-from inference.result_folder import ResultFolder
+from inference.results.folder import ResultFolder
 from inference.scoring_pool import Job, save_and_score
 from models.checkpoint import load_checkpoint
 from utils.filters import resize

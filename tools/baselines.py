@@ -30,7 +30,7 @@ from data.pairs import PairFiles, read_pair
 from data.table import FILES
 from inference.classical import CLASSICAL, RegistrationFailed, register_within
 from inference.fused_pair import FusedPair
-from inference.result_folder import ResultFolder
+from inference.results.folder import ResultFolder
 from inference.scoring_pool import Job, save_and_score
 from tools.rank import add_pairs_options, chosen_pairs, unique_results, write_ranking
 from utils.arguments import OneLineParser, add_checkpoint, positive_float, print_anywhere

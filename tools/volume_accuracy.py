@@ -30,10 +30,10 @@ from data.pairs import PairFiles
 from data.tissue import Tissue
 from evaluation.figures import new_figure, save_figure
 from inference.pair_fuser import PairFuser
-from inference.pose import PoseError, estimate_pose
-from inference.volume_field import VolumeField
-from inference.volume_pair import BRAIN_WINDOW, VolumePair
-from inference.volume_registration import jump, register_volume
+from inference.volumes.field import VolumeField
+from inference.volumes.pair import BRAIN_WINDOW, VolumePair
+from inference.volumes.pose import PoseError, estimate_pose
+from inference.volumes.registration import jump, register_volume
 from models.checkpoint import load_checkpoint
 from tools.make_heads import SLICE_STEP, slices_of_volume
 from utils.arguments import OneLineParser, add_checkpoint, natural, positive, print_anywhere

@@ -73,7 +73,7 @@ def sureness_view(row: pd.Series, files: Mapping[str, Path]) -> str:
 
     Args:
         row: of metrics.csv.
-        files: of `inference.result_folder.ResultFolder.files`.
+        files: of `inference.results.folder.ResultFolder.files`.
     """
     value = row.get("disagreement", np.nan)
     if pd.isna(value):

@@ -9,8 +9,8 @@ import EDARFusion_test_val
 from data.pairs import PairFiles
 from evaluation.report.pair_page import sureness_view
 from inference.pair_fuser import PairFuser
-from inference.result_files import save_pair
-from inference.result_folder import ResultFolder
+from inference.results.files import save_pair
+from inference.results.folder import ResultFolder
 from models.checkpoint import save_checkpoint
 from models.edarfusion import EDARFusion
 from models.expected_error import LEAST

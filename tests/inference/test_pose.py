@@ -1,4 +1,4 @@
-"""inference/pose.py: a head that is turned and shifted in space is found, in either modality, from any header."""
+"""inference/volumes/pose.py: a head that is turned and shifted in space is found, in either modality."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
-from inference.pose import PoseError, estimate_pose, heads_apart, write_transform
+from inference.volumes.pose import PoseError, estimate_pose, heads_apart, write_transform
 from utils.imaging.resampling import resample_volume
 from utils.imaging.volumes import Volume
 

@@ -14,8 +14,8 @@ import torch
 from evaluation.map_styles import MAPS
 from evaluation.metrics import fusion_metrics, registration_metrics
 from evaluation.scoring import read_grey
-from inference.result_folder import ResultFolder
-from inference.result_table import COLUMNS, FIDELITY_METRICS, FUSION_METRICS
+from inference.results.folder import ResultFolder
+from inference.results.table import COLUMNS, FIDELITY_METRICS, FUSION_METRICS
 from inference.summary import named, scored_against
 from tests.examples import REPOSITORY, SHAPE, folders, pull, read_table, run_command, with_flows
 from utils.geometry.field_of_view import field_of_view

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 import torch
 
-from inference.result_folder import ResultFolder
-from inference.result_table import COLUMNS
+from inference.results.folder import ResultFolder
+from inference.results.table import COLUMNS
 from models.checkpoint import save_checkpoint
 from tests.examples import REPOSITORY, folders, picture, read_table, run_command, with_flows
 from utils import processes

@@ -1,10 +1,10 @@
-"""inference/volume_field.py: the field of a volume is smooth along the slices, robust, and folds nowhere."""
+"""inference/volumes/field.py: the field of a volume is smooth along the slices, robust, and folds nowhere."""
 
 import numpy as np
 import pytest
 import torch
 
-from inference.volume_field import STRIDE, VolumeField, coarse, coarse_lengths, join_errors, join_slices, shown_shares
+from inference.volumes.field import STRIDE, VolumeField, coarse, coarse_lengths, join_errors, join_slices, shown_shares
 from utils.maps import jacobian_determinant
 
 SLICES, SIDE = 40, 16

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from inference import volume_checks
 from inference.scoring_pool import scored
-from inference.volume_pair import read_volumes
+from inference.volumes import checks as volume_checks
+from inference.volumes.pair import read_volumes
 from models.checkpoint import save_checkpoint
 from models.edarfusion import EDARFusion
 from tests.examples import folders, picture, pull, read_table, run_command

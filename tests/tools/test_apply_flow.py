@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from inference.result_folder import ResultFolder
+from inference.results.folder import ResultFolder
 from tools.apply_flow import main, modality_of_flows
 from utils.geometry.fit import Fit
 from utils.geometry.warp import apply_flow

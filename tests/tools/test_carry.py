@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 
-from inference.pose import write_field, write_transform
-from inference.volume_field import VolumeField
+from inference.volumes.field import VolumeField
+from inference.volumes.pose import write_field, write_transform
 from tools.carry import carry_points, main, read_steps
 from utils.imaging.volumes import Volume, read_volume, write_volume
 

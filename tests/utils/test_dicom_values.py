@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, MRImageStorage
 
-from inference.volume_pair import BRAIN_WINDOW, read_volumes
+from inference.volumes.pair import BRAIN_WINDOW, read_volumes
 from utils.imaging.images import ImageError
 from utils.imaging.volumes import is_volume, read_volume
 

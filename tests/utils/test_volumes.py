@@ -23,7 +23,7 @@ from pydicom.uid import (
     MediaStorageDirectoryStorage,
 )
 
-from inference.volume_pair import BRAIN_WINDOW, read_volumes
+from inference.volumes.pair import BRAIN_WINDOW, read_volumes
 from utils.imaging.images import ImageError
 from utils.imaging.resampling import distance_between, resample_volume
 from utils.imaging.volumes import (

@@ -10,7 +10,7 @@ from data.pairs import PairFiles, read_pair
 from evaluation.figures import figure_pair, figure_strip, save_figure, save_map
 from evaluation.map_styles import MAPS
 from inference.fused_pair import FusedPair
-from inference.result_layout import ResultLayout
+from inference.results.layout import ResultLayout
 from utils.files import remove, write_bytes
 from utils.imaging.flows import save_flow
 from utils.imaging.images import has_color, luma, read_image, write_image

@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 
 from data.pairs import PairFiles
-from inference.result_layout import NOT_ALWAYS, ResultLayout
-from inference.result_record import check_settings, fingerprint, read_inputs
-from inference.result_table import read_rows, read_scores, rounded, table_text
+from inference.results.layout import NOT_ALWAYS, ResultLayout
+from inference.results.record import check_settings, fingerprint, read_inputs
+from inference.results.table import read_rows, read_scores, rounded, table_text
 from utils.files import FileError, remove, remove_unfinished, write_bytes
 
 
@@ -120,8 +120,8 @@ class ResultFolder(ResultLayout):
         """Write metrics.csv with a final row `mean`, whole or not at all, and inputs.json.
 
         Args:
-            rows: a mapping a pair, keys as for `inference.result_table.table_text`, what is missing stays empty; and
-                `inputs`, the `inference.result_record.fingerprint` of its files.
+            rows: a mapping a pair, keys as for `inference.results.table.table_text`, what is missing stays empty; and
+                `inputs`, the `inference.results.record.fingerprint` of its files.
             part: number of the process, where several share the pairs: each writes files of its own, hidden ones that
                 `read_rows` finds, until one of them writes the whole and removes the parts.
 

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from data.pairs import PairFiles
 from inference.pair_fuser import PairFuser
-from inference.volume_field import (
+from inference.volumes.field import (
     STRIDE,
     VolumeField,
     coarse,
@@ -18,7 +18,7 @@ from inference.volume_field import (
     join_slices,
     shown_shares,
 )
-from inference.volume_pair import VolumePair
+from inference.volumes.pair import VolumePair
 from utils.messages import log
 from utils.processes import rank
 

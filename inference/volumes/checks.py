@@ -7,7 +7,7 @@ import numpy as np
 
 from data.table import DataError, lacking_in_name
 from inference.options import Options
-from inference.volume_pair import BRAIN_WINDOW, VolumePair, read_volumes
+from inference.volumes.pair import BRAIN_WINDOW, VolumePair, read_volumes
 from utils.imaging.flows import MOST_SHEAR, shear
 from utils.imaging.images import MIN_SIDE
 from utils.imaging.volumes import Volume, check_no_volumes, is_volume

@@ -11,10 +11,10 @@ import SimpleITK as sitk
 
 from data.pairs import PairFiles
 from inference.modality import DICOM_KINDS
-from inference.pose import Pose, PoseError, estimate_pose, heads_apart, write_field, write_transform
-from inference.result_folder import ResultFolder
-from inference.volume_field import VolumeField
-from inference.volume_marks import VolumeMarks, read_marks, slice_by_slice
+from inference.results.folder import ResultFolder
+from inference.volumes.field import VolumeField
+from inference.volumes.marks import VolumeMarks, read_marks, slice_by_slice
+from inference.volumes.pose import Pose, PoseError, estimate_pose, heads_apart, write_field, write_transform
 from utils.files import FileError, remove
 from utils.imaging.dicom import DICOM_SUFFIX
 from utils.imaging.images import read_image, write_image

@@ -13,8 +13,8 @@ from data.pairs import PairFiles, read_pair
 from evaluation.map_styles import MAPS, MapStyle, map_picture
 from evaluation.report.page import write_report
 from evaluation.report.pictures import ColorScale, PairImages
-from inference.result_folder import ResultFolder
-from inference.result_layout import INDEX, ResultLayout
+from inference.results.folder import ResultFolder
+from inference.results.layout import INDEX, ResultLayout
 from utils.files import FileError
 from utils.imaging.colormaps import palette
 from utils.imaging.images import has_color, read_image
