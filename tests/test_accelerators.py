@@ -90,11 +90,11 @@ def test_a_step_of_training_moves_the_weights_to_the_same_place(device, pair, ne
     expected = gradients(stage, network, pair)
     assert_alike(gradients(stage, network, pair, device), expected)
     # Adam makes a whole step of the smallest gradient, so that all are to start from the same.
-    here, there = (weights_after(2, stage, network, expected, place) for place in (CPU, device))
-    moved = [name for name, value in network.state_dict().items() if not torch.equal(value, here[name])]
+    on_cpu, on_device = (weights_after(2, stage, network, expected, place) for place in (CPU, device))
+    moved = [name for name, value in network.state_dict().items() if not torch.equal(value, on_cpu[name])]
     assert len(moved) > 20
     for name in moved:
-        torch.testing.assert_close(there[name], here[name], atol=2e-5, rtol=1e-3, msg=name)
+        torch.testing.assert_close(on_device[name], on_cpu[name], atol=2e-5, rtol=1e-3, msg=name)
 
 
 @pytest.mark.parametrize(

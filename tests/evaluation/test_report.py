@@ -697,8 +697,8 @@ def test_pairs_stand_worst_first_where_asked(browser):
     assert order() == NAMES[::-1]
     chooser.select_by_value("qabf")  # higher is better; a pair without a value is last
     assert order() == ["<b>bold</b></script>", "case 2", "case 1", "case 10"]
-    told = find(browser, "#ordered").get_property("textContent")
-    assert told == f"Pairs in order: worst {METRICS['qabf'].text} first"
+    text = find(browser, "#ordered").get_property("textContent")
+    assert text == f"Pairs in order: worst {METRICS['qabf'].text} first"
     chooser.select_by_value("")
     assert order() == NAMES
 

@@ -75,8 +75,8 @@ def test_the_bound_is_shown_where_the_map_is_calibrated(tmp_path: Path, capsys, 
     row, text = read_table(tmp_path / "CT/metrics.csv").iloc[0], capsys.readouterr().out
     page = (tmp_path / "CT/report.html").read_text()
     assert ("error_bound" in row) == ("Error bound ↓" in text) == ("9 of 10 places below" in page) == calibrated
-    told = "not calibrated on patients never seen" in text, "not calibrated, so without a bound" in page
-    assert told == (not calibrated, not calibrated)
+    notes = "not calibrated on patients never seen" in text, "not calibrated, so without a bound" in page
+    assert notes == (not calibrated, not calibrated)
     view = sureness_view(row, {})
     if calibrated:
         assert row["error_bound"] == pytest.approx(1.5 * row["expected_error"])

@@ -79,9 +79,9 @@ def test_of_unequal_sizes_field_and_inverse_apply_to_the_images_as_they_are(chec
     assert run_command(checkpoint, tmp_path / "out", *options, "--save-flow", "--flow-format", "itk") == 0
     forth, back = (tmp_path / f"out/CT/{kind}/a.mha" for kind in ("flow", "flow_inverse"))
     assert load_flow(forth).shape == (2, *SHAPE) and load_flow(back).shape == (2, 140, 150)
-    there = np.array([transform_of(forth).TransformPoint(point.tolist()) for point in POINTS])
-    again = np.array([transform_of(back).TransformPoint(point.tolist()) for point in there])
-    inside = ((there > 0) & (there < [149, 139])).all(axis=1)
+    forward = np.array([transform_of(forth).TransformPoint(point.tolist()) for point in POINTS])
+    again = np.array([transform_of(back).TransformPoint(point.tolist()) for point in forward])
+    inside = ((forward > 0) & (forward < [149, 139])).all(axis=1)
     # Of an untrained network the field is steep, and near the border its inverse lies beyond the grid.
     assert inside.sum() > 10 and np.median(np.linalg.norm(again - POINTS, axis=1)[inside]) < 0.15
     fixed, moving = (sitk.GetImageFromArray(read_image(tmp_path / f"{role}/a.png")) for role in ("fixed", "moving"))

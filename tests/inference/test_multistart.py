@@ -48,15 +48,15 @@ class Moments(torch.nn.Module):
         if not passes:
             still = flow_of(torch.eye(3), SIZE)
             return Output(moving, moving, still, still, *[torch.zeros_like(fixed)] * 6, torch.zeros(1))
-        (here, before), (there, after) = moments(fixed), moments(moving)
+        (start, before), (goal, after) = moments(fixed), moments(moving)
         turned = abs(after - before)
         matrix = torch.eye(3)
         if turned < self.limit:
             matrix = turn_about(fixed, self.share * (after - before))
-            matrix[:2, 2] += self.share * (there - here)
+            matrix[:2, 2] += self.share * (goal - start)
         flow, inverse = flow_of(matrix, SIZE), flow_of(torch.linalg.inv(matrix), SIZE)
         blank = torch.zeros_like(fixed)
-        doubt = 0.4 + 0.005 * turned + 0.02 * float((there - here).norm())
+        doubt = 0.4 + 0.005 * turned + 0.02 * float((goal - start).norm())
         disagreement = torch.tensor([doubt if turned < self.limit else 2.0])
         return Output(blank, warp(moving, flow), flow, inverse, *[blank] * 6, disagreement)
 
@@ -195,8 +195,8 @@ def register_scripted(
 def test_which_start_is_kept(shift, disagreement, settled, start, end, kept):
     actual, left, _ = register_scripted(shift, disagreement, [(0, settled), *[(0, start), (0, end)] * 4])
     assert actual == kept
-    asked = 0 if disagreement <= 1 else 1 if settled < 0.6 else 9
-    assert len(left) == 9 - asked
+    calls = 0 if disagreement <= 1 else 1 if settled < 0.6 else 9
+    assert len(left) == 9 - calls
 
 
 @pytest.mark.parametrize(("disagreement", "kept"), [(0.65, "settled"), (0.75, "first")])
@@ -214,8 +214,8 @@ def test_it_begins_anew_until_little_is_found(shifts, asked):
 def test_the_way_back_undoes_what_was_found_before_the_start():
     _, _, actual = register_scripted(20, 1.2, [(2.5, 0.5)], degrees=60)
     inside = (slice(None), slice(None), slice(100, 156), slice(100, 156))
-    for there, back in ((actual.flow, actual.inverse_flow), (actual.inverse_flow, actual.flow)):
-        assert compose(there, back)[inside].norm(dim=1).max() < 0.05
+    for forward, back in ((actual.flow, actual.inverse_flow), (actual.inverse_flow, actual.flow)):
+        assert compose(forward, back)[inside].norm(dim=1).max() < 0.05
 
 
 @pytest.mark.parametrize("modality", ["CT", "PET", "SPECT"])

@@ -42,22 +42,22 @@ def test_settings_of_the_checkpoint_are_the_defaults(model, tmp_path):
 
 
 def test_other_starts_are_tried_unless_told_otherwise(model, tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr("inference.pair_fuser.register_from_afar", lambda *given: asked.append(given) or given[-1])
+    calls = []
+    monkeypatch.setattr("inference.pair_fuser.register_from_afar", lambda *given: calls.append(given) or given[-1])
     options = ["--modality", "CT", *folders(tmp_path, pairs=2)]
     path = tmp_path / "one.safetensors"
     save_checkpoint(path, model, modality="CT", training={}, metrics={})
     for more, expected in ((["--average"], 2), (["--average", "--no-multistart"], 0), ([], 0)):
-        asked.clear()
+        calls.clear()
         assert run_command(path, tmp_path / "out", *options, *more) == 0
-        assert len(asked) == expected
+        assert len(calls) == expected
         settings = json.loads((tmp_path / "out/CT/settings.json").read_text())
         assert settings["multistart"] == (expected > 0)
 
 
 def test_a_barely_trained_network_is_named_and_tries_no_other_starts(model, tmp_path, monkeypatch, capsys):
-    asked = []
-    monkeypatch.setattr("inference.pair_fuser.register_from_afar", lambda *given: asked.append(given) or given[-1])
+    calls = []
+    monkeypatch.setattr("inference.pair_fuser.register_from_afar", lambda *given: calls.append(given) or given[-1])
     options = ["--modality", "CT", *folders(tmp_path, pairs=1), "--average"]
     for left, barely in ((3.6, True), (3.2, False)):
         path = tmp_path / f"{left}.safetensors"
@@ -67,7 +67,7 @@ def test_a_barely_trained_network_is_named_and_tries_no_other_starts(model, tmp_
         message = f"{path}: expected a network trained to remove displacement, found one that left 90 % of it"
         assert (message in captured.err) == barely
         assert not (barely and "look closely" in captured.out)
-        assert bool(asked) != barely
+        assert bool(calls) != barely
 
 
 def test_pairs_that_are_aligned_can_be_fused_only(model, tmp_path):

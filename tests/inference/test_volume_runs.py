@@ -211,8 +211,8 @@ class TestVolumes:
         volumes = read_volumes("CT", tmp_path / "fixed", tmp_path / "moving")
         assert volumes.covered == ({"moving": 0.75} if by_place else {})
         if by_place:
-            found = volumes.volumes["moving"].slices[1:]
-            np.testing.assert_allclose(found, volumes.volumes["fixed"].slices[1:], atol=0.01)
+            result = volumes.volumes["moving"].slices[1:]
+            np.testing.assert_allclose(result, volumes.volumes["fixed"].slices[1:], atol=0.01)
 
     def test_resampled_volumes_of_another_space_and_of_little_overlap_are_named(
         self, checkpoint, tmp_path, options, capsys, monkeypatch

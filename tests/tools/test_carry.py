@@ -93,8 +93,8 @@ def test_points_go_there_and_back_and_their_error_is_printed(
 ) -> None:
     points, root = inner_points(), results.parent
     pd.DataFrame(points, columns=["x", "y", "z"]).to_csv(root / "fixed.csv", index=False)
-    there = [*line(results)[:2], "--output", str(root / "there.csv"), "--points", str(root / "fixed.csv")]
-    assert main(there) == 0
+    forward = [*line(results)[:2], "--output", str(root / "there.csv"), "--points", str(root / "fixed.csv")]
+    assert main(forward) == 0
     moved = pd.read_csv(root / "there.csv")[["x", "y", "z"]].to_numpy()
     assert 4 < np.linalg.norm(moved - points, axis=1).mean() < 12
     back = ["--results", str(results), "--output", str(root / "back.csv"), "--points", str(root / "there.csv")]

@@ -83,10 +83,10 @@ def test_differences_are_told_by_output(graph: AtSettings, pair: tuple, monkeypa
 def test_command(
     tmp_path: Path, model: EDARFusion, data: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = []
+    calls = []
 
     def exported(graph: AtSettings, size: tuple[int, int], metadata: dict[str, str]) -> bytes:
-        asked.append((size, metadata, graph.passes, graph.average))
+        calls.append((size, metadata, graph.passes, graph.average))
         return data
 
     # Exporting takes seconds; what it writes is tested above.
@@ -97,9 +97,9 @@ def test_command(
     arguments = ["--checkpoint", str(tmp_path / "c.safetensors"), "--output", str(output), "--size", "200", "220"]
     assert main(arguments) == 0
     assert output.read_bytes() == data
-    assert asked[0][0] == SIZE and asked[0][1]["modality"] == "CT" and '"small"' in asked[0][1]["arguments"]
-    assert asked[0][2:] == (2, True) and asked[0][1]["inference"] == '{"passes": 2, "average": true}'
-    assert f"{output}: " in (told := capsys.readouterr().out) and "2 passes, averaged" in told
+    assert calls[0][0] == SIZE and calls[0][1]["modality"] == "CT" and '"small"' in calls[0][1]["arguments"]
+    assert calls[0][2:] == (2, True) and calls[0][1]["inference"] == '{"passes": 2, "average": true}'
+    assert f"{output}: " in (text := capsys.readouterr().out) and "2 passes, averaged" in text
 
     # Another network's file differs from this one's network: nothing is written.
     other = copy.deepcopy(model)

@@ -148,9 +148,9 @@ class TestMakeTable:
         names = [Path(fixed).name for fixed in make_table(root, "CT")["fixed"]]
         lines = [f"{'val' if i % 2 else 'train'},{name}" for i, name in enumerate(names)]
         (root / "CT-MRI/split.csv").write_text("\n".join(["split,name", *lines]))
-        wanted = ["train", "val"] * 10
-        assert make_table(root, "CT", split_csv="split.csv")["split"].tolist() == wanted
-        assert make_table(root, "CT", split_csv=root / "CT-MRI/split.csv")["split"].tolist() == wanted
+        expected = ["train", "val"] * 10
+        assert make_table(root, "CT", split_csv="split.csv")["split"].tolist() == expected
+        assert make_table(root, "CT", split_csv=root / "CT-MRI/split.csv")["split"].tolist() == expected
 
     def test_a_given_split_goes_by_name_in_whatever_order(self, root):
         lines = [f"{'val' if case == 16 else 'train'},{case}{number:03d}.png" for case in (16, 31, 2, 20, 3, 99)
@@ -317,10 +317,10 @@ class TestReadTable:
     def test_rows_that_are_not_chosen_are_not_looked_at(self, root, table_file):
         others = [row("2099"), row("2001"), row("2099", "PET", "val"), row("2001", split="val").replace("CT/", "../")]
         path = table_file(row("2001"), *others, row("2002", split="val"))
-        wanted = {"modality": "CT", "split": "val"}
-        message_of(lambda: read_table(path, root, **wanted), "line 6")
+        expected = {"modality": "CT", "split": "val"}
+        message_of(lambda: read_table(path, root, **expected), "line 6")
         path = table_file(row("2001"), *others[:3], row("2001", split="val"))
-        table = read_table(path, root, **wanted)
+        table = read_table(path, root, **expected)
         assert table[["name", "modality", "split"]].values.tolist() == [["2001", "CT", "val"]]
         message_of(lambda: read_table(path, root), "line 3", "2099")
 
@@ -385,8 +385,8 @@ class TestCommand:
         output = tmp_path / "new/ct.csv"
         assert main(["--root", str(root), "--modality", "CT", "--output", str(output)]) == 0
         assert pd.read_csv(output, dtype=str).equals(make_table(root, "CT").astype("str"))
-        told = capsys.readouterr().out
-        assert "train   16 pairs of 4 patients" in told and "val      4 pairs of 1 patients" in told
+        text = capsys.readouterr().out
+        assert "train   16 pairs of 4 patients" in text and "val      4 pairs of 1 patients" in text
 
     def test_a_table_that_is_there_stays(self, root, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)

@@ -459,14 +459,14 @@ def validated(monkeypatch) -> Callable[..., list[tuple[bool, dict[str, Tensor]]]
     """Gives validations the results that are to come; returns what was validated: whether fusion, and the weights."""
 
     def give(*results: dict[str, float]) -> list[tuple[bool, dict[str, Tensor]]]:
-        coming, asked = iter(results), []
+        coming, calls = iter(results), []
 
         def validate(model: EDARFusion, *_, fusion: bool) -> pd.DataFrame:
-            asked.append((fusion, copy.deepcopy(model.state_dict())))
+            calls.append((fusion, copy.deepcopy(model.state_dict())))
             return pd.DataFrame([{"modality": "CT", "zero": 1.0, **next(coming)}])
 
         monkeypatch.setattr(validation, "validate", validate)
-        return asked
+        return calls
 
     return give
 
@@ -484,8 +484,8 @@ def test_a_score_that_is_no_number_is_never_the_best(train_here, validated, tmp_
     train_here("--overfit", "1", "--epochs", "4", "--val-every", "1", "--stage", "registration")
     best = load_checkpoint(tmp_path / "run" / "best.safetensors")
     assert best.metrics["score"] == 1 and best.training["step"] == 4
-    told = [line for line in capsys.readouterr().out.splitlines() if "the score is not a number" in line]
-    assert [line.split(":")[1] for line in told] == [" step 1", " step 3"]
+    text = [line for line in capsys.readouterr().out.splitlines() if "the score is not a number" in line]
+    assert [line.split(":")[1] for line in text] == [" step 1", " step 3"]
 
 
 @pytest.fixture
@@ -512,8 +512,8 @@ def test_a_file_that_cannot_be_replaced_for_a_while_does_not_end_the_run(
     refused_saves |= {2, 4, 6}
     validated({"epe": 2.0}, {"epe": 1.0})
     last = train_here(*REFUSED)
-    told = [line.split(": ")[1] for line in capsys.readouterr().out.splitlines() if "No space left" in line]
-    assert told == 3 * [str(tmp_path / "run/last.safetensors")]
+    text = [line.split(": ")[1] for line in capsys.readouterr().out.splitlines() if "No space left" in line]
+    assert text == 3 * [str(tmp_path / "run/last.safetensors")]
     assert last.training["step"] == 4 and last.metrics["score"] == 1
     assert last.training["best"] == 1 == load_checkpoint(tmp_path / "run" / "best.safetensors").metrics["score"]
 
@@ -542,16 +542,16 @@ def test_a_stage_without_a_step_is_named(train_here, validated, tmp_path, capsys
 
 
 def test_the_fusion_begins_anew_on_the_mean_of_the_registration(train_here, validated, tmp_path):
-    asked = validated({"epe": 0.2}, {"epe": 0.1}, {"epe": 0.1, "qabf": 0.4}, {"epe": 0.1, "qabf": 0.3})
+    calls = validated({"epe": 0.2}, {"epe": 0.1}, {"epe": 0.1, "qabf": 0.4}, {"epe": 0.1, "qabf": 0.3})
     last = train_here("--overfit", "1", "--epochs", "4", "--val-every", "1", "--fusion-share", "0.5", "--lr", "1e-3")
-    assert [fusion for fusion, _ in asked] == [False, False, True, True]
+    assert [fusion for fusion, _ in calls] == [False, False, True, True]
     # Scores of the stages do not compare: the best checkpoint is to have learned to fuse.
     best = load_checkpoint(tmp_path / "run" / "best.safetensors")
     assert best.metrics["score"] == pytest.approx(0.6) and best.training["step"] == 3
     # Warm-up and cosine of each stage, by hand.
     rates = [1000 * row["lr"] for row in last.training["history"]]
     assert rates == pytest.approx([0.02, 0.04 * 0.51, 0.02, 0.04 * 0.51])
-    for name, value in asked[1][1].items():
+    for name, value in calls[1][1].items():
         if not name.startswith("fusion."):
             assert torch.equal(last.state[f"raw.{name}"], value), name
 

@@ -24,8 +24,8 @@ def test_a_constant_beyond_the_field_of_view_is_background(tmp_path: Path, const
     array[:, :2] = array[:, -2:] = constant
     volume = read_volume(nifti(tmp_path / "a.nii", array))
     assert f"found {constant:g} in 22.2% of the voxels" in volume.note and "count as background" in volume.note
-    found = read_volume(nifti(tmp_path / "b.nii", np.where(array == constant, 0, measured))).slices
-    np.testing.assert_array_equal(volume.slices, found)
+    result = read_volume(nifti(tmp_path / "b.nii", np.where(array == constant, 0, measured))).slices
+    np.testing.assert_array_equal(volume.slices, result)
 
 
 def _saturated() -> np.ndarray:
@@ -47,8 +47,8 @@ def _saturated() -> np.ndarray:
 def test_values_that_were_measured_stay(array: np.ndarray, value: float, where: tuple) -> None:
     array = array.astype(np.float32)
     array[where] = value
-    found, note = without_constant(array)
-    assert found is array and not note
+    result, note = without_constant(array)
+    assert result is array and not note
 
 
 def test_a_constant_volume_stays() -> None:

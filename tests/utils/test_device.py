@@ -47,17 +47,17 @@ def test_they_fit_into_the_memory_that_processes_share(monkeypatch, tmp_path, si
 
 
 def test_memory_is_kept_for_the_next_tensors(monkeypatch):
-    asked, answers = [], []
+    calls, answers = [], []
     real = None if sys.platform == "win32" else getattr(ctypes.CDLL(None), "mallopt", None)
 
     def mallopt(parameter: int, value: int) -> None:
-        asked.append((parameter, value))
+        calls.append((parameter, value))
         answers.append(real(parameter, value) if real else 1)
 
     monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
     choose_device("cpu")
     # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD; 1 is that glibc takes the value.
-    assert asked == [(-1, 2**31 - 1), (-3, 32 * 2**20)] and answers == [1, 1]
+    assert calls == [(-1, 2**31 - 1), (-3, 32 * 2**20)] and answers == [1, 1]
 
 
 def test_without_glibc_there_is_a_device_all_the_same(monkeypatch):

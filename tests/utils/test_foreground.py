@@ -59,11 +59,11 @@ class OnMPS(torch.Tensor):
 def test_mps_is_not_asked_for_cells_of_several_sizes(monkeypatch):
     def pool_as_mps_does(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         if isinstance(image, OnMPS):
-            asked.add(size)
+            calls.add(size)
             assert all(max(a, b) % min(a, b) == 0 for a, b in zip(image.shape[2:], size, strict=True))
         return pool(image, size)
 
-    asked, pool = set(), torch.nn.functional.adaptive_avg_pool2d
+    calls, pool = set(), torch.nn.functional.adaptive_avg_pool2d
     image = noise(1, 1, 250, 256)
     sizes = [(31, 32), (62, 64), (63, 64), (250, 256)]
     expected = [foreground(image, size) for size in sizes]
@@ -72,4 +72,4 @@ def test_mps_is_not_asked_for_cells_of_several_sizes(monkeypatch):
     for size, mask in zip(sizes, expected, strict=True):
         assert torch.equal(foreground(image.as_subclass(OnMPS), size).as_subclass(torch.Tensor), mask)
     # 62 rows make 31 or 62, but neither 63 nor 250.
-    assert asked == set(sizes[:2])
+    assert calls == set(sizes[:2])

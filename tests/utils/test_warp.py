@@ -152,9 +152,9 @@ def test_resized_flow_moves_the_resized_image_alike():
     image = (x.sin() * y.cos())[None, None]
     big = torch.nn.functional.interpolate(image, size=(128, 192), mode="bilinear", align_corners=False)
     flow = smooth_flow((64, 96))
-    there = warp(big, resize_flow(flow, (128, 192)))
-    here = torch.nn.functional.interpolate(warp(image, flow), size=(128, 192), mode="bilinear", align_corners=False)
-    assert (there - here)[..., 16:-16, 16:-16].abs().mean() < 0.01
+    large = warp(big, resize_flow(flow, (128, 192)))
+    enlarged = torch.nn.functional.interpolate(warp(image, flow), size=(128, 192), mode="bilinear", align_corners=False)
+    assert (large - enlarged)[..., 16:-16, 16:-16].abs().mean() < 0.01
 
 
 def test_compose_of_affine_flows_is_the_product_of_their_maps():
