@@ -19,8 +19,14 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("setuptools", minversion="77")
     folder = tmp_path_factory.mktemp("package")
     # Building leaves files beside the sources.
-    ignored = shutil.ignore_patterns(".git", "__pycache__", "tests", "docs", "results*", "runs", "*.png", "shared")
-    shutil.copytree(REPOSITORY, folder / "clone", ignore=ignored)
+    ignored = shutil.ignore_patterns(".git", "__pycache__", "tests", "docs", "runs", "*.png", "shared")
+
+    def ignore(place: str, names: list[str]) -> set[str]:
+        """At the top, results are those of runs."""
+        runs = {name for name in names if name.startswith("results")} if Path(place) == REPOSITORY else set()
+        return ignored(place, names) | runs
+
+    shutil.copytree(REPOSITORY, folder / "clone", ignore=ignore)
     shutil.copytree(REPOSITORY / "data" / "sample", folder / "clone" / "data" / "sample", dirs_exist_ok=True)
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-q",
              "-w", str(folder / "wheels"), "."]  # fmt: skip
