@@ -136,16 +136,17 @@ const near = new IntersectionObserver(entries => {
   entries.filter(entry => entry.isIntersecting).forEach(entry => begin(entry.target));
 }, { rootMargin: "800px" });
 const cards = new Map(all(".pair").map(card => [card, equip(card)]));
-const waiting = new Set(cards.keys());
+const filled = new Map();
 const begin = card => {
   near.unobserve(card);
-  return waiting.delete(card) && fill(card, cards.get(card));
+  if (!filled.has(card)) filled.set(card, fill(card, cards.get(card)));
+  return filled.get(card);
 };
 cards.forEach((_, card) => near.observe(card));
 // On paper every pair is seen. A browser does not wait for images before it prints; the button does.
-addEventListener("beforeprint", () => waiting.forEach(begin));
+addEventListener("beforeprint", () => cards.forEach((_, card) => begin(card)));
 all("#print").forEach(button => button.addEventListener("click", async () => {
-  await Promise.all([...waiting].map(begin));
+  await Promise.all([...cards.keys()].map(begin));
   print();
 }));
 

@@ -668,6 +668,16 @@ def test_every_pair_is_drawn_before_the_page_is_printed_as_wide_as_paper(browser
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
 
+def test_printing_waits_for_pairs_that_are_being_drawn(browser):
+    browser.execute_script("""
+        window.print = () => { window.drawn = document.querySelectorAll('[data-ready]').length; };
+        cards.forEach((_, card) => begin(card));
+        document.querySelector('#print').click();
+    """)
+    wait_for(browser, lambda: browser.execute_script("return window.drawn ?? null") is not None, True)
+    assert browser.execute_script("return window.drawn") == len(NAMES)
+
+
 def test_a_plot_is_gone_through_by_keyboard(browser):
     from selenium.webdriver import Keys
 
