@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
@@ -16,6 +15,7 @@ from evaluation.comparison import mean_with_interval
 from evaluation.figures import MUTED, new_figure
 from evaluation.pictures import red_green_overlay
 from evaluation.report.columns import METRICS, metric_of
+from evaluation.report.page import template_of
 from evaluation.report.pictures import LADDER, PAGE_BUDGET, encode_image, spread
 from utils.files import write_bytes
 from utils.imaging.images import read_image
@@ -102,14 +102,7 @@ def write_systems_page(
     first = _card(pairs[0])
     each = 1.3 * sum(len(image["uri"]) for row in first["rows"] for image in row["images"])
     shown = list(spread(pairs, max(1, int((PAGE_BUDGET - len(figure)) // each))))
-    template = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("systems.html")
-    page = template.render(
+    page = template_of("systems.html").render(
         tables={modality: _table(summary) for modality, summary in summaries.items()},
         notes=notes,
         figure=figure,
