@@ -1,7 +1,9 @@
-"""Writing the files of a pair: images, displacement fields, maps and figures."""
+"""The files of a pair: images, displacement fields, maps and figures are written here, and maps read again."""
 
 import io
-from collections.abc import Mapping
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from evaluation.figures import figure_pair, figure_strip, save_figure, save_map
 from evaluation.map_styles import MAPS
 from inference.fused_pair import FusedPair
 from inference.results.layout import ResultLayout
-from utils.files import remove, write_bytes
+from utils.files import FileError, remove, write_bytes
 from utils.imaging.flows import save_flow
 from utils.imaging.images import has_color, luma, read_image, write_image
 
@@ -60,6 +62,26 @@ def save_pair(folder: ResultLayout, pair: PairFiles, result: FusedPair) -> dict[
         strip = figure_strip(images.fixed, images.moving, result.aligned, result.fused)
         save_figure(files["figures/strips"], strip)
     return files
+
+
+def read_maps(path: Path, kinds: Iterable[str]) -> dict[str, np.ndarray]:
+    """Read maps of a pair from its numbers, maps/values/NAME.npz.
+
+    Args:
+        path: the file.
+        kinds: keys of `evaluation.map_styles.MAPS`. Those that the file lacks are left out.
+
+    Returns:
+        Kind -> float32 (H, W), in the unit of the map.
+
+    Raises:
+        FileError: the file cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as values:
+            return {kind: values[kind].astype(np.float32) for kind in kinds if kind in values}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise FileError.at(path, "the values of maps (NumPy archive)", str(error)) from error
 
 
 def _save_flows(pair: PairFiles, result: FusedPair, files: Mapping[str, Path]) -> None:

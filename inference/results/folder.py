@@ -61,8 +61,9 @@ class ResultFolder(ResultLayout):
         """
         pairs = list(pairs)
         names = {path.stem for path in self.path.glob("fused/*.png")} - {pair.name for pair in pairs}
-        others = [] if volumes else list(self.volume_paths)
-        others += [] if volumes and self.maps else self.map_paths.values()
+        others = self.map_paths.values() if volumes else self.space_paths
+        if volumes and self.maps:
+            others = ()
         older = [path for path in others if path.exists()]
         for pair in pairs:
             if pair.name not in kept:

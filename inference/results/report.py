@@ -1,9 +1,6 @@
 """The report of a folder of results, with the pictures of its pairs."""
 
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
@@ -13,9 +10,9 @@ from data.pairs import PairFiles, read_pair
 from evaluation.map_styles import MAPS, MapStyle, map_picture
 from evaluation.report.page import write_report
 from evaluation.report.pictures import ColorScale, PairImages
+from inference.results.files import read_maps
 from inference.results.folder import ResultFolder
 from inference.results.layout import INDEX, ResultLayout
-from utils.files import FileError
 from utils.imaging.colormaps import palette
 from utils.imaging.images import has_color, read_image
 from utils.messages import counted
@@ -51,26 +48,15 @@ class _Pictures(Sequence):
         color = images.moving.ndim == 3
         results = {kind: read_image(files[kind], color=color) for kind in ("aligned", "fused")}
         extra = {"Plain overlay": read_image(files["blend"], color=color)} if folder.blend else {}
-        extra |= _map_pictures(files["maps/values"]) if folder.maps else {}
+        # Drawn pixel by pixel, over the images.
+        maps = read_maps(files["maps/values"], MAPS) if folder.maps else {}
+        extra |= {MAPS[kind].title: map_picture(values, kind) for kind, values in maps.items()}
         in_scale = folder.colormap and has_color(results["fused"]) and not has_color(images.moving)
         scales = {"Fused": _tracer_scale(folder.colormap)} if in_scale else {}
         return PairImages(pair.name, **images._asdict(), **results, extra=extra, scales=scales)
 
     def __iter__(self) -> Iterator[PairImages]:
         return (self[index] for index in range(len(self)))
-
-
-def _map_pictures(path: Path) -> dict[str, np.ndarray]:
-    """Draw the maps of this file, pixel by pixel over the images: title -> RGB (H, W, 3).
-
-    Raises:
-        FileError: it cannot be read.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as values:
-            return {MAPS[kind].title: map_picture(values[kind], kind) for kind in MAPS if kind in values}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise FileError.at(path, "the values of maps (NumPy archive)", str(error)) from error
 
 
 def _scale(style: MapStyle) -> ColorScale:

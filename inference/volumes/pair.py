@@ -1,7 +1,6 @@
 """Volumes dealt with slice by slice: each axial slice is a pair, and the results are put together again."""
 
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +10,7 @@ import SimpleITK as sitk
 
 from data.pairs import PairFiles
 from inference.modality import DICOM_KINDS
+from inference.results.files import read_maps
 from inference.results.folder import ResultFolder
 from inference.volumes.field import VolumeField
 from inference.volumes.marks import VolumeMarks, read_marks, slice_by_slice
@@ -170,7 +170,7 @@ class VolumePair(NamedTuple):
         """Write each map of the slices as a volume on the fixed file's grid; memory holds one of them at a time."""
         files = [folder.files(pair.name)["maps/values"] for pair in pairs]
         for kind, path in folder.map_paths.items():
-            maps = [read_map(file, kind) for file in files]
+            maps = [read_maps(file, [kind]).get(kind) for file in files]
             known = next((map_ for map_ in maps if map_ is not None), None)
             if known is None:
                 remove(path)  # of an earlier network, which made one
@@ -187,19 +187,6 @@ class VolumePair(NamedTuple):
         channels = np.moveaxis(slices, -1, 0) if slices.ndim == 4 else [slices]
         channels = [resample_volume(grid._replace(slices=channel), target).slices for channel in channels]
         return np.stack(channels, axis=-1) if slices.ndim == 4 else channels[0]
-
-
-def read_map(path: Path, kind: str) -> np.ndarray | None:
-    """Read a map (H, W) of a pair from its numbers, maps/values/NAME.npz; None where it has none of the kind.
-
-    Raises:
-        FileError: the file cannot be read.
-    """
-    try:
-        with np.load(path) as maps:
-            return maps[kind].astype(np.float32) if kind in maps else None
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise FileError.at(path, "the maps of a pair", str(error)) from error
 
 
 def read_volumes(

@@ -9,12 +9,13 @@ import EDARFusion_test_val
 from data.pairs import PairFiles
 from evaluation.report.pair_page import sureness_view
 from inference.pair_fuser import PairFuser
-from inference.results.files import save_pair
+from inference.results.files import read_maps, save_pair
 from inference.results.folder import ResultFolder
 from models.checkpoint import save_checkpoint
 from models.edarfusion import EDARFusion
 from models.expected_error import LEAST
 from tests.examples import SAMPLE, read_table
+from utils.files import FileError
 
 
 def fuser(expected_error: bool = True, average: bool = True) -> PairFuser:
@@ -60,6 +61,27 @@ def test_maps_of_an_earlier_volume_are_named_where_no_maps_are_asked_for(tmp_pat
     assert ResultFolder(tmp_path, "CT", maps=True).strangers([], volumes=True) == []
     for volumes in (True, False):
         assert ResultFolder(tmp_path, "CT").strangers([], volumes=volumes) == ["maps/gate.nii.gz"]
+
+
+def test_what_an_earlier_run_of_volumes_left_beside_images_is_named(tmp_path: Path) -> None:
+    names = ["fused.nii.gz", "pose.tfm", "displacement.nii.gz", "displacement_inverse.mha"]
+    for name in names:
+        (tmp_path / name).touch()
+    assert sorted(ResultFolder(tmp_path, "CT").strangers([])) == sorted(names)
+    assert ResultFolder(tmp_path, "CT").strangers([], volumes=True) == []
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "changed"])
+def test_damaged_values_of_maps_are_named(tmp_path: Path, damage: str) -> None:
+    path, gate = tmp_path / "a.npz", np.random.default_rng(0).random((64, 64), np.float32)
+    np.savez_compressed(path, gate=gate)
+    (kind,) = read_maps(path, ["gate", "consistency"]).items()
+    assert kind[0] == "gate" and np.array_equal(kind[1], gate)
+    data = np.frombuffer(path.read_bytes(), np.uint8).copy()
+    data[200:4000] ^= 0x5A
+    path.write_bytes({"empty": b"", "cut": path.read_bytes()[:5000], "changed": data.tobytes()}[damage])
+    with pytest.raises(FileError, match=r"a\.npz: expected the values of maps \(NumPy archive\), found "):
+        read_maps(path, ["gate"])
 
 
 @pytest.mark.parametrize("calibrated", [True, False])
