@@ -1,6 +1,6 @@
-"""The pairs that the test command is asked for: found in folders or a table, and checked.
+"""List the pairs of images for the test command, from folders or a table, and check them.
 
-Nothing here imports torch: bad input is told, and the pairs are counted, before it is loaded.
+Nothing here imports torch: errors in the input and the number of pairs are printed before it is loaded.
 """
 
 from dataclasses import replace
@@ -32,7 +32,7 @@ def choose_pairs(options: Options) -> tuple[Chosen, list[str]]:
 
 
 def find_pairs(options: Options, left_out: list[str]) -> Chosen:
-    """List the pairs that the options name, by modality; with --keep-going what is lacking goes to `left_out`."""
+    """List the pairs that the options name, by modality. With --keep-going, `left_out` gets the incomplete ones."""
     skipped = left_out if options.keep_going else None
     if options.is_sample:
         return sample_pairs(options.modality)
@@ -46,7 +46,7 @@ def find_pairs(options: Options, left_out: list[str]) -> Chosen:
         chosen = table_pairs(options.csv, root, options.modality, options.split, skipped)
         images = (pair.paths for pairs in chosen.values() for pair in pairs)
         check_no_volumes(path for paths in images for role, path in paths.items() if role != "flow")
-    if "all" in chosen:  # neither an option nor a table says
+    if chosen.get("all"):  # neither an option nor a table says
         chosen = {guess_of_images([pair.moving for pair in chosen["all"]]): chosen["all"]}
     return _to_be_fitted(chosen) if options.fit == "heads" else chosen
 

@@ -34,6 +34,13 @@ def test_images_in_colour_among_grey_ones_are_worth_a_question(checkpoint, tmp_p
     assert "taken for PET, as of 2 moving images looked at 1 are in colour: are all of one modality?" in line
 
 
+def test_nothing_is_guessed_where_no_pair_is_complete(checkpoint, tmp_path, capsys):
+    options = folders(tmp_path, pairs=1)
+    (tmp_path / "moving/001.png").rename(tmp_path / "moving/002.png")
+    assert run_command(checkpoint, tmp_path / "out", *options, "--keep-going") == 2
+    assert said(capsys) == []
+
+
 def test_a_table_that_does_not_say_is_guessed_as_well(checkpoint, tmp_path, capsys):
     folders(tmp_path, pairs=1, channels=3)
     (tmp_path / "pairs.csv").write_text("fixed,moving\nfixed/001.png,moving/001.png\n")
