@@ -1,5 +1,6 @@
 """The work of the test command once its pairs are known: align, fuse and score them, and say what came out."""
 
+import math
 import re
 import shlex
 import sys
@@ -198,10 +199,11 @@ def align_and_fuse(
             return
         group = pairs[first : first + batch_size]
         loaded = [read_fitted(pair, batch.modality) for pair in group]
-        given = [_given(batch, pair, images) for pair, (images, _) in zip(group, loaded, strict=True)]
-        size, largest = max((images.fixed.shape, place) for place, (images, _) in enumerate(loaded))
-        with enough_memory(group[largest], size, len(group)):
-            results = fuse.together(given)
+        arguments = [_fuser_arguments(batch, pair, images) for pair, (images, _) in zip(group, loaded, strict=True)]
+        sizes = [images.fixed.shape for images, _ in loaded]
+        size, largest = max(zip(sizes, group, strict=True), key=lambda sized: math.prod(sized[0]))
+        with enough_memory(largest, size, len(group)):
+            results = fuse.together(arguments)
         for place, (pair, (images, fit), result) in enumerate(zip(group, loaded, results, strict=True), first):
             if rank() == 0 and place in looked_at and result.disagreement:
                 view = {"aspect": pair.aspect, "longest": pair.longest}
@@ -210,12 +212,12 @@ def align_and_fuse(
             yield _job(batch, pair, images, result._replace(fit=fit))
 
 
-def _given(batch: Batch, pair: PairFiles, images: SourceImages) -> dict[str, Any]:
+def _fuser_arguments(batch: Batch, pair: PairFiles, images: SourceImages) -> dict[str, Any]:
     """Collect the arguments of `PairFuser` for a pair."""
     known = batch.field.of(batch.pairs.index(pair)) if batch.field else {}
     mask = read_mask(pair, images.fixed.shape)
-    given = {"fixed": images.fixed, "moving": images.moving, "aspect": pair.aspect, "longest": pair.longest}
-    return given | known | {"mask": mask}
+    view = {"aspect": pair.aspect, "longest": pair.longest}
+    return {"fixed": images.fixed, "moving": images.moving, "mask": mask} | view | known
 
 
 def _job(batch: Batch, pair: PairFiles, images: SourceImages, result: FusedPair) -> Job:

@@ -24,7 +24,7 @@ class ResultLayout:
         path: the folder.
         modality: what the pairs in it are.
         flow, maps, figures, blend: what is saved beside the fused and aligned images.
-        flow_format: of `utils.arguments.FLOW_FORMATS`. Of slices of volumes npy alone is written, as they lie nowhere.
+        flow_format: of `utils.arguments.FLOW_FORMATS`. Slices of volumes get npy alone: a slice has no place in space.
         volumes: whether the pairs are slices of volumes.
         colormap: colour scale of grey tracers, for the figures' colour bars; None where there is none.
     """

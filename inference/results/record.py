@@ -27,8 +27,8 @@ def check_settings(path: Path, settings: Mapping) -> None:
         raise FileError.at(path, "the settings of an earlier run", str(error)) from error
     differing = [name for name in settings if earlier.get(name) != settings[name]]
     if differing:
-        expected, found = (", ".join(f"{n} {x.get(n)}" for n in differing) for x in (settings, earlier))
-        raise FileError.at(path, f"results with {expected} to resume", f"some with {found}")
+        expected, actual = (", ".join(f"{n} {x.get(n)}" for n in differing) for x in (settings, earlier))
+        raise FileError.at(path, f"results with {expected} to resume", f"some with {actual}")
 
 
 def read_inputs(path: Path) -> dict[str, str]:

@@ -25,9 +25,8 @@ def open_volumes(options: Options) -> VolumePair:
     """
     paths = options.fixed, options.moving, options.label
     check_no_volumes(path for path in paths if path and not is_volume(path))  # such as a folder of several
-    how = {"resample": options.resample, "prealign": options.prealign, "frame": options.frame}
-    how["marks"] = options.marks
-    volumes = read_volumes(options.modality, *paths, options.window, **how)
+    settings = {"resample": options.resample, "prealign": options.prealign, "frame": options.frame}
+    volumes = read_volumes(options.modality, *paths, options.window, **settings, marks=options.marks)
     # The others are on its grid by now: a moving volume that was coarser has been resampled.
     height, width = volumes.volumes["fixed"].slices.shape[1:]
     if min(height, width) < MIN_SIDE:

@@ -19,7 +19,7 @@ def without_constant(array: NDArray[np.float32]) -> tuple[NDArray[np.float32], s
     """Replace a constant that fills the border and lies far from all other values by the lowest of these.
 
     Far means further from the nearest other value than these lie apart among themselves. So the largest value of a
-    scanner's range, which others come near to, is left alone. So is 0 below other values, the usual background.
+    scanner's range, which others come near to, is left alone. So is 0, the usual background.
 
     Args:
         array: (X, Y, Z), finite.

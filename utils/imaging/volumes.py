@@ -347,7 +347,7 @@ def _contradiction(forms: tuple[tuple[np.ndarray | None, int], ...]) -> str:
         return "sform and qform are turned by more than 45 degrees against each other; sform is taken: check directions"
     if np.abs(np.log(sides[0] / sides[1])).max() > 0.1:
         sizes = " and ".join(" x ".join(f"{length:.3g}" for length in side) for side in sides)
-        return f"sform and qform tell other voxel sizes, {sizes} mm; sform is taken: check the size of the head"
+        return f"sform and qform give other voxel sizes, {sizes} mm; sform is taken: check the size of the head"
     return ""
 
 
