@@ -1,7 +1,6 @@
 """Losses that teach fusion: keep both images' structure, as if they had been truly aligned."""
 
 import math
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -221,9 +220,10 @@ _KEPT: dict[tuple, Tensor] = {}
 """Matrices by what they depend on. A compiler looks through `lru_cache` and would make them in every step."""
 
 
-@lru_cache(maxsize=32)
 def make_matrices(size: tuple[int, int], device: torch.device) -> None:
     """Make the matrices that the losses need for images of a size (H, W); a compiled step must find them made."""
+    if ("sensitivity", *size, device) in _KEPT:
+        return
     blank = torch.zeros(1, 1, *size, device=device)
     structure_loss(blank, blank, blank)
     information_loss(blank, blank, blank)
@@ -237,7 +237,8 @@ def _blurring(length: int, size: int, sigma: float, step: int, device: torch.dev
     """
     key = ("blurring", length, size, sigma, step, device)
     if key not in _KEPT:
-        with torch.inference_mode(False):  # what is kept must serve training too, whoever asks first
+        # What is kept must serve all, whoever asks first.
+        with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
             unit = torch.eye(length, device=device)[None, None]
             _KEPT[key] = gaussian_blur2d(unit, (1, size), (sigma, sigma))[0, 0, :, ::step]
     return _KEPT[key]

@@ -384,6 +384,13 @@ def test_an_outline_has_not_the_tone_of_bone():
     assert 0.5 * 400 / 64**2 == pytest.approx(lost, rel=0.01) and less == pytest.approx(0.1 * 576 / 64**2, rel=0.01)
 
 
+def test_matrices_of_the_losses_do_not_depend_on_who_asks_first():
+    images = noise(3, 1, 1, 40, 72).unbind()  # of a size that no other test has
+    with torch.autocast("cpu", torch.bfloat16):
+        information_loss(*images)
+    assert information_loss(*images).dtype == torch.float32
+
+
 def test_information_loss_wants_contrast():
     image = 0.25 + noise(1, 1, 64, 64) / 2
     losses = [information_loss(image, image, 0.5 + gain * (image - 0.5)).item() for gain in (0.0, 0.5, 1.0, 1.5)]
