@@ -30,10 +30,10 @@ from data.pairs import PairFiles
 from data.tissue import Tissue
 from evaluation.figures import new_figure, save_figure
 from inference.pair_fuser import PairFuser
-from inference.volumes.field import VolumeField
+from inference.volumes.field import STRIDE, VolumeField
 from inference.volumes.pair import BRAIN_WINDOW, VolumePair
 from inference.volumes.pose import PoseError, estimate_pose
-from inference.volumes.registration import jump, register_volume
+from inference.volumes.registration import register_volume
 from models.checkpoint import load_checkpoint
 from tools.make_heads import SLICE_STEP, slices_of_volume
 from utils.arguments import OneLineParser, add_checkpoint, natural, positive, print_anywhere
@@ -250,6 +250,15 @@ def run(options: argparse.Namespace) -> None:
     right = int((table["pose"] < 1.5).sum())
     print(f"after the pose: {right} of {len(table)} below 1.5 mm, median {table['pose'].median():.2f} mm, "
           f"largest {table['pose'].max():.2f} mm")  # fmt: skip
+
+
+def jump(flows: NDArray[np.float32]) -> float:
+    """Compute the mean difference between the fields of neighbouring slices, px of the image.
+
+    Args:
+        flows: (S, 2, h, w), px of a grid of every `STRIDE`-th pixel.
+    """
+    return float(np.linalg.norm(np.diff(flows, axis=0), axis=1).mean() * STRIDE)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -154,8 +154,4 @@ class ResultFolder(ResultLayout):
         Raises:
             FileError: it cannot be read.
         """
-        try:
-            return read_scores(self.table_path)
-        except (OSError, ValueError) as error:
-            # pandas' own errors are ValueErrors.
-            raise FileError.at(self.table_path, "a table of metrics", str(error)) from error
+        return read_scores(self.table_path)

@@ -27,7 +27,7 @@ MARK_METRICS = ("tre", "tre_before", "tre_mm", "tre_mm_before", "dice", "dice_be
 """Columns of `inference.marks`; a column dice_LABEL for each label follows them."""
 FURTHER_COLUMNS = ("disagreement", "expected_error", "error_bound", "epe", "epe_before", *MARK_METRICS, "bone_holes",
                    *COLOR_FIDELITY)  # fmt: skip
-"""Columns of tables that have something to say there: how far averaged estimates disagree, px of heads in 256 px; the
+"""Columns of those tables alone that know them: how far averaged estimates disagree, px of heads in 256 px; the
 mean endpoint error that is to be expected in the head, px, and the mean bound below which 9 of 10 places are expected
 to lie, if that is calibrated; where true flows are known, endpoint error of the flow and
 of zero flow, px; what becomes of bone, colours and contrast."""
@@ -61,11 +61,15 @@ def read_scores(path: Path) -> pd.DataFrame:
     """Read a table in which only an empty cell of other columns than texts is no number: a pair may be called NA.
 
     Raises:
-        OSError, ValueError: the file cannot be read, or is no such table.
+        FileError: the file cannot be read, or is no such table.
     """
-    columns = pd.read_csv(path, nrows=0).columns
-    numbers = {column: [""] for column in columns if column not in _TEXTS}
-    return pd.read_csv(path, dtype=_TEXTS, keep_default_na=False, na_values=numbers)
+    try:
+        columns = pd.read_csv(path, nrows=0).columns
+        numbers = {column: [""] for column in columns if column not in _TEXTS}
+        return pd.read_csv(path, dtype=_TEXTS, keep_default_na=False, na_values=numbers)
+    except (OSError, ValueError) as error:
+        # pandas' own errors are ValueErrors.
+        raise FileError.at(path, "a table of metrics", str(error)) from error
 
 
 def read_rows(path: Path) -> dict[str, dict]:
@@ -74,11 +78,7 @@ def read_rows(path: Path) -> dict[str, dict]:
     Raises:
         FileError: the file cannot be read, or lacks a column.
     """
-    try:
-        table = read_scores(path)
-    except (OSError, ValueError) as error:
-        # pandas' own errors are ValueErrors.
-        raise FileError.at(path, "a table of metrics to resume from", str(error)) from error
+    table = read_scores(path)
     missing = [column for column in COLUMNS if column not in table]
     if missing:
         raise FileError.at(path, f"the columns {', '.join(COLUMNS)}", f"no {', '.join(missing)}")

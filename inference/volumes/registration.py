@@ -3,7 +3,6 @@
 import threading
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data.pairs import PairFiles
@@ -50,7 +49,7 @@ def register_volume(
     flows = np.zeros((count, 2, *(-(-side // STRIDE) for side in size)), np.float32)
     errors, disagreements = np.zeros_like(flows[:, 0]), [None] * count
     todo = [number for number in range(0, count, every) if shares[number] > 0]
-    # A single estimate does not tell how far it can be trusted; a share of 0 says that it cannot at all.
+    # Slices that are not estimated have no say.
     shares[[number for number in range(count) if number not in set(todo)]] = 0
     for number in tqdm(todo, desc="registration", unit="slice", disable=rank() > 0):
         if stop.is_set():
@@ -69,12 +68,3 @@ def register_volume(
     if rank() == 0 and field.lies_right(shares):
         log.warning(f"{volumes.name}: these lie right already; --passes 0 fuses them as they are")
     return field
-
-
-def jump(flows: NDArray[np.float32]) -> float:
-    """Compute the mean difference between the fields of neighbouring slices, px of the image.
-
-    Args:
-        flows: (S, 2, h, w), px of a grid of every `STRIDE`-th pixel.
-    """
-    return float(np.linalg.norm(np.diff(flows, axis=0), axis=1).mean() * STRIDE)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from inference.volumes.field import STRIDE, VolumeField, coarse, coarse_lengths, join_errors, join_slices, shown_shares
+from tools.volume_accuracy import jump
 from utils.maps import jacobian_determinant
 
 SLICES, SIDE = 40, 16
@@ -15,11 +16,6 @@ def field(*along: float) -> np.ndarray:
     flows = np.zeros((len(along), 2, SIDE, SIDE), np.float32)
     flows[:, 0] = np.array(along)[:, None, None]
     return flows
-
-
-def jump(flows: np.ndarray) -> float:
-    """Mean difference between neighbouring slices, px of the image."""
-    return float(np.linalg.norm(np.diff(flows, axis=0), axis=1).mean() * STRIDE)
 
 
 def test_estimates_that_agree_stay_as_they_are() -> None:
