@@ -101,9 +101,10 @@ class Page:
     """
 
     def __init__(self, checkpoint: str | Path, device: str, most_slices: int, root: Path) -> None:
-        given = ["--checkpoint", str(checkpoint), "--device", device, "--workers", "1", "--save-flow", "--save-maps"]
+        saved = ["--save-flow", "--save-maps"]
+        arguments = ["--checkpoint", str(checkpoint), "--device", device, "--workers", "1", *saved]
         self.visitors = Visitors(root)
-        self.fuser = UploadFuser(parse_arguments(given), most_slices, self.visitors)
+        self.fuser = UploadFuser(parse_arguments(arguments), most_slices, self.visitors)
 
     def fuse(
         self,

@@ -73,10 +73,10 @@ def _place(figure: Figure, left: float, top: float, width: float, height: float)
     )
 
 
-def _draw_picture(axes: Axes, image: np.ndarray, size: tuple[int, int], **how) -> None:
+def _draw_picture(axes: Axes, image: np.ndarray, size: tuple[int, int], **settings) -> None:
     """Draw on the pixel grid of the pair: an image of another resolution is stretched over `size` (H, W)."""
     height, width = size
-    axes.imshow(image, extent=(-0.5, width - 0.5, height - 0.5, -0.5), aspect="auto", **how)
+    axes.imshow(image, extent=(-0.5, width - 0.5, height - 0.5, -0.5), aspect="auto", **settings)
     axes.tick_params(**_TICKS)
     axes.spines[:].set_visible(False)
     axes.locator_params(nbins=4)

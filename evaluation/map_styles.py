@@ -70,22 +70,22 @@ def map_colors(name: str) -> tuple[Normalize, Colormap]:
     )
 
 
-def check_map(array: np.ndarray, name: str, where: str) -> np.ndarray:
+def check_map(array: np.ndarray, name: str, place: str) -> np.ndarray:
     """Check a map, and return it as an array.
 
     Args:
         array: (H, W) values in the unit of the map.
         name: a key of `MAPS`.
-        where: start of the message of an error.
+        place: start of the message of an error.
 
     Raises:
         ValueError: `name` is unknown, or the array is not (H, W).
     """
     if name not in MAPS:
-        raise ValueError(f"{where}: expected a map named one of {', '.join(MAPS)}, found {name!r}")
+        raise ValueError(f"{place}: expected a map named one of {', '.join(MAPS)}, found {name!r}")
     array = np.asarray(array)
     if array.ndim != 2 or array.size == 0:
-        raise ValueError(f"{where}: expected a {name} map of shape (H, W), found {array.shape}")
+        raise ValueError(f"{place}: expected a {name} map of shape (H, W), found {array.shape}")
     return array
 
 

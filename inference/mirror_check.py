@@ -26,7 +26,7 @@ class MirrorCheck:
 
     def __init__(self, fuse: PairFuser) -> None:
         self.fuse = fuse
-        self.found: list[bool] = []
+        self.fits: list[bool] = []
 
     def look(self, fixed: np.ndarray, moving: np.ndarray, disagreement: float, **view: float | None) -> None:
         """Check whether a pair fits better with its moving image mirrored.
@@ -38,8 +38,8 @@ class MirrorCheck:
             disagreement: disagreement of the unchanged pair, px.
         """
         mirrored = self.fuse(fixed, moving[:, ::-1], **view).disagreement
-        self.found.append(mirrored < BETTER_BY * disagreement)
+        self.fits.append(mirrored < BETTER_BY * disagreement)
 
     def seems_mirrored(self) -> bool:
         """Return whether too many of the checked pairs fit better mirrored for chance."""
-        return bool(self.found) and np.mean(self.found) > MOST_PAIRS
+        return bool(self.fits) and np.mean(self.fits) > MOST_PAIRS

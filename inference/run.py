@@ -319,7 +319,7 @@ def say_what_to_look_at(batches: list[Batch], left_out: list[str]) -> None:
     """Say which images seem mirrored, and what was left out."""
     for batch in batches:
         if batch.mirror.seems_mirrored():
-            share = f"{sum(batch.mirror.found)} of {len(batch.mirror.found)} pairs looked at"
+            share = f"{sum(batch.mirror.fits)} of {len(batch.mirror.fits)} pairs looked at"
             fit = f"the moving images fit better mirrored left to right in {share}"
             log.warning(f"{batch.modality}: {fit}; is one side flipped?")
     say_what_is_left_out(left_out)

@@ -125,7 +125,7 @@ def _scored_by(pool: ProcessPoolExecutor, jobs: Iterable[Job], most_waiting: int
             with _signals_held():
                 waiting.add(pool.submit(save_and_score, job))
         except (OSError, ValueError) as error:
-            # A pool that breaks while it starts a process has closed what the new one is to be given. Jobs are
+            # A pool that breaks while it starts a process has closed the pipes that the new process needs. Jobs are
             # pickled elsewhere, so nothing else is refused here.
             raise BrokenProcessPool("no process can be started") from error
     yield from (future.result() for future in as_completed(waiting))

@@ -106,14 +106,14 @@ def parse_arguments(arguments: list[str] | None = None) -> Options | Resumption:
         SystemExit: with status 2 for options that are wrong or do not go together, after one line on stderr.
     """
     parser = _parser()
-    given = vars(parser.parse_args(arguments))
-    if "resume" in given:
-        folder = given.pop("resume")
-        if kept := given.keys() - CHANGEABLE:
+    values = vars(parser.parse_args(arguments))
+    if "resume" in values:
+        folder = values.pop("resume")
+        if kept := values.keys() - CHANGEABLE:
             names = ", ".join(map(_flag, sorted(kept)))
             parser.error(f"--resume: expected the run's own options, found {names}; for others --init")
-        return Resumption(Path(folder), given)
-    options = Options(**given)
+        return Resumption(Path(folder), values)
+    options = Options(**values)
     if not options.root:
         parser.error("--root: expected a folder of aligned pairs, found none")
     if (options.epochs is None) == (options.minutes is None):

@@ -59,7 +59,7 @@ class OneLineParser(argparse.ArgumentParser):
     An unknown option is named with the known one that is spelt most like it.
     """
 
-    _given: Sequence[str] = ()
+    _texts: Sequence[str] = ()
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **{"formatter_class": _HelpFormatter} | settings)
@@ -70,8 +70,8 @@ class OneLineParser(argparse.ArgumentParser):
 
         An unset variable of a shell leaves one, which would otherwise count as not given.
         """
-        self._given = sys.argv[1:] if args is None else args
-        for before, text in zip(("the first argument", *self._given), self._given, strict=False):
+        self._texts = sys.argv[1:] if args is None else args
+        for before, text in zip(("the first argument", *self._texts), self._texts, strict=False):
             if not text or re.fullmatch(r"--[\w-]+=", text):
                 self.error(f"{text.rstrip('=') or before}: expected a value, found an empty text (an unset variable?)")
         return super().parse_known_args(args, namespace)
@@ -79,9 +79,9 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the message and exit with status 2."""
         known = [option[2:] for option in self._option_string_actions if option.startswith("--")]
-        given = [text[2:].partition("=")[0] for text in self._given if text.startswith("--")]
+        names = [text[2:].partition("=")[0] for text in self._texts if text.startswith("--")]
         # Without its end an option is known as well.
-        unknown = [option for option in given if not any(name.startswith(option) for name in known)]
+        unknown = [option for option in names if not any(other.startswith(option) for other in known)]
         alike = [match for option in unknown for match in get_close_matches(option, known, 1, 0.7)]
         hint = f"; is --{alike[0]} meant?" if alike else ""
         self.exit(2, f"{self.prog}: {message}{hint}\n")

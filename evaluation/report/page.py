@@ -49,8 +49,8 @@ def write_report(
     rows, means = _rows_and_means(path, table)
     columns = shown_columns(rows)
     cards, encoding, omitted = cards_of(pairs, len(rows))
-    card_of_name = {card["name"]: index for index, card in reversed(list(enumerate(cards)))}
-    row_of_name = {name: index for index, name in reversed(list(enumerate(rows["name"])))}
+    card_of_name = {card["name"]: place for place, card in reversed(list(enumerate(cards)))}
+    row_of_name = {name: place for place, name in reversed(list(enumerate(rows["name"])))}
     for card in cards:
         card["row"] = row = row_of_name.get(card["name"])
         card["facts"] = [] if row is None else facts_of(rows.iloc[row], columns)

@@ -21,7 +21,7 @@ COLORMAPS = ("grey", "hot", "inferno", "viridis", "turbo")
 _SHOWN = Encoding(90, 1024)
 """How pictures are embedded; what is downloaded has full size and no loss."""
 
-_WHERE = ("expected_error", "reliability")
+_SURENESS_MAPS = ("expected_error", "reliability")
 """The map that says where an alignment is sure: the first of these that there is."""
 
 
@@ -85,8 +85,8 @@ def sureness_view(row: pd.Series, files: Mapping[str, Path]) -> str:
     else:
         sentence = f"The estimates agree to {value:.2f} px of a head in 256 px; up to {DOUBTFUL:g} px is usual."
         kind = ""
-    where = next((name for name in _WHERE if name in _saved_maps(files)), None)
-    picture = "" if where is None else _row({MAPS[where].meaning: _embedded(files[f"maps/{where}"])})
+    map_kind = next((name for name in _SURENESS_MAPS if name in _saved_maps(files)), None)
+    picture = "" if map_kind is None else _row({MAPS[map_kind].meaning: _embedded(files[f"maps/{map_kind}"])})
     return Markup('<div class="ef-sure{}"><p>{}</p>{}{}</div>').format(kind, Markup(sentence), _error(row), picture)
 
 

@@ -81,10 +81,10 @@ def cards_of(pairs: Sequence[PairImages], rows: int) -> tuple[list[dict], Encodi
     if not pairs:
         return [], LADDER[0], 0
     budget = PAGE_BUDGET - BYTES_PER_ROW * rows
-    how, each = _choose(pairs, budget)
+    encoding, each = _choose(pairs, budget)
     cards: list[dict] = []
     for pair in spread(pairs, max(0, int(budget // each))):
-        encoded = _encode_pair(pair, how)
+        encoded = _encode_pair(pair, encoding)
         budget -= _length(encoded)
         if budget < 0:
             break
@@ -99,18 +99,18 @@ def cards_of(pairs: Sequence[PairImages], rows: int) -> tuple[list[dict], Encodi
                 "scales": {view: scale._asdict() for view, scale in pair.scales.items()},
             }
         )
-    return cards, how, len(pairs) - len(cards)
+    return cards, encoding, len(pairs) - len(cards)
 
 
 def _choose(pairs: Sequence[PairImages], budget: int) -> tuple[Encoding, float]:
     """Choose the first step of the ladder that fits the budget, judged from a few pairs, and its bytes a pair."""
     sample = list(spread(pairs, 6))
-    for how in LADDER:
+    for encoding in LADDER:
         # A tenth more than the mean of the sample, because the pairs that were not looked at may be larger.
-        each = 1.1 * sum(_length(_encode_pair(pair, how)) for pair in sample) / len(sample)
+        each = 1.1 * sum(_length(_encode_pair(pair, encoding)) for pair in sample) / len(sample)
         if each * len(pairs) <= budget:
             break
-    return how, each
+    return encoding, each
 
 
 def spread(items: Sequence, count: int) -> Iterator:
@@ -124,23 +124,23 @@ def _length(encoded: Iterable[tuple[str, str]]) -> int:
     return sum(len(uri) for _, uri in encoded)
 
 
-def _encode_pair(pair: PairImages, how: Encoding) -> list[tuple[str, str]]:
+def _encode_pair(pair: PairImages, encoding: Encoding) -> list[tuple[str, str]]:
     """Encode each image as a data URI, by the name of its view, once they are known to go together."""
     _check_pair(pair)
-    return [(view, encode_image(image, how)) for view, image in _views(pair)]
+    return [(view, encode_image(image, encoding)) for view, image in _views(pair)]
 
 
-def encode_image(image: np.ndarray, how: Encoding) -> str:
+def encode_image(image: np.ndarray, encoding: Encoding) -> str:
     """Encode an image (H, W) or (H, W, 3) as a WebP data URI.
 
     Values outside [0, 1] are clipped. Non-finite ones are black.
     """
     levels = np.rint(np.clip(np.nan_to_num(image, posinf=1.0, neginf=0.0), 0.0, 1.0) * 255).astype(np.uint8)
     picture = Image.fromarray(levels)
-    if how.side is not None:
-        picture.thumbnail((how.side, how.side), Image.Resampling.LANCZOS)
+    if encoding.side is not None:
+        picture.thumbnail((encoding.side, encoding.side), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
-    picture.save(stream, "WEBP", lossless=how.quality is None, quality=how.quality or 50, method=3)
+    picture.save(stream, "WEBP", lossless=encoding.quality is None, quality=encoding.quality or 50, method=3)
     return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 

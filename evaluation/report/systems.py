@@ -145,5 +145,5 @@ def _card(pair: SystemImages) -> dict:
 
 
 def _picture(title: str, image: np.ndarray) -> dict[str, str]:
-    how = LADDER[0] if max(image.shape[:2]) <= _SIDE else LADDER[3]
-    return {"title": title, "uri": encode_image(image, how._replace(quality=88))}
+    encoding = LADDER[0] if max(image.shape[:2]) <= _SIDE else LADDER[3]
+    return {"title": title, "uri": encode_image(image, encoding._replace(quality=88))}

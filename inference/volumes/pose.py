@@ -171,7 +171,7 @@ class _Search:
             method.Execute(self.fixed, self.moving)
             return self.information(transform)
         except RuntimeError:
-            return 0.0  # ITK's word for samples that nearly all lie beside the moving image
+            return 0.0  # ITK raises this where nearly all samples lie beside the moving image
 
     def information(self, transform: sitk.Transform) -> float:
         """Compute the mutual information over all voxels of the mask that meet the moving image, nats."""

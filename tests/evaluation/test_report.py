@@ -331,8 +331,8 @@ def test_few_of_many_pairs_are_evenly_spaced():
 def test_twenty_pairs_of_noise_stay_within_the_real_budget():
     """256 x 256 in colour, the worst there is; three pairs stand for twenty to save time."""
     pairs = make_pairs([str(index) for index in range(3)], size=(256, 256), color=True)
-    how, each = pictures._choose(pairs, (pictures.PAGE_BUDGET - 20 * pictures.BYTES_PER_ROW) * 3 // 20)
-    assert how.quality is not None
+    encoding, each = pictures._choose(pairs, (pictures.PAGE_BUDGET - 20 * pictures.BYTES_PER_ROW) * 3 // 20)
+    assert encoding.quality is not None
     assert each * 20 <= pictures.PAGE_BUDGET
 
 

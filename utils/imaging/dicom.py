@@ -381,7 +381,7 @@ def _measured(
     tags.file_meta = dataset.file_meta  # has the byte order of a table of values
     tags.update(dataset)
     tags.update(groups)
-    given = [name for name in ("RescaleSlope", "RescaleIntercept") if tags.get(name) is not None]
+    rescaling = [name for name in ("RescaleSlope", "RescaleIntercept") if tags.get(name) is not None]
     if tags.get("RescaleSlope") == 0:
         raise ImageError.at(path, "a RescaleSlope other than 0", "0")
     # pydicom wants both; one may be missing, or there but empty.
@@ -389,7 +389,7 @@ def _measured(
     table = (dataset.get("ModalityLUTSequence") or [None])[0]
     units = table.get("ModalityLUTType") if table else dataset.get("Units") or groups.get("RescaleType")
     units = _units(str(units or dataset.get("RescaleType") or ("HU" if modality == "CT" else "")))
-    if units == "HU" and len(given) < 2 and not table:
+    if units == "HU" and len(rescaling) < 2 and not table:
         units = ""  # what is stored before it is rescaled
     values = apply_modality_lut(values, tags).astype(np.float32)
     if factor := suv_factor(dataset):

@@ -80,19 +80,19 @@ def pair_files(*, left_out: list[str] | None = None, **folders: str | os.PathLik
     Raises:
         ImageError: a folder is missing, empty or ambiguous, or a stem of one folder is lacking in another.
     """
-    given = {role: Path(folder) for role, folder in folders.items() if folder is not None}
-    if not given:
+    places = {role: Path(folder) for role, folder in folders.items() if folder is not None}
+    if not places:
         raise ValueError("pair_files needs at least one folder")
-    absent = dict.fromkeys(folders.keys() - given.keys())
-    for role, path in given.items():
+    absent = dict.fromkeys(folders.keys() - places.keys())
+    for role, path in places.items():
         if not os.path.exists(path):
             expected = f"a {_named(role)}" if path.suffix else f"the folder of {_named(role, 's')}"
             raise ImageError.at(path, expected, f"{lacking(path)}")
-    _check_of_one_kind(given.values())
-    if all(path.is_file() for path in given.values()):
-        return [{"name": plain_stem(next(iter(given.values()))), **given, **absent}]
-    images: dict[str, dict[str, Path]] = {role: {} for role in given}
-    for role, folder in given.items():
+    _check_of_one_kind(places.values())
+    if all(path.is_file() for path in places.values()):
+        return [{"name": plain_stem(next(iter(places.values()))), **places, **absent}]
+    images: dict[str, dict[str, Path]] = {role: {} for role in places}
+    for role, folder in places.items():
         suffixes = OTHER_FILES.get(role, IMAGE_SUFFIXES)
         for path in list_files(folder, suffixes, "image" if suffixes == IMAGE_SUFFIXES else "file"):
             if images[role].setdefault(plain_stem(path), path) is not path:
@@ -103,13 +103,13 @@ def pair_files(*, left_out: list[str] | None = None, **folders: str | os.PathLik
             missing = [stem for stem in images[role] if stem not in images[partner]]
             if missing:
                 names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-                expected = f"a {_named(partner)} for each {_named(role)} in {given[role]}"
-                error = ImageError.at(given[partner], expected, f"none for {names}")
+                expected = f"a {_named(partner)} for each {_named(role)} in {places[role]}"
+                error = ImageError.at(places[partner], expected, f"none for {names}")
                 if left_out is None:
                     raise error
                 left_out.append(str(error))
-    common = [stem for stem in images[first] if all(stem in images[role] for role in given)]
-    return [{"name": stem, **{role: images[role][stem] for role in given}, **absent} for stem in common]
+    common = [stem for stem in images[first] if all(stem in images[role] for role in places)]
+    return [{"name": stem, **{role: images[role][stem] for role in places}, **absent} for stem in common]
 
 
 def _check_of_one_kind(paths: Collection[Path]) -> None:
@@ -122,8 +122,8 @@ def _check_of_one_kind(paths: Collection[Path]) -> None:
     if files and folders:
         fewer_folders = len(folders) < len(files)
         odd, other = (folders[0], files[0]) if fewer_folders else (files[0], folders[0])
-        expected, found = ("file", "folder") if fewer_folders else ("folder", "file")
-        raise ImageError.at(odd, f"a {expected}, as {other} is one", f"a {found}")
+        expected, actual = ("file", "folder") if fewer_folders else ("folder", "file")
+        raise ImageError.at(odd, f"a {expected}, as {other} is one", f"a {actual}")
 
 
 def _named(role: str, ending: str = "") -> str:

@@ -26,12 +26,12 @@ def suv_factor(dataset: Dataset) -> float | None:
     if correction == "START":
         half_life = float(drug.get("RadionuclideHalfLife") or 0)
         scan = _time(dataset.get("SeriesDate"), dataset.get("SeriesTime"))
-        taken = _time(dataset.get("AcquisitionDate"), dataset.get("AcquisitionTime"))
-        given = _time(dataset.get("SeriesDate"), drug.get("RadiopharmaceuticalStartTime"))
+        acquisition = _time(dataset.get("AcquisitionDate"), dataset.get("AcquisitionTime"))
+        injection = _time(dataset.get("SeriesDate"), drug.get("RadiopharmaceuticalStartTime"))
         # A series that was made anew later than it was taken does not say when the scan began.
-        if not half_life or not scan or not given or not taken or scan > taken:
+        if not half_life or not scan or not injection or not acquisition or scan > acquisition:
             return None
-        seconds = (scan - given).total_seconds() % 86400  # injections before midnight
+        seconds = (scan - injection).total_seconds() % 86400  # injections before midnight
         decay = 0.5 ** (seconds / half_life)
     elif correction != "ADMIN":
         return None
