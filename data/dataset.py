@@ -47,6 +47,7 @@ class Pair(NamedTuple):
         lesion: (2, H, W), what can be added to `fixed` and to `moving_aligned` to simulate lesions that one of them
             alone shows; of coloured images always the fixed one. All 0 without augmentation.
         number: of the draw.
+        exact: whether `flow` is the whole truth. Images of real pairs do not lie quite right before they are deformed.
     """
 
     fixed: Tensor
@@ -58,6 +59,7 @@ class Pair(NamedTuple):
     color: Tensor
     lesion: Tensor
     number: int | Tensor
+    exact: bool | Tensor
 
     def to(self, device: torch.device) -> "Pair":
         """Move a batch to another device."""
@@ -133,7 +135,8 @@ class Chosen(NamedTuple):
     """What the pairs of a batch show, on the CPU.
 
     Attributes:
-        whole: (B, 3 + `FIELDS`), int64: modality, draw, place among the images that the device keeps, keys of noise.
+        whole: (B, 4 + `FIELDS`), int64: modality, draw, place among the images that the device keeps, whether the pair
+            is simulated, keys of noise.
         variation: of the pairs.
         images: (B, 5, size, size), bytes, where the device does not keep them.
     """
@@ -162,6 +165,7 @@ class PairDataset(Dataset[Pair]):
         simulated: share of the training pairs that show a simulated head of the row's modality instead of its images.
         heads: to simulate on; None draws random shapes only.
         repeat_after: epochs whose draws, kept in memory (2 MB each), are shown again and again; None draws anew always.
+        twice: the second half of a batch of training pairs shows the pairs of the first half, deformed in another way.
 
     Raises:
         FileError: on access and by `check`, for images that cannot be read or differ in size within a pair.
@@ -180,6 +184,7 @@ class PairDataset(Dataset[Pair]):
         simulated: float = 0.0,
         heads: LabelledHeads | None = None,
         repeat_after: int | None = None,
+        twice: bool = False,
     ) -> None:
         if table.empty:
             raise DataError.at(root, "at least one pair", "none")
@@ -188,7 +193,7 @@ class PairDataset(Dataset[Pair]):
         self.modalities = [MODALITIES.index(name) for name in table["modality"]]
         self.numbers = list(table["number"]) if "number" in table else list(range(len(table)))
         self.seed, self.augment, self.size, self.wide = seed, augment, size, wide
-        self.simulated, self.heads = simulated, heads
+        self.simulated, self.heads, self.twice = simulated, heads, twice
         self._cache: dict[tuple[Path, Path], Tensor] = {}
         self.draws = repeat_after and repeat_after * len(table)
         self._drawn: dict[int, Pair] = {}
@@ -282,18 +287,22 @@ class PairDataset(Dataset[Pair]):
         rows = [draw % len(self) for draw in draws]
         modalities = [self.modalities[row] for row in rows]
         places = rows if self._held is None else [self._places[row] for row in rows]
-        whole = torch.cat((torch.tensor([modalities, draws, places]).T, torch.stack(keys)), dim=1)
+        whole = torch.cat((torch.tensor([modalities, draws, places, simulated]).T, torch.stack(keys)), dim=1)
         variation = draw_variation(numbers[:, :-1], (self.size, self.size), self.wide, simulated)
-        images = None if self._held is not None else torch.stack(list(map(self._source, rows, simulated, generators)))
-        return Chosen(whole, variation, images)
+        shown = len(draws) // 2 if self.twice else len(draws)
+        images = None
+        if self._held is None:
+            images = torch.stack(list(map(self._source, rows[:shown], simulated, generators)))
+        chosen = Chosen(whole, variation, images)
+        return deformed_twice(chosen) if self.twice else chosen
 
     def make(self, chosen: Chosen) -> Pair:
         """Make pairs on the device. Nothing here waits for it."""
         (whole,), variation = (moved_together(part, self.device) for part in ([chosen.whole], chosen.variation))
-        modality, number, places = whole[:, :3].unbind(dim=1)
+        modality, number, places, simulated = whole[:, :4].unbind(dim=1)
         images = self._held[places] if chosen.images is None else chosen.images.to(self.device)
-        pair = augmented(images, Variation(*variation), whole[:, 3:].int())
-        return Pair(**pair, modality=modality, number=number)
+        pair = augmented(images, Variation(*variation), whole[:, 4:].int())
+        return Pair(**pair, modality=modality, number=number, exact=simulated > 0)
 
     def _source(self, row: int, simulated: bool, generator: torch.Generator) -> Tensor:
         """Read or simulate the images of a draw, as `images` returns them."""
@@ -316,7 +325,23 @@ class PairDataset(Dataset[Pair]):
         moving = warp(aligned, resize_flow(deformation, size))
         fields = fixed, moving, aligned, invert(deformation), deformation
         modality, number = torch.tensor([self.modalities[row], number])
-        return Pair(*(field[0] for field in fields), modality, color[0], torch.zeros_like(images[0, :2]), number)
+        exact = torch.tensor(False)
+        return Pair(*(field[0] for field in fields), modality, color[0], torch.zeros_like(images[0, :2]), number, exact)
+
+
+def deformed_twice(chosen: Chosen) -> Chosen:
+    """Show the pairs of a batch's first half in its second half too; only the deformations there are its own.
+
+    Args:
+        chosen: an even number of pairs. Its images may be those of the first half alone.
+    """
+    half = len(chosen.whole) // 2
+    whole = torch.cat((chosen.whole[:half],) * 2)
+    whole[half:, -FIELDS] = chosen.whole[half:, -FIELDS]  # the key of the deformation
+    fields = {name: torch.cat((field[:half],) * 2) for name, field in chosen.variation._asdict().items()}
+    fields["deformation"] = chosen.variation.deformation
+    images = None if chosen.images is None else torch.cat((chosen.images[:half],) * 2)
+    return Chosen(whole, Variation(**fields), images)
 
 
 def _as_bytes(images: Tensor) -> Tensor:

@@ -42,4 +42,4 @@ class SimulatedPairs(Dataset[Pair]):
         truth = invert(deformation)[0]
         index, size = MODALITIES.index(modality), pair.shape[2:]
         grey, sound = pair.new_zeros(3, *size), pair.new_zeros(2, *size)
-        return Pair(pair[0, :1], moving[0], pair[0, 1:], truth, deformation[0], index, grey, sound, number)
+        return Pair(pair[0, :1], moving[0], pair[0, 1:], truth, deformation[0], index, grey, sound, number, True)

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from data.dataset import Pair
 from losses.fusion import Fused, FusionLoss, FusionWeights, for_pairs, fusion_loss, imitation_loss
 from losses.registration import RegistrationLoss, registration_loss
+from models.eda_flowreg import CELL
 from models.edarfusion import EDARFusion
 from models.room import room_of
-from utils.geometry.warp import warp
+from utils.geometry.warp import compose, invert, resize_flow, warp
 
 Autocast = torch.autocast | nullcontext
 
@@ -40,10 +41,18 @@ def colored_room(color: Tensor, grey: Tensor) -> Tensor:
 
 
 class RegistrationStep(nn.Module):
-    """Loss of the registration for one batch."""
+    """Loss of the registration for one batch.
 
-    def __init__(self, model: EDARFusion, teacher: EDARFusion | None = None) -> None:
+    Args:
+        model: whose registration learns.
+        teacher: network to learn from instead of the truth.
+        own_offset: share of what both answers to a pair have in common that `without_own_offset` takes for the pair's
+            own; the second half of each batch then shows the first half in another deformation.
+    """
+
+    def __init__(self, model: EDARFusion, teacher: EDARFusion | None = None, own_offset: float = 0.0) -> None:
         super().__init__()
+        self.own_offset = own_offset
         parts = [model.encoders, model.frg_prereg, model.eda_flowreg, model.refinement]
         self.parts = nn.ModuleList(part for part in parts if part is not None)
         self.register_pair = model.register
@@ -57,9 +66,37 @@ class RegistrationStep(nn.Module):
                 pair = pair.with_truth(taught.flow, taught.inverse_flow)
         with amp:
             registration = self.register_pair(pair.fixed, pair.moving, both=True)
+        if self.own_offset:
+            pair = without_own_offset(pair, registration.refined, self.own_offset)
         return registration_loss(
             registration, pair.moving, pair.moving_aligned, pair.fixed, pair.flow, pair.inverse_flow
         )
+
+
+@torch.no_grad()
+def without_own_offset(pair: Pair, estimate: Tensor, share: float) -> Pair:
+    """Take what two answers to one pair have in common for an offset of the pair as it lies, and correct the truth.
+
+    A real pair counts as aligned, but it hardly ever is. A network that is to find the known deformation alone must
+    learn the offset of each pair by heart, and no other patient gains from that. Two deformations of a pair share the
+    offset. Other errors of the network differ between them.
+
+    Args:
+        pair: a batch whose second half shows its first half in another deformation.
+        estimate: (B, 2, h, w), px of the full image, on the grid of cells.
+        share: of the common part of both errors, 0 to 1, that counts as the offset b.
+
+    Returns:
+        The batch with the truth (id + u) o (id + b) instead of id + u. Exact pairs stay as they are.
+    """
+    size, grid, whole = (tuple(x.shape[2:]) for x in (estimate, pair.flow, pair.fixed))
+    first, second = (estimate.float() / CELL - resize_flow(pair.flow, size)).chunk(2)
+    common = torch.cat(((first + second) / 2,) * 2)
+    offset = resize_flow(torch.where(pair.exact.view(-1, 1, 1, 1), 0, share * common), grid)
+    flow = compose(pair.flow, offset)
+    return pair._replace(
+        flow=flow, inverse_flow=invert(flow), moving_aligned=warp(pair.moving, resize_flow(flow, whole))
+    )
 
 
 class FusionStep(nn.Module):

@@ -21,7 +21,7 @@ from tests.examples import ONE_THREAD, REPOSITORY, SAMPLE, sample_table
 
 SHORT = (
     "--preset", "tiny", "--batch-size", "2", "--epochs", "4", "--val-every", "2", "--save-minutes", "0.001",
-    "--second-pass", "0.4", "--dropout", "0.2", "--fusion-share", "0.4",
+    "--second-pass", "0.4", "--dropout", "0.2", "--own-offset", "0.7", "--fusion-share", "0.4",
 )  # fmt: skip
 """Options of a run of 8 steps of registration and 4 of fusion, 3 an epoch, that saves after about every step."""
 

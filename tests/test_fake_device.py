@@ -35,7 +35,7 @@ def batch() -> Pair:
     flows = (torch.rand(BATCH, 2, SIDE // 4, SIDE // 4, device=DEVICE) for _ in range(2))
     numbers = torch.zeros(BATCH, dtype=torch.long, device=DEVICE)
     color, lesion = (torch.rand(BATCH, channels, SIDE, SIDE, device=DEVICE) for channels in (3, 2))
-    return Pair(*images, *flows, numbers, color, lesion, numbers)
+    return Pair(*images, *flows, numbers, color, lesion, numbers, numbers > 0)
 
 
 def watched(run: Callable[[], object]) -> Watch:

@@ -43,6 +43,7 @@ class Options:
     simulated: float = 0.0
     heads: str | None = None
     second_pass: float = 0.0
+    own_offset: float = 0.0
     repeat_after: int | None = None
     workers: int | None = None
     output: str | None = None
@@ -122,6 +123,11 @@ def parse_arguments(arguments: list[str] | None = None) -> Options | Resumption:
         parser.error(f"--seed: expected a number below {2**32}, found {options.seed}")
     if options.heads and not options.simulated:
         parser.error("--heads: expected --simulated SHARE with it, found none")
+    if options.own_offset:
+        if options.batch_size and options.batch_size % 2:
+            parser.error(f"--own-offset: expected an even --batch-size, found {options.batch_size}")
+        if other := next((name for name in ("overfit", "teacher") if getattr(options, name)), None):
+            parser.error(f"--own-offset: expected no --{other} with it, found both")
     if options.stage == "fusion" and not options.init:
         parser.error("--stage fusion: expected --init FILE with a trained registration, found none")
     return options
@@ -179,6 +185,10 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--second-pass", type=share, metavar="SHARE",
                        help="share of steps that first align the pairs by the network itself and train on what is left "
                        f"{_default('second_pass')}")
+    group.add_argument("--own-offset", type=share, metavar="SHARE",
+                       help="deform each pair in two ways, and take this share of what the network finds alike in both "
+                       "for an offset of the pair as it lies, not for an error; simulated pairs have none "
+                       f"{_default('own_offset')}")
     group.add_argument("--repeat-after", type=positive, metavar="EPOCHS",
                        help="repeat the random deformations of this many epochs; the fusion then registers each pair "
                             "once, which saves most of its time on a CPU (default: always draw new ones)")

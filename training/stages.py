@@ -96,7 +96,7 @@ def begin_stage(
         if isinstance(network, UNet):
             network.dropout = options.dropout if stage == "registration" else 0.0
     if stage == "registration":
-        module = RegistrationStep(model, teacher)
+        module = RegistrationStep(model, teacher, options.own_offset)
         dtype = torch.bfloat16 if options.amp else torch.float32
         return module, Muon(module, options.lr, weight_decay=1e-3, dtype=dtype)
     module = FusionStep(model, "consistency" not in options.without, teacher, remember=options.repeat_after is not None)

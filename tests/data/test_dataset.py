@@ -142,6 +142,26 @@ def test_a_pair_does_not_depend_on_the_others_of_its_batch(augment):
     assert equal(together, Pair(*map(torch.cat, zip(*halves, strict=True))))
 
 
+def test_each_pair_is_deformed_in_two_ways():
+    draws = [31, 4, 0, 17]
+    alone, pair = sample(augment=True, size=128)[draws], sample(augment=True, size=128, twice=True)[draws]
+    first, second = (Pair(*fields) for fields in zip(*(field.chunk(2) for field in pair), strict=True))
+    assert equal(first, Pair(*(field[:2] for field in alone)))
+    same = {"fixed", "moving_aligned", "modality", "color", "lesion", "number", "exact"}
+    for name, a, b in zip(Pair._fields, first, second, strict=True):
+        assert torch.equal(a, b) == (name in same), name
+    # The deformations are those that the second half of the draws would have had.
+    assert torch.equal(second.inverse_flow, alone.inverse_flow[2:])
+    for number in range(2):
+        moved = Pair(*(field[number] for field in second))
+        assert residual(moved, moved.flow) < 0.3 * residual(moved, torch.zeros_like(moved.flow))
+
+
+def test_only_simulated_pairs_are_exact():
+    assert not sample(augment=True, size=64)[[0, 1, 2, 3]].exact.any() and not sample(size=64)[[0, 1]].exact.any()
+    assert sample(augment=True, size=64, simulated=1.0)[[0, 1]].exact.all()
+
+
 @pytest.mark.parametrize("augment", [False, True])
 def test_flow_maps_moving_to_the_truth(augment):
     pairs = sample(augment=augment, size=256)

@@ -9,6 +9,7 @@ import torch
 from kornia.metrics import ssim
 from torch import Tensor
 
+from data.dataset import Pair
 from data.deformation import BENCHMARK, random_flow
 from data.table import MODALITIES
 from evaluation.metrics import qabf, qcv, viff
@@ -37,14 +38,16 @@ from losses.registration import (
     registration_loss,
     smoothness,
 )
+from losses.steps import without_own_offset
 from models.eda_flowreg import CELL, FlowStep
 from models.edarfusion import EDARFusion
 from models.fusion import plain_fusion
 from models.outputs import Registration
 from models.room import in_color, room_of
 from tests.examples import constant_flow, displacements, noise
+from utils.filters import box_mean
 from utils.geometry.affine import affine_flow
-from utils.geometry.warp import invert, resize_flow, warp
+from utils.geometry.warp import compose, invert, resize_flow, warp
 from utils.imaging.images import read_image
 from utils.imaging.pairing import pair_files
 
@@ -535,3 +538,30 @@ def test_imitation_by_hand():
         assert loss.gradient.item() == pytest.approx(slope * 29 / 30, abs=1e-6)
         assert loss.total.item() == pytest.approx(40 * loss.intensity.item() + 160 * loss.gradient.item(), rel=1e-5)
         assert loss.tone == loss.consistency == loss.visibility == loss.lesion == 0
+
+
+@pytest.mark.parametrize(("share", "left"), [(1.0, 0.0), (0.5, 1.0)])
+def test_an_offset_that_both_answers_share_is_no_error(share, left):
+    size, cells = (128, 128), (16, 16)
+    image = box_mean(noise(1, 1, *size, seed=3), 7)
+    draws = torch.cat([random_flow(size, BENCHMARK, torch.Generator().manual_seed(seed)) for seed in (1, 2)] * 2)
+    truth, offset = invert(draws), constant_flow(2 / 4, 0, (32, 32))
+    moving = warp(image.repeat(4, 1, 1, 1), resize_flow(draws, size))
+    # Pairs 0 and 2 are one, 1 and 3 another one, which is exact.
+    truth, moving, draws = (x[[0, 0, 1, 1]] for x in (truth, moving, draws))
+    exact = torch.tensor([False, True, False, True])
+    fields = dict(fixed=image, moving=moving, moving_aligned=image, flow=truth, inverse_flow=draws)
+    pair = Pair(**fields, modality=0, color=image, lesion=image, number=0, exact=exact)
+    answer = compose(truth, offset.expand_as(truth))
+    corrected = without_own_offset(pair, CELL * resize_flow(answer, cells), share)
+    inside = (..., slice(6, -6), slice(6, -6))
+    error = (4 * (corrected.flow - answer))[inside].norm(dim=1).mean(dim=(1, 2))
+    assert error[[0, 2]].tolist() == pytest.approx([left, left], abs=0.2)
+    assert error[[1, 3]].tolist() == pytest.approx([2, 2], abs=0.2)
+    assert torch.equal(corrected.flow[exact], truth[exact])
+    back = compose(corrected.flow, corrected.inverse_flow)[inside]
+    assert 4 * back.norm(dim=1).max() < 0.1
+    # What is aligned by the corrected truth lies beside the fixed image by the offset.
+    expected = warp(image, constant_flow(2 * share, 0, size))[0, 0, 24:-24, 24:-24]
+    aligned = corrected.moving_aligned[0, 0, 24:-24, 24:-24]
+    assert (aligned - expected).abs().mean() < 0.5 * (aligned - image[0, 0, 24:-24, 24:-24]).abs().mean()

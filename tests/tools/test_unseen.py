@@ -24,7 +24,8 @@ class Shifted(Dataset[Pair]):
         image = 0.3 + 0.5 * noise(1, 1, 64, 64, seed=number)
         moving = warp(image, constant_flow(-4.0, 0.0, (64, 64)))[0]
         flows = constant_flow(1, 0, (16, 16))[0], constant_flow(-1, 0, (16, 16))[0]
-        return Pair(image[0], moving, image[0], *flows, 1, torch.zeros(3, 64, 64), torch.zeros(2, 64, 64), number)
+        nothing = torch.zeros(3, 64, 64), torch.zeros(2, 64, 64)
+        return Pair(image[0], moving, image[0], *flows, 1, *nothing, number, False)
 
 
 class Answer:

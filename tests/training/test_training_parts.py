@@ -200,6 +200,8 @@ def status(monkeypatch: pytest.MonkeyPatch, line: list[str]) -> int:
         (("--epochs", "1", "--lr", "0"), "--lr: expected a number above 0, found 0"),
         (("--minutes", "nan"), "--minutes: expected a number above 0, found nan"),
         (("--epochs", "1", "--averaging", "2"), "--averaging: expected a share from 0 to 1, found 2"),
+        (("--epochs", "1", "--own-offset", "0.7", "--batch-size", "3"), "--own-offset: expected an even --batch-size"),
+        (("--epochs", "1", "--own-offset", "0.7", "--overfit", "2"), "--own-offset: expected no --overfit with it"),
         (("--epochs", "1", "--init", "nowhere.safetensors"), "nowhere.safetensors: expected a checkpoint"),
         (("--epochs", "1", "--device", "mps"), "device: expected one that is here"),
     ],

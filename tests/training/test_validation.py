@@ -28,7 +28,7 @@ def pair(length: float, modality: int, seed: int) -> Pair:
     flow = constant_flow(0.6 * length / 4, 0.8 * length / 4, (SIDE // 4, SIDE // 4))[0]
     flow[..., 14:] *= 10
     size = images[0].shape[1:]
-    return Pair(*images, flow, -flow, modality, torch.zeros(3, *size), torch.zeros(2, *size), seed)
+    return Pair(*images, flow, -flow, modality, torch.zeros(3, *size), torch.zeros(2, *size), seed, False)
 
 
 PAIRS = [pair(length, kind, seed) for seed, (length, kind) in enumerate(zip(LENGTHS, (0, 1, 1, 2), strict=True))]
