@@ -80,7 +80,7 @@ def load_pairs(options: Options) -> tuple[TrainingPairs, pd.DataFrame, str]:
     place = options.csv or options.root[0]
     pairs = build_datasets(table, place, seed=options.seed, wide=options.wide, overfit=options.overfit,
                            simulated=options.simulated, heads=options.heads,
-                           repeat_after=options.repeat_after, twice=options.own_offset > 0)  # fmt: skip
+                           repeat_after=options.repeat_after)  # fmt: skip
     return pairs, table, digest
 
 

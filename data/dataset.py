@@ -165,7 +165,8 @@ class PairDataset(Dataset[Pair]):
         simulated: share of the training pairs that show a simulated head of the row's modality instead of its images.
         heads: to simulate on; None draws random shapes only.
         repeat_after: epochs whose draws, kept in memory (2 MB each), are shown again and again; None draws anew always.
-        twice: the second half of a batch of training pairs shows the pairs of the first half, deformed in another way.
+        two_deformations: the second half of a batch of training pairs shows the pairs of the first half in another
+            deformation. Then only lists of an even number of draws are an index, and no draws are repeated.
 
     Raises:
         FileError: on access and by `check`, for images that cannot be read or differ in size within a pair.
@@ -184,7 +185,7 @@ class PairDataset(Dataset[Pair]):
         simulated: float = 0.0,
         heads: LabelledHeads | None = None,
         repeat_after: int | None = None,
-        twice: bool = False,
+        two_deformations: bool = False,
     ) -> None:
         if table.empty:
             raise DataError.at(root, "at least one pair", "none")
@@ -193,7 +194,7 @@ class PairDataset(Dataset[Pair]):
         self.modalities = [MODALITIES.index(name) for name in table["modality"]]
         self.numbers = list(table["number"]) if "number" in table else list(range(len(table)))
         self.seed, self.augment, self.size, self.wide = seed, augment, size, wide
-        self.simulated, self.heads, self.twice = simulated, heads, twice
+        self.simulated, self.heads, self.two_deformations = simulated, heads, two_deformations
         self._cache: dict[tuple[Path, Path], Tensor] = {}
         self.draws = repeat_after and repeat_after * len(table)
         self._drawn: dict[int, Pair] = {}
@@ -289,12 +290,12 @@ class PairDataset(Dataset[Pair]):
         places = rows if self._held is None else [self._places[row] for row in rows]
         whole = torch.cat((torch.tensor([modalities, draws, places, simulated]).T, torch.stack(keys)), dim=1)
         variation = draw_variation(numbers[:, :-1], (self.size, self.size), self.wide, simulated)
-        shown = len(draws) // 2 if self.twice else len(draws)
+        shown = len(draws) // 2 if self.two_deformations else len(draws)
         images = None
         if self._held is None:
             images = torch.stack(list(map(self._source, rows[:shown], simulated, generators)))
         chosen = Chosen(whole, variation, images)
-        return deformed_twice(chosen) if self.twice else chosen
+        return deformed_twice(chosen) if self.two_deformations else chosen
 
     def make(self, chosen: Chosen) -> Pair:
         """Make pairs on the device. Nothing here waits for it."""

@@ -126,7 +126,6 @@ def build_datasets(
     simulated: float = 0.0,
     heads: str | None = None,
     repeat_after: int | None = None,
-    twice: bool = False,
 ) -> TrainingPairs:
     """Choose the pairs to train on, equally many of each modality, and those to validate on.
 
@@ -139,7 +138,6 @@ def build_datasets(
         simulated: share of the training pairs that show simulated heads.
         heads: folder of labelled heads to simulate on; None draws random shapes.
         repeat_after: epochs whose draws are shown again and again; None draws anew always.
-        twice: each training batch shows half as many pairs, each deformed in two ways.
 
     Raises:
         DataError: too few pairs, or none of one split.
@@ -162,7 +160,7 @@ def build_datasets(
     return TrainingPairs(
         PairDataset(
             balance(train, seed), ".", seed=seed, augment=True, wide=wide, simulated=simulated, heads=labelled,
-            repeat_after=repeat_after, twice=twice,
+            repeat_after=repeat_after,
         ),  # fmt: skip
         PairDataset(val, ".", seed=VAL_SEED),
     )

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 
-from data.dataset import EndlessSampler, Pair, PairDataset, seeded
+from data.dataset import EndlessSampler, Pair, seeded
 from data.training_pairs import TrainingPairs
 from models.edarfusion import EDARFusion
 from models.layers import to_device
@@ -87,14 +87,14 @@ class Training:
     ) -> None:
         options = record.options
         self.options, self.record, self.teacher, self.device = options, record, teacher, device
-        self.val_pairs = pairs.val
+        self.train_pairs, self.val_pairs = pairs
         self.world = world()
         self.compiled = compiles_by_default(device) if options.compile is None else options.compile
         # Two copies: one is trained, the other is the running mean of its weights, which is validated and kept.
         self.model = to_device(copy.deepcopy(start), device).train()
         self.averaged = to_device(start, device).eval()
         self.epoch_steps = math.ceil(len(pairs.train) / (options.batch_size * self.world))
-        self.batches = self.endless_batches(pairs.train)
+        self.batches = self.endless_batches()
         next_epoch = record.step // self.epoch_steps + 1
         self.run_folder = RunFolder(path, self.averaged, record, next_epoch) if path else None
         self.clock, self.saved = Clock(record.seconds), time.monotonic()
@@ -109,9 +109,10 @@ class Training:
         self.stage_share, self.warned = 0.0, False
         self.trainer: StageTrainer | None = None
 
-    def endless_batches(self, pairs: PairDataset) -> Iterator[Pair]:
-        """Make batches from the step on at which the run is."""
-        options = self.options
+    def endless_batches(self) -> Iterator[Pair]:
+        """Make batches for the run's stage, from the step on at which it is."""
+        options, pairs = self.options, self.train_pairs
+        pairs.two_deformations = options.own_offset > 0 and self.record.stage == "registration"
         sampler = EndlessSampler(
             len(pairs), options.batch_size, seed=options.seed, start=self.record.step, rank=rank(), world=self.world
         )
@@ -165,6 +166,8 @@ class Training:
             self.model.load_state_dict(self.averaged.state_dict())
             record.stage, record.stage_began, record.stage_step = stage, begin * options.length, record.step
             record.best, record.sums = None, {}
+            if self.train_pairs.two_deformations:
+                self.batches = self.endless_batches()
         self.trainer = StageTrainer(
             stage, self.model, self.averaged, options, self.teacher, self.world, self.compiled
         )

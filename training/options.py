@@ -126,8 +126,8 @@ def parse_arguments(arguments: list[str] | None = None) -> Options | Resumption:
     if options.own_offset:
         if options.batch_size and options.batch_size % 2:
             parser.error(f"--own-offset: expected an even --batch-size, found {options.batch_size}")
-        if other := next((name for name in ("overfit", "teacher") if getattr(options, name)), None):
-            parser.error(f"--own-offset: expected no --{other} with it, found both")
+        if other := next((name for name in ("overfit", "teacher", "repeat_after") if getattr(options, name)), None):
+            parser.error(f"--own-offset: expected no {_flag(other)} with it, found both")
     if options.stage == "fusion" and not options.init:
         parser.error("--stage fusion: expected --init FILE with a trained registration, found none")
     return options
@@ -186,8 +186,8 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
                        help="share of steps that first align the pairs by the network itself and train on what is left "
                        f"{_default('second_pass')}")
     group.add_argument("--own-offset", type=share, metavar="SHARE",
-                       help="deform each pair in two ways, and take this share of what the network finds alike in both "
-                       "for an offset of the pair as it lies, not for an error; simulated pairs have none "
+                       help="show the registration each pair in two deformations, and take this share of what its two "
+                       "errors have in common for an offset of the pair itself; simulated pairs have no offset "
                        f"{_default('own_offset')}")
     group.add_argument("--repeat-after", type=positive, metavar="EPOCHS",
                        help="repeat the random deformations of this many epochs; the fusion then registers each pair "

@@ -144,7 +144,7 @@ def test_a_pair_does_not_depend_on_the_others_of_its_batch(augment):
 
 def test_each_pair_is_deformed_in_two_ways():
     draws = [31, 4, 0, 17]
-    alone, pair = sample(augment=True, size=128)[draws], sample(augment=True, size=128, twice=True)[draws]
+    alone, pair = sample(augment=True, size=128)[draws], sample(augment=True, size=128, two_deformations=True)[draws]
     first, second = (Pair(*fields) for fields in zip(*(field.chunk(2) for field in pair), strict=True))
     assert equal(first, Pair(*(field[:2] for field in alone)))
     same = {"fixed", "moving_aligned", "modality", "color", "lesion", "number", "exact"}

@@ -202,6 +202,7 @@ def status(monkeypatch: pytest.MonkeyPatch, line: list[str]) -> int:
         (("--epochs", "1", "--averaging", "2"), "--averaging: expected a share from 0 to 1, found 2"),
         (("--epochs", "1", "--own-offset", "0.7", "--batch-size", "3"), "--own-offset: expected an even --batch-size"),
         (("--epochs", "1", "--own-offset", "0.7", "--overfit", "2"), "--own-offset: expected no --overfit with it"),
+        (("--epochs", "1", "--own-offset", "1", "--repeat-after", "1"), "--own-offset: expected no --repeat-after"),
         (("--epochs", "1", "--init", "nowhere.safetensors"), "nowhere.safetensors: expected a checkpoint"),
         (("--epochs", "1", "--device", "mps"), "device: expected one that is here"),
     ],
@@ -594,6 +595,23 @@ def test_second_passes_and_dropout_are_of_the_registration_alone(train_here, mon
     # Two of five, evenly spread.
     seconds = [place for place, event in enumerate(events) if event == "aligned_by"]
     assert [events[:place].count("registration_loss") for place in seconds] == [2, 4]
+
+
+def test_pairs_have_two_deformations_in_the_registration_alone(train_here, validated, monkeypatch):
+    validated({"epe": 1.0}, {"epe": 1.0, "qabf": 0.5})
+    numbers = []
+    step = stages.StageTrainer.step
+
+    def watched(trainer: stages.StageTrainer, pair: Pair, *arguments):
+        numbers.append((trainer.stage, *pair.number.tolist()))
+        return step(trainer, pair, *arguments)
+
+    monkeypatch.setattr(stages.StageTrainer, "step", watched)
+    options = ("--epochs", "2", "--val-every", "9", "--fusion-share", "0.5", "--batch-size", "4")
+    train_here(*options, "--own-offset", "0.7")
+    draws = list(islice(EndlessSampler(6, 4), 16))
+    expected = [("registration", *draws[4 * step :][:2], *draws[4 * step :][:2]) for step in (0, 1)]
+    assert numbers == [*expected, ("fusion", *draws[8:12]), ("fusion", *draws[12:16])]
 
 
 def test_second_passes_start_from_the_flow_that_was_found_and_each_step_is_as_long_as_logged(
