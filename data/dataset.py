@@ -165,7 +165,7 @@ class PairDataset(Dataset[Pair]):
         simulated: share of the training pairs that show a simulated head of the row's modality instead of its images.
         heads: to simulate on; None draws random shapes only.
         repeat_after: epochs whose draws, kept in memory (2 MB each), are shown again and again; None draws anew always.
-        two_deformations: the second half of a batch of training pairs shows the pairs of the first half in another
+        two_deformations: every second pair of a batch of training pairs shows the one before it in another
             deformation. Then only lists of an even number of draws are an index, and no draws are repeated.
 
     Raises:
@@ -284,16 +284,18 @@ class PairDataset(Dataset[Pair]):
         # Whatever else is drawn, these come first.
         numbers = torch.stack([torch.rand(NUMBERS + 1, generator=generator) for generator in generators])
         keys = [torch.randint(*KEYS, (FIELDS,), generator=generator) for generator in generators]
-        simulated = (numbers[:, -1] < self.simulated).tolist()
+        step = 2 if self.two_deformations else 1
+        # A pair is deformed as what it shows allows: only of a simulated one is it known that it lies right.
+        simulated = (numbers[::step, -1] < self.simulated).repeat_interleave(step).tolist()
         rows = [draw % len(self) for draw in draws]
         modalities = [self.modalities[row] for row in rows]
         places = rows if self._held is None else [self._places[row] for row in rows]
         whole = torch.cat((torch.tensor([modalities, draws, places, simulated]).T, torch.stack(keys)), dim=1)
         variation = draw_variation(numbers[:, :-1], (self.size, self.size), self.wide, simulated)
-        shown = len(draws) // 2 if self.two_deformations else len(draws)
         images = None
         if self._held is None:
-            images = torch.stack(list(map(self._source, rows[:shown], simulated, generators)))
+            sources = map(self._source, rows[::step], simulated[::step], generators[::step])
+            images = torch.stack(list(sources)).repeat_interleave(step, dim=0)
         chosen = Chosen(whole, variation, images)
         return deformed_twice(chosen) if self.two_deformations else chosen
 
@@ -331,18 +333,11 @@ class PairDataset(Dataset[Pair]):
 
 
 def deformed_twice(chosen: Chosen) -> Chosen:
-    """Show the pairs of a batch's first half in its second half too; only the deformations there are its own.
-
-    Args:
-        chosen: an even number of pairs. Its images may be those of the first half alone.
-    """
-    half = len(chosen.whole) // 2
-    whole = torch.cat((chosen.whole[:half],) * 2)
-    whole[half:, -FIELDS] = chosen.whole[half:, -FIELDS]  # the key of the deformation
-    fields = {name: torch.cat((field[:half],) * 2) for name, field in chosen.variation._asdict().items()}
-    fields["deformation"] = chosen.variation.deformation
-    images = None if chosen.images is None else torch.cat((chosen.images[:half],) * 2)
-    return Chosen(whole, Variation(**fields), images)
+    """Let every second pair of an even number show the one before it; only its deformation stays its own."""
+    whole, *fields = (field[::2].repeat_interleave(2, dim=0) for field in (chosen.whole, *chosen.variation))
+    whole[:, -FIELDS] = chosen.whole[:, -FIELDS]  # the key of the deformation
+    variation = Variation(*fields)._replace(deformation=chosen.variation.deformation)
+    return chosen._replace(whole=whole, variation=variation)
 
 
 def _as_bytes(images: Tensor) -> Tensor:

@@ -46,8 +46,7 @@ class RegistrationStep(nn.Module):
     Args:
         model: whose registration learns.
         teacher: network to learn from instead of the truth.
-        own_offset: share of what both answers to a pair have in common that `without_own_offset` takes for the pair's
-            own; the second half of each batch then shows the first half in another deformation.
+        own_offset: share of `without_own_offset`, for batches as it takes them; 0 leaves the truth as it is.
     """
 
     def __init__(self, model: EDARFusion, teacher: EDARFusion | None = None, own_offset: float = 0.0) -> None:
@@ -75,23 +74,23 @@ class RegistrationStep(nn.Module):
 
 @torch.no_grad()
 def without_own_offset(pair: Pair, estimate: Tensor, share: float) -> Pair:
-    """Take what two answers to one pair have in common for an offset of the pair as it lies, and correct the truth.
+    """Take the common part of two errors for an offset of the pair itself, and correct the truth by it.
 
     A real pair counts as aligned, but it hardly ever is. A network that is to find the known deformation alone must
     learn the offset of each pair by heart, and no other patient gains from that. Two deformations of a pair share the
     offset. Other errors of the network differ between them.
 
     Args:
-        pair: a batch whose second half shows its first half in another deformation.
-        estimate: (B, 2, h, w), px of the full image, on the grid of cells.
-        share: of the common part of both errors, 0 to 1, that counts as the offset b.
+        pair: a batch in which every second pair shows the one before it in another deformation.
+        estimate: (B, 2, h, w), px of the full image, on the grid of cells: what the network answers.
+        share: of the mean of both errors, 0 to 1, that counts as the offset b.
 
     Returns:
         The batch with the truth (id + u) o (id + b) instead of id + u. Exact pairs stay as they are.
     """
     size, grid, whole = (tuple(x.shape[2:]) for x in (estimate, pair.flow, pair.fixed))
-    first, second = (estimate.float() / CELL - resize_flow(pair.flow, size)).chunk(2)
-    common = torch.cat(((first + second) / 2,) * 2)
+    errors = estimate.float() / CELL - resize_flow(pair.flow, size)
+    common = ((errors[::2] + errors[1::2]) / 2).repeat_interleave(2, dim=0)
     offset = resize_flow(torch.where(pair.exact.view(-1, 1, 1, 1), 0, share * common), grid)
     flow = compose(pair.flow, offset)
     return pair._replace(

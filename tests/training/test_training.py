@@ -92,7 +92,8 @@ def test_resume_goes_on_exactly(table, tmp_path, uninterrupted, epochs, stage):
 def test_two_processes_give_the_weights_of_one(table, tmp_path):
     # From trained weights: where a layer is still zero the gradients behind it are rounding, which Adam magnifies.
     start = DEFAULT_CHECKPOINT
-    options = ("--init", start, "--epochs", "2", "--val-every", "2", "--lr", "1e-3", "--stage", "registration")
+    options = ("--init", start, "--epochs", "2", "--val-every", "2", "--lr", "1e-3", "--stage", "registration",
+               "--own-offset", "0.7")  # fmt: skip
     run(command(table, "--output", tmp_path / "one", *options, "--batch-size", "4"))
     run(command(table, "--output", tmp_path / "two", *options, "--batch-size", "2", processes=2))
     assert_same_weights(tmp_path / "one", tmp_path / "two", tolerance=1e-5)
