@@ -88,13 +88,14 @@ def without_own_offset(pair: Pair, estimate: Tensor, share: float) -> Pair:
     Returns:
         The batch with the truth (id + u) o (id + b) instead of id + u. Exact pairs stay as they are.
     """
-    size, grid, whole = (tuple(x.shape[2:]) for x in (estimate, pair.flow, pair.fixed))
+    size, grid, image_size = (tuple(x.shape[2:]) for x in (estimate, pair.flow, pair.fixed))
     errors = estimate.float() / CELL - resize_flow(pair.flow, size)
     common = ((errors[::2] + errors[1::2]) / 2).repeat_interleave(2, dim=0)
     offset = resize_flow(torch.where(pair.exact.view(-1, 1, 1, 1), 0, share * common), grid)
-    flow = compose(pair.flow, offset)
     return pair._replace(
-        flow=flow, inverse_flow=invert(flow), moving_aligned=warp(pair.moving, resize_flow(flow, whole))
+        flow=compose(pair.flow, offset),
+        inverse_flow=compose(invert(offset), pair.inverse_flow),
+        moving_aligned=warp(pair.moving_aligned, resize_flow(offset, image_size)),
     )
 
 

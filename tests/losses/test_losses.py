@@ -549,7 +549,8 @@ def test_an_offset_that_both_answers_share_is_no_error(share, left):
     moving = warp(image.repeat(4, 1, 1, 1), resize_flow(draws, size))
     # Pairs 0 and 1 are one, 2 and 3 another one, which is exact.
     exact = torch.tensor([False, False, True, True])
-    fields = dict(fixed=image, moving=moving, moving_aligned=image, flow=truth, inverse_flow=draws)
+    aligned = image.repeat(4, 1, 1, 1)
+    fields = dict(fixed=image, moving=moving, moving_aligned=aligned, flow=truth, inverse_flow=draws)
     pair = Pair(**fields, modality=0, color=image, lesion=image, number=0, exact=exact)
     answer = compose(truth, offset.expand_as(truth))
     corrected = without_own_offset(pair, CELL * resize_flow(answer, cells), share)
@@ -557,9 +558,12 @@ def test_an_offset_that_both_answers_share_is_no_error(share, left):
     error = (4 * (corrected.flow - answer))[inside].norm(dim=1).mean(dim=(1, 2))
     assert error[:2].tolist() == pytest.approx([left, left], abs=0.2)
     assert error[2:].tolist() == pytest.approx([2, 2], abs=0.2)
-    assert torch.equal(corrected.flow[exact], truth[exact])
-    back = compose(corrected.flow, corrected.inverse_flow)[inside]
-    assert 4 * back.norm(dim=1).max() < 0.1
+    for name in ("flow", "inverse_flow", "moving_aligned"):
+        assert torch.equal(getattr(corrected, name)[exact], fields[name][exact]), name
+    # The inverse of a constant offset is the opposite one.
+    back = (4 * (corrected.inverse_flow - draws - constant_flow(-share * 2 / 4, 0, (32, 32))))[inside]
+    assert back[:2].norm(dim=1).mean() < 0.2
+    assert 4 * compose(corrected.flow, corrected.inverse_flow)[inside].norm(dim=1).mean() < 0.2
     # What is aligned by the corrected truth lies beside the fixed image by the offset.
     expected = warp(image, constant_flow(2 * share, 0, size))[0, 0, 24:-24, 24:-24]
     aligned = corrected.moving_aligned[0, 0, 24:-24, 24:-24]
