@@ -47,14 +47,17 @@ def watched(run: Callable[[], object]) -> Watch:
 
 
 @pytest.mark.parametrize(
-    ("stage", "second_pass", "taught", "kernels"),
-    [("registration", False, False, 1500), ("registration", True, True, 2600), ("fusion", False, False, 2700),
-     ("fusion", False, True, 1200)],
+    ("stage", "second_pass", "taught", "own_offset", "kernels"),
+    [("registration", False, False, 0.0, 1500), ("registration", True, True, 0.0, 2600),
+     ("registration", False, False, 0.7, 1600), ("fusion", False, False, 0.0, 2700),
+     ("fusion", False, True, 0.0, 1200)],
 )  # fmt: skip
-def test_a_step_of_training_never_waits_and_launches_few_kernels(networks, stage, second_pass, taught, kernels):
+def test_a_step_of_training_never_waits_and_launches_few_kernels(
+    networks, stage, second_pass, taught, own_offset, kernels
+):
     model, averaged = networks
     teacher = averaged.eval() if taught else None
-    trainer = StageTrainer(stage, model.train(), averaged, Options(), teacher)
+    trainer = StageTrainer(stage, model.train(), averaged, Options(own_offset=own_offset), teacher)
     pair = batch()
     watch = watched(lambda: trainer.step(pair, 1e-3, 5, second_pass))
     assert not watch.waits

@@ -6,7 +6,7 @@
 A network aligns the pairs of the split val as they lie. It must not have been trained on their patients. Mutual
 information knows nothing of the network, so it judges the answers. The moving images of a patient are displaced by
 multiples of the affine part of the answers: by 0 they stay as they lie, by 1 they follow the answer, by -1 they go the
-opposite way. If the pairs lie right, mutual information is highest at 0.
+opposite way. If the pairs lie right, mutual information is highest at 0. Lengths are in px of 256.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.dataset import Pair
 from data.splits import add_group_pattern, find_table
+from data.table import DataError
 from evaluation.metrics import normalised_mutual_information
 from models.checkpoint import load_checkpoint
 from models.edarfusion import EDARFusion
@@ -30,7 +31,7 @@ from tools.unseen import real_sets
 from utils.arguments import OneLineParser, add_checkpoint, add_device, print_anywhere
 from utils.command import run_command
 from utils.device import choose_device
-from utils.files import write_bytes
+from utils.files import check_inputs_stay, write_bytes
 from utils.geometry.affine import affine_part
 from utils.geometry.foreground import as_weight, foreground, masked_means
 from utils.geometry.warp import warp
@@ -94,19 +95,26 @@ def judge(estimates: Estimates, groups: list[str]) -> pd.DataFrame:
 
     Returns:
         A row a patient: ``group``, ``pairs``, ``answer`` (mean length, px), ``best`` (the multiple of the answer with
-        the highest mutual information), ``misaligned`` (the length of that, px), ``as it lies``, ``with the answer``
-        and ``opposite`` (normalised mutual information).
+        the highest mutual information), ``misalignment`` (the length of that, px), and normalised mutual information:
+        ``nmi`` of the pairs as they lie, ``nmi_aligned`` by the answer, ``nmi_opposite``.
+
+    Raises:
+        DataError: no moving image of a patient shows tissue.
     """
     rows = []
     for group in dict.fromkeys(groups):
-        own = torch.tensor([name == group for name in groups])
-        patient = Estimates(*(part[own] for part in estimates))
+        members = torch.tensor([name == group for name in groups])
+        patient = Estimates(*(part[members] for part in estimates))
+        if not patient.head.any():
+            raise DataError.at(f"patient {group}", "moving images with tissue", "none")
         values = {multiple: information(patient, multiple) for multiple in MULTIPLES}
-        best = max(values, key=values.get)
+        # Where nothing changes, as with an answer of 0, the pairs stay as they lie.
+        best = max(values, key=lambda multiple: (values[multiple], -abs(multiple)))
         length = float(masked_means(patient.flow.norm(dim=1, keepdim=True), patient.head).mean())
         rows.append({
-            "group": group, "pairs": int(own.sum()), "answer": length, "best": best, "misaligned": abs(best) * length,
-            "as it lies": values[0.0], "with the answer": values[1.0], "opposite": values[-1.0],
+            "group": group, "pairs": len(patient.flow), "answer": length, "best": best,
+            "misalignment": abs(best) * length, "nmi": values[0.0], "nmi_aligned": values[1.0],
+            "nmi_opposite": values[-1.0],
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -117,11 +125,11 @@ def report(table: pd.DataFrame) -> str:
     means["pairs"] = table.groupby("images", sort=False)["pairs"].sum().to_numpy()
     lines = []
     for row in [*table.to_dict("records"), *means.assign(group="mean").to_dict("records")]:
-        information = [f"{row[name]:.4f}" for name in ("as it lies", "with the answer", "opposite")]
-        lengths = [f"{row['answer']:.2f}", f"{row['best']:.2f}", f"{row['misaligned']:.2f}"]
-        lines.append([row["images"], Path(row["group"]).name, str(row["pairs"]), *lengths, *information])
-    names = ["patient", "pairs", "answer (px)", "best multiple", "misaligned (px)"]
-    return markdown_table(["images", *names, "NMI as it lies", "with the answer", "opposite"], lines)
+        lengths = [f"{row[name]:.2f}" for name in ("answer", "best", "misalignment")]
+        values = [f"{row[name]:.4f}" for name in ("nmi", "nmi_aligned", "nmi_opposite")]
+        lines.append([row["images"], Path(row["group"]).name, str(row["pairs"]), *lengths, *values])
+    names = ["patient", "pairs", "answer (px)", "best multiple", "misalignment (px)"]
+    return markdown_table(["images", *names, "NMI as it lies", "aligned by the answer", "opposite"], lines)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -130,16 +138,20 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         InputError: a file or the device cannot be used.
     """
+    if options.output:
+        check_inputs_stay(filter(None, (options.checkpoint, options.csv)), [options.output], "--output FILE")
     device = choose_device(options.device)
     model = load_checkpoint(options.checkpoint, device=device).model
     table = find_table(options.root, csv=options.csv, split="val", group_pattern=options.group_pattern)
-    parts = []
-    for modality, (pairs, groups) in real_sets(table, options.root).items():
+    sets, parts = real_sets(table, options.root, options.group_pattern), []
+    for pairs, _ in sets.values():
+        pairs.check()
+    for modality, (pairs, groups) in sets.items():
         parts.append(judge(estimate(model, pairs, device), groups).assign(images=modality))
     result = pd.concat(parts, ignore_index=True)
-    if options.output:
-        write_bytes(options.output, result.to_csv(index=False, lineterminator="\n").encode())
     print(report(result))
+    if options.output:  # last, so that the figures are not lost where it cannot be written
+        write_bytes(options.output, result.to_csv(index=False, lineterminator="\n").encode())
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -21,15 +21,15 @@ from torch.utils.data import DataLoader, Dataset
 from data.dataset import VAL_SEED, Pair, PairDataset
 from data.simulated_heads import LabelledHeads
 from data.simulated_pairs import CONTRASTS, SimulatedPairs
-from data.splits import add_group_pattern, find_table
-from data.table import MODALITIES
+from data.splits import GROUP_PATTERN, add_group_pattern, find_table, patients_of
+from data.table import MODALITIES, with_names
 from evaluation.intervals import removed_interval, removed_share
 from models.checkpoint import load_checkpoint
 from models.edarfusion import EDARFusion
 from utils.arguments import OneLineParser, add_checkpoint, add_device, positive, print_anywhere
 from utils.command import run_command
 from utils.device import choose_device
-from utils.files import write_bytes
+from utils.files import check_inputs_stay, write_bytes
 from utils.geometry.foreground import foreground, masked_means
 from utils.geometry.warp import compose, resize_flow
 from utils.maps import jacobian_determinant
@@ -123,13 +123,23 @@ def simulated_sets(folder: str, count: int) -> dict[str, SimulatedPairs]:
     return {contrast: SimulatedPairs(heads, contrast, count) for contrast in CONTRASTS}
 
 
-def real_sets(table: pd.DataFrame, root: str) -> dict[str, tuple[PairDataset, list[str]]]:
-    """List the pairs of each modality with validation's deformations, and the patient of each."""
+def real_sets(
+    table: pd.DataFrame, root: str, group_pattern: str = GROUP_PATTERN
+) -> dict[str, tuple[PairDataset, list[str]]]:
+    """List the pairs of each modality with validation's deformations, and the patient of each.
+
+    Args:
+        table: of `find_table`.
+        root: folder that its paths start from.
+        group_pattern: of names, which tells the patients where the table does not.
+
+    Raises:
+        DataError: the pattern is no regular expression.
+    """
     sets = {}
     for modality in [name for name in MODALITIES if name in set(table["modality"])]:
         rows = table[table["modality"] == modality].reset_index(drop=True)
-        groups = list(rows["group"]) if "group" in rows else [Path(path).stem for path in rows["fixed"]]
-        sets[modality] = PairDataset(rows, root, seed=VAL_SEED), groups
+        sets[modality] = PairDataset(rows, root, seed=VAL_SEED), patients_of(with_names(rows), group_pattern)
     return sets
 
 
@@ -139,6 +149,8 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         InputError: a file or the device cannot be used.
     """
+    if options.output:
+        check_inputs_stay(filter(None, (options.checkpoint, options.csv)), [options.output], "--output FILE")
     device = choose_device(options.device)
     checkpoint = load_checkpoint(options.checkpoint, device=device)
     settings, parts = checkpoint.inference(), []
@@ -148,16 +160,16 @@ def run(options: argparse.Namespace) -> None:
             parts.append(scores.assign(images=f"simulated {contrast}", group=pairs.groups))
     if options.root:
         table = find_table(options.root, csv=options.csv, split="val", group_pattern=options.group_pattern)
-        for modality, (pairs, groups) in real_sets(table, options.root).items():
+        for modality, (pairs, groups) in real_sets(table, options.root, options.group_pattern).items():
             scores = score_pairs(checkpoint.model, pairs, device, **settings)
             parts.append(scores.assign(images=modality, group=groups))
     scores = pd.concat(parts, ignore_index=True)
-    if options.output:
-        write_bytes(options.output, scores.to_csv(index=False, lineterminator="\n").encode())
     print(scores_report(summarise_scores(scores, ["images"])))
     simulated = scores[scores["images"].str.startswith("simulated")]
     if not simulated.empty:
         print("\n" + scores_report(summarise_scores(simulated, ["images", "group"])))
+    if options.output:  # last, so that the figures are not lost where it cannot be written
+        write_bytes(options.output, scores.to_csv(index=False, lineterminator="\n").encode())
 
 
 def main(arguments: list[str] | None = None) -> int:
