@@ -219,8 +219,9 @@ def test_a_table_of_values_takes_the_place_of_slope_and_intercept(tmp_path: Path
 
 @pytest.mark.parametrize(
     "written",
-    ["HU", "hu", "Hu ", "HU_MOD", "hu mod", "Hounsfield", "HOUNSFIELD", "Hounsfield Units", "[hnsf'U]"],
-)
+    ["HU", "hu", "Hu ", "HU_MOD", "hu mod", "Hounsfield", "HOUNSFIELD", "Hounsfield Units", "[hnsf'U]", "H U", "HUs",
+     "CT_HU", "HU_MODIFIED", "HUnits", "UH"],
+)  # fmt: skip
 @pytest.mark.filterwarnings("ignore:Invalid value for VR")
 def test_every_spelling_of_hounsfield_units_has_the_brain_window(tmp_path: Path, written: str) -> None:
     about = {"Modality": "ct", "RescaleSlope": 1, "RescaleIntercept": 0}
@@ -236,11 +237,20 @@ def test_every_spelling_of_hounsfield_units_has_the_brain_window(tmp_path: Path,
 
 @pytest.mark.parametrize(
     ("written", "units"),
-    [("US", ""), ("us", ""), ("unspecified", ""), ("normalized", ""), ("mgml", "MGML"), ("Z_EFF", "Z_EFF")],
-)
+    [("US", ""), ("us", ""), ("unspecified", ""), ("normalized", ""), ("mgml", "MGML"), ("Z_EFF", "Z_EFF"),
+     ("HU/1000", "HU/1000"), ("HUE", "HUE")],
+)  # fmt: skip
 def test_other_units_are_not_hounsfield_units(tmp_path: Path, written: str, units: str) -> None:
     path = mr(tmp_path / "a.dcm", brain(), Modality="CT", RescaleSlope=1, RescaleIntercept=0, RescaleType=written)
     assert read_volume(path).units == units
+
+
+@pytest.mark.parametrize(
+    ("modality", "units"), [("PT", ""), ("NM", ""), ("MR", ""), ("SPECT", ""), ("CT", "HU"), ("XA", "HU"), ("OT", "HU")]
+)
+def test_only_x_rays_have_hounsfield_units(tmp_path: Path, modality: str, units: str) -> None:
+    about = {"RescaleSlope": 1, "RescaleIntercept": 0, "RescaleType": "HU"}
+    assert read_volume(mr(tmp_path / "a.dcm", brain(), Modality=modality, **about)).units == units
 
 
 @pytest.mark.parametrize(

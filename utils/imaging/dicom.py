@@ -49,8 +49,11 @@ _MODALITIES = {
     "OT": "",
 }
 """Other spellings, letters only, and the retired ST -> DICOM's term; OT, "other", says nothing."""
-_HOUNSFIELD = re.compile(r"\bH\.?U\b|\bHU_?MOD\b|\bHOUN|\bHNSF", re.IGNORECASE)
-"""RescaleType for Hounsfield units. HU_MOD is DICOM's term for modified ones, [hnsf'U] that of UCUM."""
+_HOUNSFIELD = re.compile(r"(?<![A-Z])(H\.? ?U(S|NITS?|MOD)?|UH)(?![A-Z]| ?[/*])|(?<![A-Z])(HOUN|HNSF)", re.IGNORECASE)
+"""RescaleType for Hounsfield units, not for parts of them (HU/1000). HU_MOD is DICOM's term for modified ones, [hnsf'U]
+that of UCUM, UH that of French and Spanish."""
+_NEVER_HOUNSFIELD = {"MR", "NM", "PT", "US"}
+"""Modalities that measure no attenuation, whatever RescaleType says. Others than CT do, such as XA."""
 _UNSPECIFIED = {"", "US", "UNSPECIFIED", "UNKNOWN", "NONE", "NORMALIZED"}
 _PADDING = {
     "PixelData": ("PixelPaddingValue", "PixelPaddingRangeLimit"),
@@ -389,8 +392,9 @@ def _measured(
     table = (dataset.get("ModalityLUTSequence") or [None])[0]
     units = table.get("ModalityLUTType") if table else dataset.get("Units") or groups.get("RescaleType")
     units = _units(str(units or dataset.get("RescaleType") or ("HU" if modality == "CT" else "")))
-    if units == "HU" and len(rescaling) < 2 and not table:
-        units = ""  # what is stored before it is rescaled
+    # Some programs write HU into images of every modality. Other values are those before rescaling.
+    if units == "HU" and (modality in _NEVER_HOUNSFIELD or (len(rescaling) < 2 and not table)):
+        units = ""
     values = apply_modality_lut(values, tags).astype(np.float32)
     if factor := suv_factor(dataset):
         values, units = values * np.float32(factor), "SUV"
