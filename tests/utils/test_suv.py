@@ -27,6 +27,13 @@ def test_half_of_the_dose_is_left_after_a_half_life() -> None:
     assert suv_factor(pet()) == pytest.approx(70_000 / 185e6, rel=1e-6)
 
 
+@pytest.mark.parametrize("units", ["bqml", "Bq/ml", " BQML "])
+def test_capitals_make_no_difference(units: str) -> None:
+    dataset = pet(CorrectedImage=["decy", "attn"], DecayCorrection="start")
+    dataset.add_new("Units", "LO", units)
+    assert suv_factor(dataset) == suv_factor(pet())
+
+
 def test_a_dose_given_for_the_time_of_injection_does_not_decay() -> None:
     assert suv_factor(pet(DecayCorrection="ADMIN")) == pytest.approx(70_000 / 370e6, rel=1e-6)
 

@@ -13,15 +13,15 @@ def suv_factor(dataset: Dataset) -> float | None:
     vendor-neutral scheme of the Quantitative Imaging Biomarkers Alliance (FDG-PET/CT profile 1.13, appendix G).
 
     Args:
-        dataset: a PET image with Units BQML.
+        dataset: a PET image with Units BQML, in capitals or not.
     """
-    if dataset.get("Units") != "BQML" or not dataset.get("PatientWeight"):
+    if _term(dataset, "Units").replace("/", "") != "BQML" or not dataset.get("PatientWeight"):
         return None
-    if "ATTN" not in (dataset.get("CorrectedImage") or []):
+    if "ATTN" not in _term(dataset, "CorrectedImage"):
         return None
     drug = (dataset.get("RadiopharmaceuticalInformationSequence") or [Dataset()])[0]
     dose = float(drug.get("RadionuclideTotalDose") or 0)
-    correction = dataset.get("DecayCorrection")
+    correction = _term(dataset, "DecayCorrection")
     decay = 1.0
     if correction == "START":
         half_life = float(drug.get("RadionuclideHalfLife") or 0)
@@ -36,6 +36,11 @@ def suv_factor(dataset: Dataset) -> float | None:
     elif correction != "ADMIN":
         return None
     return 1000 * float(dataset.PatientWeight) / (dose * decay) if dose > 0 else None
+
+
+def _term(dataset: Dataset, name: str) -> str:
+    """Return the terms of a tag, in capitals as DICOM writes them."""
+    return str(dataset.get(name) or "").strip().upper()
 
 
 def _time(date: str | None, time: str | None) -> datetime | None:
