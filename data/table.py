@@ -101,9 +101,9 @@ def lacking_in_name(name: str) -> str | None:
         return "a name in UTF-8"
     if len(encoded) > LONGEST_NAME:
         return f"a name of at most {LONGEST_NAME} bytes"
-    if re.fullmatch(r"(con|prn|aux|nul|(com|lpt)[\d¹²³])(\..*)?", name, flags=re.IGNORECASE):
+    if re.fullmatch(r"(con|prn|aux|nul|con(in|out)\$|(com|lpt)[\d¹²³]) *(\..*)?", name, flags=re.IGNORECASE):
         return "a name that Windows does not keep for devices"
-    if re.search(r"[\x00-\x1f\x7f\u2028-\u202e]", name):
+    if re.search(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", name):
         return "a name without characters that control the line"
     return None
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
+from data.table import lacking_in_name
 from models.checkpoint import save_checkpoint
 from tests.examples import SHAPE, folders, picture, read_table, run_command, with_flows
 from utils.files import FileError, check_inputs_stay, write_bytes
@@ -266,6 +267,21 @@ def test_names_must_differ_in_more_than_capitals(checkpoint, tmp_path, capsys):
     assert "1.png: expected a name that differs from " in line and " in more than capitals" in line
     assert run_command(checkpoint, tmp_path / "out", *options, "--keep-going") == 1
     assert len(list((tmp_path / "out/CT/fused").iterdir())) == 3
+
+
+@pytest.mark.parametrize("name", ["CONIN$", "conout$.a", "con ", "LPT1 .b"])
+def test_all_names_of_devices_are_refused(name):
+    assert lacking_in_name(name) == "a name that Windows does not keep for devices"
+
+
+@pytest.mark.parametrize("mark", ["\x85", "\x9b", "\u2066", "\u2069"])
+def test_all_characters_that_control_the_line_are_refused(mark):
+    assert lacking_in_name(f"a{mark}b") == "a name without characters that control the line"
+
+
+@pytest.mark.parametrize("name", ["console", "icon", "com", "a\u00e9", "a\u00a0b"])
+def test_names_like_those_are_no_devices(name):
+    assert lacking_in_name(name) is None
 
 
 @pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="such names cannot be made there")
