@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from training.record import Record
+from utils.messages import counted
 
 Row = Mapping[str, float | str]
 
@@ -68,7 +69,7 @@ def verdict(record: Record, folder: Path, broken_off: bool) -> tuple[list[str], 
         Messages and warnings.
     """
     messages, warnings = [], []
-    length = f"{record.step} steps, {record.seconds / 60:.1f} minutes"
+    length = f"{counted(record.step, 'step')}, {record.seconds / 60:.1f} minutes"
     if broken_off:
         return [f"broken off ({length}); go on with --resume {folder}"], []
     messages.append(f"finished ({length}): {folder}")

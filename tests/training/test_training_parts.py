@@ -541,7 +541,7 @@ def test_a_stage_without_a_step_is_named(train_here, validated, tmp_path, capsys
     validated({"epe": 1.0})
     train_here("--overfit", "1", "--epochs", "1", "--val-every", "9")
     output = capsys.readouterr().out
-    assert "\nfinished (1 steps" in output and "warning: no step was left for fusion, " in output
+    assert "\nfinished (1 step," in output and "warning: no step was left for fusion, " in output
 
 
 def test_the_fusion_begins_anew_on_the_mean_of_the_registration(train_here, validated, tmp_path):
