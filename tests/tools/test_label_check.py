@@ -1,6 +1,7 @@
 """tools/label_check.py: what mutual information says of an answer, and what cannot be judged is named."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from tests.examples import SAMPLE, picture, sample_table
 from tests.tools.test_unseen import Answer, Shifted
 from tools import unseen
-from tools.label_check import Estimates, estimate, judge, main, report
+from tools.label_check import estimate, judge, main, report
 from utils.arguments import DEFAULT_CHECKPOINT
 from utils.imaging.images import write_image
 
@@ -40,6 +41,13 @@ def test_pairs_that_lie_right_are_not_misaligned_whatever_the_network_answers():
     assert (table["nmi"] > table["nmi_aligned"]).all()
 
 
+def test_the_truth_is_judged_by_the_same_measure():
+    right, wrong = judged(Shifted(), 4.0), judged(Shifted(), -4.0)
+    assert right["nmi_by_network"].tolist() == pytest.approx(right["nmi_by_truth"].tolist())
+    assert (right["nmi_by_truth"] > right["nmi_deformed"] + 0.01).all()
+    assert (wrong["nmi_by_network"] < wrong["nmi_by_truth"] - 0.01).all()
+
+
 def test_an_answer_of_0_has_no_other_multiple():
     assert judged(Misaligned(), 0.0)["best"].tolist() == [0.0, 0.0]
 
@@ -50,7 +58,7 @@ def test_only_the_affine_part_of_an_answer_counts():
 
     class Stripes:
         def __call__(self, fixed, moving, passes, average):
-            return Estimates(fixed, moving, flow=flow.repeat(len(fixed), 1, 2, 2), head=fixed)
+            return SimpleNamespace(flow=flow.repeat(len(fixed), 1, 2, 2))
 
     estimates = estimate(Stripes(), Shifted(), torch.device("cpu"))
     assert estimates.flow[:, 0].mean() == pytest.approx(1.0, abs=0.01)
