@@ -76,9 +76,9 @@ class RegistrationStep(nn.Module):
 def without_own_offset(pair: Pair, estimate: Tensor, share: float) -> Pair:
     """Take the common part of two errors for an offset of the pair itself, and correct the truth by it.
 
-    A real pair counts as aligned, but it hardly ever is. A network that is to find the known deformation alone must
-    learn the offset of each pair by heart, and no other patient gains from that. Two deformations of a pair share the
-    offset. Other errors of the network differ between them.
+    A real pair counts as aligned, but it hardly ever is. To find the known deformation alone, a network must learn the
+    offset of each pair by heart. No other patient gains from that. Two deformations of a pair share the offset. Other
+    errors of the network differ between them.
 
     Args:
         pair: a batch in which every second pair shows the one before it in another deformation.

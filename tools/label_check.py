@@ -25,16 +25,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.dataset import Pair
-from data.splits import add_group_pattern, find_table
 from data.table import DataError
 from evaluation.metrics import normalised_mutual_information
-from models.checkpoint import load_checkpoint
 from models.edarfusion import EDARFusion
-from tools.unseen import real_sets
-from utils.arguments import OneLineParser, add_checkpoint, add_device, print_anywhere
+from tools.unseen import add_options, load_network, validation_sets, write_rows
+from utils.arguments import OneLineParser, print_anywhere
 from utils.command import run_command
-from utils.device import choose_device
-from utils.files import check_inputs_stay, write_bytes
 from utils.geometry.affine import affine_part
 from utils.geometry.foreground import as_weight, foreground, masked_means
 from utils.geometry.warp import resize_flow, warp
@@ -45,7 +41,6 @@ MULTIPLES = (-1.5, -1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.
 
 BLUR = 1.2
 """Sigma in px of a blur of both images. Otherwise the blur of every displacement would lower mutual information."""
-
 
 NMI = {
     "nmi": "NMI as it lies", "nmi_aligned": "aligned by the answer", "nmi_opposite": "opposite",
@@ -160,20 +155,15 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         InputError: a file or the device cannot be used.
     """
-    if options.output:
-        check_inputs_stay(filter(None, (options.checkpoint, options.csv)), [options.output], "--output FILE")
-    device = choose_device(options.device)
-    model = load_checkpoint(options.checkpoint, device=device).model
-    table = find_table(options.root, csv=options.csv, split="val", group_pattern=options.group_pattern)
-    sets, parts = real_sets(table, options.root, options.group_pattern), []
+    checkpoint, device = load_network(options)
+    sets, parts = validation_sets(options), []
     for pairs, _ in sets.values():
         pairs.check()
     for modality, (pairs, groups) in sets.items():
-        parts.append(judge(estimate(model, pairs, device), groups).assign(images=modality))
+        parts.append(judge(estimate(checkpoint.model, pairs, device), groups).assign(images=modality))
     result = pd.concat(parts, ignore_index=True)
     print(report(result))
-    if options.output:  # last, so that the figures are not lost where it cannot be written
-        write_bytes(options.output, result.to_csv(index=False, lineterminator="\n").encode())
+    write_rows(result, options.output)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -182,12 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = OneLineParser("python -m tools.label_check", description=__doc__)
     parser.add_argument("--root", required=True, metavar="DIR",
                         help="folder of pairs that count as aligned, whose split val is checked")
-    parser.add_argument("--csv", metavar="FILE",
-                        help="table of the pairs below --root with another split, such as that of a fold")
-    add_group_pattern(parser)
-    add_checkpoint(parser)
-    parser.add_argument("--output", type=Path, metavar="FILE", help="CSV table to write, with a row for each patient")
-    add_device(parser)
+    add_options(parser, "patient")
     return run_command(parser.prog, run, parser.parse_args(arguments))
 
 

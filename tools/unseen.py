@@ -24,7 +24,7 @@ from data.simulated_pairs import CONTRASTS, SimulatedPairs
 from data.splits import GROUP_PATTERN, add_group_pattern, find_table, patients_of
 from data.table import MODALITIES, with_names
 from evaluation.intervals import removed_interval, removed_share
-from models.checkpoint import load_checkpoint
+from models.checkpoint import Checkpoint, load_checkpoint
 from models.edarfusion import EDARFusion
 from utils.arguments import OneLineParser, add_checkpoint, add_device, positive, print_anywhere
 from utils.command import run_command
@@ -143,24 +143,48 @@ def real_sets(
     return sets
 
 
+def load_network(options: argparse.Namespace) -> tuple[Checkpoint, torch.device]:
+    """Load the checkpoint of the options of `add_options` to their device; no result may be written over an input.
+
+    Raises:
+        InputError: --output names an input, or the checkpoint or the device cannot be used.
+    """
+    if options.output:
+        check_inputs_stay(filter(None, (options.checkpoint, options.csv)), [options.output], "--output FILE")
+    device = choose_device(options.device)
+    return load_checkpoint(options.checkpoint, device=device), device
+
+
+def validation_sets(options: argparse.Namespace) -> dict[str, tuple[PairDataset, list[str]]]:
+    """List the pairs of the split val below --root, as `real_sets` does.
+
+    Raises:
+        InputError: as `find_table` and `real_sets`.
+    """
+    table = find_table(options.root, csv=options.csv, split="val", group_pattern=options.group_pattern)
+    return real_sets(table, options.root, options.group_pattern)
+
+
+def write_rows(table: pd.DataFrame, path: Path | None) -> None:
+    """Write a table as CSV where --output names a file; after printing, so that no figures are lost if it fails."""
+    if path:
+        write_bytes(path, table.to_csv(index=False, lineterminator="\n").encode())
+
+
 def run(options: argparse.Namespace) -> None:
     """Score the network of the options on their images, and print and write the figures.
 
     Raises:
         InputError: a file or the device cannot be used.
     """
-    if options.output:
-        check_inputs_stay(filter(None, (options.checkpoint, options.csv)), [options.output], "--output FILE")
-    device = choose_device(options.device)
-    checkpoint = load_checkpoint(options.checkpoint, device=device)
+    checkpoint, device = load_network(options)
     settings, parts = checkpoint.inference(), []
     if options.heads:
         for contrast, pairs in simulated_sets(options.heads, options.pairs).items():
             scores = score_pairs(checkpoint.model, pairs, device, **settings)
             parts.append(scores.assign(images=f"simulated {contrast}", group=pairs.groups))
     if options.root:
-        table = find_table(options.root, csv=options.csv, split="val", group_pattern=options.group_pattern)
-        for modality, (pairs, groups) in real_sets(table, options.root, options.group_pattern).items():
+        for modality, (pairs, groups) in validation_sets(options).items():
             scores = score_pairs(checkpoint.model, pairs, device, **settings)
             parts.append(scores.assign(images=modality, group=groups))
     scores = pd.concat(parts, ignore_index=True)
@@ -168,8 +192,17 @@ def run(options: argparse.Namespace) -> None:
     simulated = scores[scores["images"].str.startswith("simulated")]
     if not simulated.empty:
         print("\n" + scores_report(summarise_scores(simulated, ["images", "group"])))
-    if options.output:  # last, so that the figures are not lost where it cannot be written
-        write_bytes(options.output, scores.to_csv(index=False, lineterminator="\n").encode())
+    write_rows(scores, options.output)
+
+
+def add_options(parser: OneLineParser, row: str) -> None:
+    """Add --csv, --group-pattern, --checkpoint, --output and --device. `row` is what a row of the output stands for."""
+    parser.add_argument("--csv", metavar="FILE",
+                        help="table of the pairs below --root with another split, such as that of a fold")
+    add_group_pattern(parser)
+    add_checkpoint(parser)
+    parser.add_argument("--output", type=Path, metavar="FILE", help=f"CSV table to write, with a row for each {row}")
+    add_device(parser)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -183,12 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
                         help="number of simulated pairs of each contrast (default: %(default)s)")
     parser.add_argument("--root", metavar="DIR",
                         help="folder of aligned pairs in the layout of the training data, whose split val is scored")
-    parser.add_argument("--csv", metavar="FILE",
-                        help="table of the pairs below --root with another split, such as that of a fold")
-    add_group_pattern(parser)
-    add_checkpoint(parser)
-    parser.add_argument("--output", type=Path, metavar="FILE", help="CSV table to write, with a row for each pair")
-    add_device(parser)
+    add_options(parser, "pair")
     options = parser.parse_args(arguments)
     if not (options.heads or options.root):
         parser.error("expected --heads or --root, found neither")

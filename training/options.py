@@ -186,8 +186,8 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
                        help="share of steps that first align the pairs by the network itself and train on what is left "
                        f"{_default('second_pass')}")
     group.add_argument("--own-offset", type=share, metavar="SHARE",
-                       help="show the registration each pair in two deformations, and take this share of what its two "
-                       "errors have in common for an offset of the pair itself; simulated pairs have no offset "
+                       help="show the registration each pair in two deformations; this share of what both errors have "
+                       "in common counts as an offset of the pair itself (simulated pairs have none) "
                        f"{_default('own_offset')}")
     group.add_argument("--repeat-after", type=positive, metavar="EPOCHS",
                        help="repeat the random deformations of this many epochs; the fusion then registers each pair "
