@@ -28,9 +28,10 @@ from data.table import MODALITIES, DataError
 from tools.misalign import files_of, write_misaligned
 from utils.arguments import OneLineParser, print_anywhere
 from utils.command import run_command
-from utils.files import FileError, check_inputs_stay, write_bytes
+from utils.files import FileError, check_inputs_stay
 from utils.imaging.pairing import pair_files
 from utils.messages import counted
+from utils.tables import write_table
 
 DRAW = Path(__file__).parents[1] / "data" / "benchmark"
 """pairs.csv with the names, patients, folds and checksums, and deformations.npz."""
@@ -84,7 +85,7 @@ def draw(root: Path, output: Path = DRAW) -> pd.DataFrame:
                         | {key: checksum(array) for key, array in sums.items()})  # fmt: skip
     table = pd.DataFrame(rows)
     output.mkdir(parents=True, exist_ok=True)
-    write_bytes(output / "pairs.csv", table.to_csv(index=False, lineterminator="\n").encode())
+    write_table(output / "pairs.csv", table)
     np.savez_compressed(output / "deformations.npz", **deformations)
     return table
 
@@ -134,7 +135,7 @@ def write_benchmark(root: Path, output: Path, source: Path = DRAW) -> pd.DataFra
             paths = {role: path.relative_to(output).as_posix() for role, path in files.items()}
             rows.append({"name": name, **paths, **{key: row[key] for key in ("modality", "group", "fold")}})
     written = pd.DataFrame(rows)
-    write_bytes(output / "pairs.csv", written.to_csv(index=False, lineterminator="\n").encode())
+    write_table(output / "pairs.csv", written)
     return written
 
 
@@ -177,7 +178,7 @@ def run(options: argparse.Namespace) -> None:
     """
     if options.unaligned:
         table = unaligned_table(options.unaligned)
-        write_bytes(options.output, table.to_csv(index=False, lineterminator="\n").encode())
+        write_table(options.output, table)
         print(f"Wrote {counted(len(table), 'pair')} to {options.output}; give --root {options.unaligned} with it")
     else:
         table = write_benchmark(options.root, options.output)

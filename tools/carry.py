@@ -25,10 +25,11 @@ from data.table import MODALITIES, modality_name
 from inference.modality import modality_of_volume, named_modality, stated_modality
 from utils.arguments import OneLineParser, print_anywhere
 from utils.command import run_command
-from utils.files import FileError, check_inputs_stay, write_bytes
+from utils.files import FileError, check_inputs_stay
 from utils.imaging.resampling import resample_labels, resample_volume
 from utils.imaging.volumes import Volume, read_volume, write_volume
 from utils.landmarks import read_landmarks
+from utils.tables import write_table
 
 AXES = ("x", "y", "z")
 """Columns of points in RAS mm."""
@@ -123,7 +124,7 @@ def carry_table(options: argparse.Namespace) -> None:
         table["error_mm"] = np.linalg.norm(carried - truth, axis=1)
         before = np.linalg.norm(points - truth, axis=1).mean()
         print(f"target registration error: {before:.2f} mm by the headers, {table['error_mm'].mean():.2f} mm now")
-    write_bytes(options.output, table.to_csv(index=False).encode())
+    write_table(options.output, table)
 
 
 def run(options: argparse.Namespace) -> None:

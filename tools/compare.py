@@ -29,6 +29,7 @@ from evaluation.scoring import score_folders
 from utils.arguments import OneLineParser, add_workers, print_anywhere
 from utils.command import run_command
 from utils.files import write_bytes
+from utils.tables import write_table
 
 
 def compare_folders(
@@ -130,8 +131,8 @@ def write_comparison(scores: dict[str, pd.DataFrame], options: argparse.Namespac
     paths = [options.output / f"{options.modality}{end}" for end in (".md", ".csv", "_pairs.csv", ".png")]
     report, means, of_pairs, figure = paths
     write_bytes(report, comparison_report(summary, options.ours, title).encode())
-    write_bytes(means, summary.to_csv(index=False, float_format="%.10g").encode())
-    write_bytes(of_pairs, pairs.to_csv(index=False, float_format="%.10g").encode())
+    write_table(means, summary, "%.10g")
+    write_table(of_pairs, pairs, "%.10g")
     save_figure(figure, figure_comparison(summary, options.ours))
     Console().print(to_table(summary, options.ours, title))
     return paths

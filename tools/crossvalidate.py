@@ -22,8 +22,9 @@ from tools.unseen import real_sets, score_pairs, scores_report, summarise_scores
 from utils.arguments import OneLineParser, add_device, positive, print_anywhere
 from utils.command import run_command
 from utils.device import choose_device
-from utils.files import FileError, write_bytes
+from utils.files import FileError
 from utils.messages import counted
+from utils.tables import write_table
 
 TRAIN = Path(__file__).resolve().parents[1] / "EDARFusion_train.py"
 
@@ -53,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
     numbers = options.only or sorted(set(folds["fold"]))
     for number in numbers:
         table = split_by_fold(pairs, folds, number)
-        write_bytes(options.output / f"fold{number}.csv", table.to_csv(index=False, lineterminator="\n").encode())
+        write_table(options.output / f"fold{number}.csv", table)
     if options.tables:
         print(f"Wrote {counted(len(numbers), 'table')} to {options.output}")
         return
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
             scores = score_pairs(model, dataset, device, passes=1, average=True)
             parts.append(scores.assign(images=modality, group=groups, fold=number))
     scores = pd.concat(parts, ignore_index=True)
-    write_bytes(options.output / "scores.csv", scores.to_csv(index=False, lineterminator="\n").encode())
+    write_table(options.output / "scores.csv", scores)
     print(scores_report(summarise_scores(scores, ["images"])))
 
 

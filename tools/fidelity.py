@@ -22,6 +22,7 @@ from utils.arguments import OneLineParser, add_workers, print_anywhere
 from utils.command import run_command
 from utils.files import FileError, write_bytes
 from utils.messages import markdown_table
+from utils.tables import write_table
 
 LABELS = {"CT": "CT_label", "PET": "PET_label_RGB", "SPECT": "SPECT_label_RGB"}
 SHOWN = {
@@ -112,7 +113,7 @@ def run(options: argparse.Namespace) -> None:
     """
     table = measured(options.data, dict(options.systems), options.workers)
     text = report(table)
-    write_bytes(options.output / "fidelity.csv", table.to_csv(index=False, float_format="%.6g").encode())
+    write_table(options.output / "fidelity.csv", table, "%.6g")
     write_bytes(options.output / "fidelity.md", text.encode())
     print(text)
 

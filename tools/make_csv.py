@@ -16,8 +16,9 @@ from data.splits import add_group_pattern, make_table, shared_patients
 from data.table import MODALITIES, modality_name
 from utils.arguments import OneLineParser, natural, print_anywhere
 from utils.command import run_command
-from utils.files import FileError, write_bytes
+from utils.files import FileError
 from utils.messages import counted
+from utils.tables import write_table
 
 
 def run(options: argparse.Namespace) -> None:
@@ -35,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
         group_pattern=options.group_pattern, split_csv=None if options.draw else options.split_csv or "split.csv",
         draw_others=options.split_csv is None,
     )  # fmt: skip
-    write_bytes(output, table.to_csv(index=False, lineterminator="\n").encode())
+    write_table(output, table)
     print(f"Wrote {output}")
     for (modality, split), part in table.groupby(["modality", "split"]):
         print(f"  {modality:5} {split:5} {len(part):4} pairs of {part['group'].nunique()} patients")

@@ -30,9 +30,10 @@ from data.tissue import Tissue, tissue_of_freesurfer, tissue_of_slice
 from tools.make_sample import simulated_tissue
 from utils.arguments import OneLineParser, natural, print_anywhere
 from utils.command import run_command
-from utils.files import FileError, InputError, lacking, write_bytes
+from utils.files import FileError, InputError, lacking
 from utils.imaging.images import read_image, write_image
 from utils.messages import counted
+from utils.tables import write_table
 
 SLICE_STEP = 2
 """mm between the axial slices that are taken of a volume."""
@@ -134,7 +135,7 @@ def write_heads(output: Path, train: Iterator[LabelledSlice], test: Iterator[Lab
             write_image(output / paths["fixed"], piece.mri)
             write_image(output / paths["moving"], piece.tissue.astype(np.float32) / 255)
             rows.append(paths | {"group": piece.group, "split": split})
-    write_bytes(output / "heads.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n").encode())
+    write_table(output / "heads.csv", pd.DataFrame(rows))
     return len(rows)
 
 

@@ -31,12 +31,13 @@ from data.splits import add_group_pattern, find_table
 from data.table import FILES, MODALITIES, SPLITS, DataError, modality_name, split_name, with_names
 from utils.arguments import OneLineParser, natural, print_anywhere, side
 from utils.command import run_command
-from utils.files import check_inputs_stay, write_bytes
+from utils.files import check_inputs_stay
 from utils.geometry.warp import apply_flow, compose, invert, resize_flow
 from utils.imaging.flows import save_flow
 from utils.imaging.images import read_image, write_image
 from utils.maps import jacobian_determinant
 from utils.messages import counted
+from utils.tables import write_table
 
 TRUE_WITHIN = 0.25
 """How far a deformation and its inverse in a row may leave any place from where it was, px of images of 256 px."""
@@ -149,7 +150,7 @@ def misalign(
             paths = {role: path.relative_to(output).as_posix() for role, path in files.items()}
             rows.append({**paths, "modality": modality})
     written = pd.DataFrame(rows)
-    write_bytes(output / "pairs.csv", written.to_csv(index=False, lineterminator="\n").encode())
+    write_table(output / "pairs.csv", written)
     return written
 
 

@@ -32,6 +32,7 @@ from utils.arguments import OneLineParser, add_workers, positive, print_anywhere
 from utils.command import run_command
 from utils.files import FileError, check_inputs_stay, write_bytes
 from utils.messages import counted, markdown_table
+from utils.tables import write_table
 
 HEADLINE = ("epe", "rmse", "ssim", "folding", "qabf", "qvif", "qcv", "qcb", "seconds")
 """Columns of the short table; all others stand in the tables of each modality."""
@@ -116,12 +117,11 @@ def write_ranking(
         of_pairs = pd.concat(tables, names=["system"]).reset_index()
         write_bytes(output / f"{modality}.md", report.encode())
         for name, table in ((modality, summary), (f"{modality}_pairs", of_pairs)):
-            text = table.to_csv(index=False, lineterminator="\n", float_format="%.10g")
-            write_bytes(output / f"{name}.csv", text.encode())
+            write_table(output / f"{name}.csv", table, "%.10g")
     ranking = rank(summaries)
     notes = {name: f"{(settings or {}).get(name, 'results as given')}; SHA-256 {results_checksum(folder, pairs)}"
              for name, folder in results.items()}  # fmt: skip
-    write_bytes(files[0], ranking.to_csv(index=False, lineterminator="\n").encode())
+    write_table(files[0], ranking)
     write_bytes(files[1], ranking_markdown(ranking, notes).encode())
     save_figure(output / "error_against_time.png", figure_error_against_time(summaries))
     write_systems_page(files[2], summaries, _pictures(pairs, results), notes)

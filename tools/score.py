@@ -12,8 +12,8 @@ from pathlib import Path
 from evaluation.scoring import score_folders, with_mean
 from utils.arguments import OneLineParser, add_workers, print_anywhere
 from utils.command import run_command
-from utils.files import write_bytes
 from utils.messages import counted
+from utils.tables import write_table
 
 
 def run(options: argparse.Namespace) -> None:
@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> None:
     """
     roles = ("fixed", "reference", "fused", "aligned", "moving", "label")
     table = with_mean(score_folders(workers=options.workers, **{role: getattr(options, role) for role in roles}))
-    write_bytes(options.csv, table.to_csv(index=False, float_format="%.10g").encode())
+    write_table(options.csv, table, "%.10g")
     print(table.iloc[-1].drop("name").astype(float).to_string(float_format="%.4f"))
     print(f"Wrote {counted(len(table) - 1, 'pair')} to {options.csv}")
 

@@ -29,11 +29,12 @@ from models.edarfusion import EDARFusion
 from utils.arguments import OneLineParser, add_checkpoint, add_device, positive, print_anywhere
 from utils.command import run_command
 from utils.device import choose_device
-from utils.files import check_inputs_stay, write_bytes
+from utils.files import check_inputs_stay
 from utils.geometry.foreground import foreground, masked_means
 from utils.geometry.warp import compose, resize_flow
 from utils.maps import jacobian_determinant
 from utils.messages import markdown_table
+from utils.tables import write_table
 
 SUMMARY_COLUMNS = ("pairs", "zero flow", "left", "removed", "95 %", "own", "still", "better", "disagreement", "folding")
 
@@ -168,7 +169,7 @@ def validation_sets(options: argparse.Namespace) -> dict[str, tuple[PairDataset,
 def write_rows(table: pd.DataFrame, path: Path | None) -> None:
     """Write a table as CSV where --output names a file; after printing, so that no figures are lost if it fails."""
     if path:
-        write_bytes(path, table.to_csv(index=False, lineterminator="\n").encode())
+        write_table(path, table)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -38,10 +38,10 @@ from models.checkpoint import load_checkpoint
 from tools.make_heads import SLICE_STEP, slices_of_volume
 from utils.arguments import OneLineParser, add_checkpoint, natural, positive, print_anywhere
 from utils.command import run_command
-from utils.files import write_bytes
 from utils.geometry.head_box import SMALL, head_length
 from utils.imaging.resampling import affine_transform, itk_image, resample_volume
 from utils.imaging.volumes import Volume, robust_window, window
+from utils.tables import write_table
 
 TURN, SHIFT = 15.0, 25.0
 """Largest rotation about each axis, degrees, and shift along each, mm."""
@@ -243,7 +243,7 @@ def run(options: argparse.Namespace) -> None:
         rows.append({"number": number, **score(pair, fuse, options.picture)})
         table = pd.DataFrame(rows)
         if options.output:  # each time, as a run takes long
-            write_bytes(options.output, table.to_csv(index=False, float_format="%.3f").encode())
+            write_table(options.output, table, "%.3f")
     print(table.to_string(index=False, float_format="{:.2f}".format))
     if options.deform:
         return  # the pose alone cannot be right then

@@ -23,6 +23,7 @@ from training.progress import log
 from training.record import Record
 from utils.files import FileError, InputError, write_bytes
 from utils.processes import world
+from utils.tables import write_table
 
 _RAW, _OPTIMIZER = "raw.", "optimizer."
 
@@ -121,7 +122,7 @@ class RunFolder:
         history = self.record.history
         table = pd.DataFrame(history)
         try:
-            write_bytes(self.path / "history.csv", table.to_csv(index=False).encode())
+            write_table(self.path / "history.csv", table)
             if with_curve and any(name.startswith("epe_") for name in history[-1]):
                 # A stage may end within an epoch and be validated once more there.
                 by_epoch = table.groupby("epoch", as_index=False).last()

@@ -7,7 +7,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
-from utils.files import FileError, lacking, write_bytes
+from utils.files import FileError, lacking
+from utils.tables import write_table
 
 ROUNDS, CLOSE = 50, 1e-4
 """Most steps of the search for the point that a field leads to a place, and the error that ends it, px."""
@@ -79,7 +80,7 @@ def write_landmarks(path: str | os.PathLike, points: pd.DataFrame) -> None:
     Raises:
         FileError: the file cannot be written.
     """
-    write_bytes(path, points.to_csv(index=False, lineterminator="\n", float_format="%.6f").encode())
+    write_table(path, points, "%.6f")
 
 
 def carry_points(points: NDArray[np.float64], flow: NDArray[np.float32]) -> NDArray[np.float64]:
