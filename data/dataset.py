@@ -165,8 +165,11 @@ class PairDataset(Dataset[Pair]):
         simulated: share of the training pairs that show a simulated head of the row's modality instead of its images.
         heads: to simulate on; None draws random shapes only.
         repeat_after: epochs whose draws, kept in memory (2 MB each), are shown again and again; None draws anew always.
+
+    Attributes:
         two_deformations: every second pair of a batch of training pairs shows the one before it in another
-            deformation. Then only lists of an even number of draws are an index, and no draws are repeated.
+            deformation. Then only lists of an even number of draws are an index, and no draws are repeated. A training
+            stage sets it; it is False at first.
 
     Raises:
         FileError: on access and by `check`, for images that cannot be read or differ in size within a pair.
@@ -185,7 +188,6 @@ class PairDataset(Dataset[Pair]):
         simulated: float = 0.0,
         heads: LabelledHeads | None = None,
         repeat_after: int | None = None,
-        two_deformations: bool = False,
     ) -> None:
         if table.empty:
             raise DataError.at(root, "at least one pair", "none")
@@ -194,7 +196,7 @@ class PairDataset(Dataset[Pair]):
         self.modalities = [MODALITIES.index(name) for name in table["modality"]]
         self.numbers = list(table["number"]) if "number" in table else list(range(len(table)))
         self.seed, self.augment, self.size, self.wide = seed, augment, size, wide
-        self.simulated, self.heads, self.two_deformations = simulated, heads, two_deformations
+        self.simulated, self.heads, self.two_deformations = simulated, heads, False
         self._cache: dict[tuple[Path, Path], Tensor] = {}
         self.draws = repeat_after and repeat_after * len(table)
         self._drawn: dict[int, Pair] = {}

@@ -28,6 +28,12 @@ def sample(same: bool = False, **options) -> PairDataset:
     return PairDataset(aligned_sample(same=same), SAMPLE, **{"size": 128, **options})
 
 
+def sample_in_two_deformations(**options) -> PairDataset:
+    pairs = sample(augment=True, **options)
+    pairs.two_deformations = True
+    return pairs
+
+
 def equal(a: Pair, b: Pair) -> bool:
     return all(torch.equal(torch.as_tensor(x), torch.as_tensor(y)) for x, y in zip(a, b, strict=True))
 
@@ -144,7 +150,7 @@ def test_a_pair_does_not_depend_on_the_others_of_its_batch(augment):
 
 def test_each_pair_is_deformed_in_two_ways():
     draws = [31, 4, 0, 17]
-    alone, pair = sample(augment=True, size=128)[draws], sample(augment=True, size=128, two_deformations=True)[draws]
+    alone, pair = sample(augment=True)[draws], sample_in_two_deformations()[draws]
     first, second = (Pair(*(field[start::2] for field in pair)) for start in (0, 1))
     assert equal(first, Pair(*(field[::2] for field in alone)))
     same = {"fixed", "moving_aligned", "modality", "color", "lesion", "number", "exact"}
@@ -159,7 +165,7 @@ def test_each_pair_is_deformed_in_two_ways():
 
 def test_only_simulated_pairs_lie_nearly_right_though_each_is_deformed_in_two_ways(monkeypatch):
     monkeypatch.setattr("data.variation.STILL", 1.0)
-    pairs = sample(augment=True, size=64, wide=0.0, simulated=0.5, two_deformations=True)
+    pairs = sample_in_two_deformations(size=64, wide=0.0, simulated=0.5)
     chosen = pairs.choose(list(range(20)))
     simulated = chosen.whole[:, 3] > 0
     assert torch.equal(simulated[::2], simulated[1::2]) and 0 < simulated.sum() < 20
