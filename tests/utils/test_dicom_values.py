@@ -165,10 +165,13 @@ def test_the_least_number_of_the_type_may_be_measured(tmp_path: Path) -> None:
         ({"RescaleSlope": 0, "RescaleIntercept": 1}, "expected a RescaleSlope other than 0, found 0"),
         ({"PixelSpacing": [-1, -1]}, "expected a PixelSpacing above 0, found -1 -1"),
         ({"PixelSpacing": [0, 1]}, "expected a PixelSpacing above 0, found 0 1"),
+        ({"PixelSpacing": ["nan", 1]}, "expected finite numbers as PixelSpacing, found nan 1"),
+        ({"ImagePositionPatient": [0, "inf", 0]}, "expected finite numbers as ImagePositionPatient, found 0 inf 0"),
         ({"ImageOrientationPatient": [1, 0, 0, 0.5, 0.87, 0]}, "at a right angle as ImageOrientationPatient, found 1"),
         ({"ImageOrientationPatient": [0, 0, 0, 0, 0, 0]}, "two unit vectors at a right angle .* found 0 0 0"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
 def test_tags_without_a_meaning_are_named(tmp_path: Path, tags: dict, words: str) -> None:
     with pytest.raises(ImageError, match=f"a.dcm: .*{words}"):
         read_volume(mr(tmp_path / "a.dcm", brain(), **tags))
@@ -250,6 +253,12 @@ def test_other_units_are_not_hounsfield_units(tmp_path: Path, written: str, unit
 )
 def test_only_x_rays_have_hounsfield_units(tmp_path: Path, modality: str, units: str) -> None:
     about = {"RescaleSlope": 1, "RescaleIntercept": 0, "RescaleType": "HU"}
+    assert read_volume(mr(tmp_path / "a.dcm", brain(), Modality=modality, **about)).units == units
+
+
+@pytest.mark.parametrize(("modality", "units"), [("CT", "HU"), ("PT", "BQML")])
+def test_the_units_of_pet_do_not_count_in_a_ct(tmp_path: Path, modality: str, units: str) -> None:
+    about = {"RescaleSlope": 1, "RescaleIntercept": 0, "RescaleType": "HU", "Units": "BQML"}
     assert read_volume(mr(tmp_path / "a.dcm", brain(), Modality=modality, **about)).units == units
 
 

@@ -338,7 +338,10 @@ def _frame(path: Path, dataset: Dataset, number: int, values: np.ndarray, padded
         values = groups.get(name) or dataset.get(name)
         if values is None or np.size(values) != count:
             raise ImageError.at(path, f"the position tag {name}", "none" if values is None else f"{values}")
-        return np.array(values, np.float64).reshape(count)
+        values = np.array(values, np.float64).reshape(count)
+        if not np.isfinite(values).all():
+            raise ImageError.at(path, f"finite numbers as {name}", _text(values))
+        return values
 
     position = numbers("ImagePositionPatient", 3)
     directions = numbers("ImageOrientationPatient", 6).reshape(2, 3)
@@ -390,7 +393,9 @@ def _measured(
     # pydicom wants both; one may be missing, or there but empty.
     tags.RescaleSlope, tags.RescaleIntercept = tags.get("RescaleSlope") or 1, tags.get("RescaleIntercept") or 0
     table = (dataset.get("ModalityLUTSequence") or [None])[0]
-    units = table.get("ModalityLUTType") if table else dataset.get("Units") or groups.get("RescaleType")
+    # Units is a tag of PET; a CT that has it was converted from one.
+    named = None if modality == "CT" else dataset.get("Units")
+    units = table.get("ModalityLUTType") if table else named or groups.get("RescaleType")
     units = _units(str(units or dataset.get("RescaleType") or ("HU" if modality == "CT" else "")))
     # Some programs write HU into images of every modality. Other values are those before rescaling.
     if units == "HU" and (modality in _NEVER_HOUNSFIELD or (len(rescaling) < 2 and not table)):
