@@ -22,8 +22,16 @@ TONE = (17, 3.4)  # px, window and sigma of the local means that make up the ton
 LESION_KEPT = 0.9  # of a simulated lesion's contrast is asked for
 ROUNDING = 1e-3  # a quarter of a grey level; less is no change that anybody sees
 BESIDE = 0.3  # of the weight of a lesion is that of its surroundings, which must not change
-TRACER_INFORMATION = 1.5  # times the weight of visual information for PET and SPECT, whose edges come cheap
-COLORED_LESION = 0.25  # times the weight of lesions for coloured pairs, whose lesions survive and cost saturation
+
+GREY_TRACER = {"information": 1.5, "lesion": 2.5}
+"""Times the usual weight for grey PET and SPECT. Their edges come cheap, and a tracer shows small lesions weakly."""
+
+COLORED_TRACER = {
+    "PET": {"information": 7.0, "visibility": 3.5, "saturation": 0.35, "lesion": 0.25},
+    "SPECT": {"information": 0.4, "visibility": 5.0, "gradient": 2.0, "tone": 0.5, "lesion": 0.25},
+}
+"""Times the usual weight for coloured pairs, whose lesions survive in the colour. PET leaves room for contrast. SPECT
+covers the brain with strong colours, so that its luma has room for the MRI's edges or for contrast, not for both."""
 
 
 class FusionLoss(NamedTuple):
@@ -66,11 +74,14 @@ def for_pairs(weights: FusionWeights, modality: Tensor, colored: Tensor) -> Fusi
     Returns:
         Weights of which some are one for each pair, (B,).
     """
-    tracer = modality != MODALITIES.index("CT")
-    return weights._replace(
-        information=torch.where(tracer, TRACER_INFORMATION * weights.information, weights.information),
-        lesion=torch.where(colored, COLORED_LESION * weights.lesion, weights.lesion),
-    )
+    chosen = weights._asdict()
+    for name, colored_factors in COLORED_TRACER.items():
+        shown = modality == MODALITIES.index(name)
+        for factors, pairs in ((GREY_TRACER, shown & ~colored), (colored_factors, shown & colored)):
+            for component, factor in factors.items():
+                usual = getattr(weights, component)
+                chosen[component] = torch.where(pairs, factor * usual, chosen[component])
+    return FusionWeights(**chosen)
 
 
 def intensity_error(target: Tensor, *fused: Tensor) -> Tensor:

@@ -433,11 +433,14 @@ def test_fusion_loss_is_the_weighted_sum_of_its_parts():
 def test_each_pair_may_have_weights_of_its_own():
     images = fused_pair(3)
     fused, fused_true = (noise(3, 1, 64, 64, seed=s) for s in range(2, 4))
-    ct, spect = (MODALITIES.index(kind) for kind in ("CT", "SPECT"))
-    weights = for_pairs(FusionWeights(), torch.tensor([ct, spect, spect]), torch.tensor([False, False, True]))
+    ct, pet = (MODALITIES.index(kind) for kind in ("CT", "PET"))
+    weights = for_pairs(FusionWeights(), torch.tensor([ct, pet, pet]), torch.tensor([False, False, True]))
     usual = FusionWeights()
-    shares = [(own / of_all).tolist() for own, of_all in zip(weights[4:7:2], usual[4:7:2], strict=True)]
-    assert shares == [pytest.approx([1, 1.5, 1.5]), pytest.approx([1, 1, 0.25])] and weights.tone == usual.tone
+    expected = {"information": [1, 1.5, 7], "saturation": [1, 1, 0.35], "lesion": [1, 2.5, 0.25]}
+    for component, factors in expected.items():
+        shares = getattr(weights, component) / getattr(usual, component)
+        assert shares.tolist() == pytest.approx(factors), component
+    assert weights.intensity == usual.intensity
     whole = fusion_loss(*images, fused_of(fused, fused_true), weights)
     each = [FusionWeights(*(x if isinstance(x, float) else x[i].item() for x in weights)) for i in range(3)]
     singly = []
