@@ -196,7 +196,8 @@ class PairDataset(Dataset[Pair]):
         self.modalities = [MODALITIES.index(name) for name in table["modality"]]
         self.numbers = list(table["number"]) if "number" in table else list(range(len(table)))
         self.seed, self.augment, self.size, self.wide = seed, augment, size, wide
-        self.simulated, self.heads, self.two_deformations = simulated, heads, False
+        self.simulated, self.heads = simulated, heads
+        self.two_deformations = False
         self._cache: dict[tuple[Path, Path], Tensor] = {}
         self.draws = repeat_after and repeat_after * len(table)
         self._drawn: dict[int, Pair] = {}

@@ -23,15 +23,17 @@ LESION_KEPT = 0.9  # of a simulated lesion's contrast is asked for
 ROUNDING = 1e-3  # a quarter of a grey level; less is no change that anybody sees
 BESIDE = 0.3  # of the weight of a lesion is that of its surroundings, which must not change
 
+COLORED_LESION = 0.25  # times the weight of lesions for coloured pairs, whose lesions survive and cost saturation
+
 GREY_TRACER = {"information": 1.5, "lesion": 2.5}
-"""Times the usual weight for grey PET and SPECT. Their edges come cheap, and a tracer shows small lesions weakly."""
+"""Times the usual weight for grey PET and SPECT. Their edges are easy to keep. Small lesions in a tracer are not."""
 
 COLORED_TRACER = {
-    "PET": {"information": 7.0, "visibility": 3.5, "saturation": 0.35, "lesion": 0.25},
-    "SPECT": {"information": 0.4, "visibility": 5.0, "gradient": 2.0, "tone": 0.5, "lesion": 0.25},
+    "PET": {"information": 7.0, "visibility": 3.5, "saturation": 0.35},
+    "SPECT": {"information": 0.4, "visibility": 5.0, "gradient": 2.0, "tone": 0.5},
 }
-"""Times the usual weight for coloured pairs, whose lesions survive in the colour. PET leaves room for contrast. SPECT
-covers the brain with strong colours, so that its luma has room for the MRI's edges or for contrast, not for both."""
+"""Times the usual weight for coloured PET and SPECT. PET leaves room for contrast. SPECT covers the brain with strong
+colours. Its luma has room for the MRI's edges or for contrast, not for both."""
 
 
 class FusionLoss(NamedTuple):
@@ -74,7 +76,8 @@ def for_pairs(weights: FusionWeights, modality: Tensor, colored: Tensor) -> Fusi
     Returns:
         Weights of which some are one for each pair, (B,).
     """
-    chosen = weights._asdict()
+    lesion = torch.where(colored, COLORED_LESION * weights.lesion, weights.lesion)
+    chosen = weights._replace(lesion=lesion)._asdict()
     for name, colored_factors in COLORED_TRACER.items():
         shown = modality == MODALITIES.index(name)
         for factors, pairs in ((GREY_TRACER, shown & ~colored), (colored_factors, shown & colored)):

@@ -431,24 +431,32 @@ def test_fusion_loss_is_the_weighted_sum_of_its_parts():
 
 
 def test_each_pair_may_have_weights_of_its_own():
-    images = fused_pair(3)
-    fused, fused_true = (noise(3, 1, 64, 64, seed=s) for s in range(2, 4))
-    ct, pet = (MODALITIES.index(kind) for kind in ("CT", "PET"))
-    weights = for_pairs(FusionWeights(), torch.tensor([ct, pet, pet]), torch.tensor([False, False, True]))
+    images = fused_pair(6)
+    fused, fused_true = (noise(6, 1, 64, 64, seed=s) for s in range(2, 4))
+    modality = torch.arange(len(MODALITIES)).repeat_interleave(2)
+    weights = for_pairs(FusionWeights(), modality, torch.tensor([False, True] * 3))
     usual = FusionWeights()
-    expected = {"information": [1, 1.5, 7], "saturation": [1, 1, 0.35], "lesion": [1, 2.5, 0.25]}
+    # CT, PET, SPECT, each grey and in colours.
+    expected = {
+        "information": [1, 1, 1.5, 7, 1.5, 0.4],
+        "visibility": [1, 1, 1, 3.5, 1, 5],
+        "saturation": [1, 1, 1, 0.35, 1, 1],
+        "gradient": [1, 1, 1, 1, 1, 2],
+        "tone": [1, 1, 1, 1, 1, 0.5],
+        "lesion": [1, 0.25, 2.5, 0.25, 2.5, 0.25],
+    }
     for component, factors in expected.items():
         shares = getattr(weights, component) / getattr(usual, component)
         assert shares.tolist() == pytest.approx(factors), component
     assert weights.intensity == usual.intensity
     whole = fusion_loss(*images, fused_of(fused, fused_true), weights)
-    each = [FusionWeights(*(x if isinstance(x, float) else x[i].item() for x in weights)) for i in range(3)]
+    each = [FusionWeights(*(x if isinstance(x, float) else x[i].item() for x in weights)) for i in range(6)]
     singly = []
     for i, own in enumerate(each):
         one = (image[i : i + 1] for image in (*images, fused, fused_true))
         *sources, predicted, true = one
         singly.append(fusion_loss(*sources, fused_of(predicted, true), own).total.item())
-    assert whole.total.item() == pytest.approx(sum(singly) / 3, rel=1e-5)
+    assert whole.total.item() == pytest.approx(sum(singly) / 6, rel=1e-5)
 
 
 def test_losses_first_taken_in_inference_mode_still_train():

@@ -262,6 +262,18 @@ def test_the_units_of_pet_do_not_count_in_a_ct(tmp_path: Path, modality: str, un
     assert read_volume(mr(tmp_path / "a.dcm", brain(), Modality=modality, **about)).units == units
 
 
+@pytest.mark.parametrize(("modality", "units", "factor"), [("CT", "HU", 1), ("PT", "SUV", 70_000 / 370e6)])
+def test_the_dose_of_pet_does_not_count_in_a_ct(tmp_path: Path, modality: str, units: str, factor: float) -> None:
+    drug = Dataset()
+    drug.RadionuclideTotalDose = 370e6
+    about = {
+        "Units": "BQML", "PatientWeight": 70, "CorrectedImage": ["ATTN"], "DecayCorrection": "ADMIN",
+        "RadiopharmaceuticalInformationSequence": [drug], "RescaleSlope": 1, "RescaleIntercept": 0, "RescaleType": "HU",
+    }  # fmt: skip
+    volume = read_volume(mr(tmp_path / "a.dcm", brain(), Modality=modality, **about))
+    assert volume.units == units and np.allclose(volume.slices[0], factor * brain(), rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("written", "modality"),
     [("mr", "MR"), ("MRI", "MR"), ("Pet", "PT"), ("pt", "PT"), ("SPECT", "NM"), ("ST", "NM"), ("Ct", "CT"), ("OT", ""),

@@ -393,15 +393,16 @@ def _measured(
     # pydicom wants both; one may be missing, or there but empty.
     tags.RescaleSlope, tags.RescaleIntercept = tags.get("RescaleSlope") or 1, tags.get("RescaleIntercept") or 0
     table = (dataset.get("ModalityLUTSequence") or [None])[0]
-    # Units is a tag of PET; a CT that has it was converted from one.
-    named = None if modality == "CT" else dataset.get("Units")
+    # Units and dose are tags of PET. A CT that has them took them over from one.
+    tracer = modality != "CT"
+    named = dataset.get("Units") if tracer else None
     units = table.get("ModalityLUTType") if table else named or groups.get("RescaleType")
     units = _units(str(units or dataset.get("RescaleType") or ("HU" if modality == "CT" else "")))
     # Some programs write HU into images of every modality. Other values are those before rescaling.
     if units == "HU" and (modality in _NEVER_HOUNSFIELD or (len(rescaling) < 2 and not table)):
         units = ""
     values = apply_modality_lut(values, tags).astype(np.float32)
-    if factor := suv_factor(dataset):
+    if tracer and (factor := suv_factor(dataset)):
         values, units = values * np.float32(factor), "SUV"
     return values, units
 
