@@ -454,7 +454,6 @@ def train_here(tmp_path, monkeypatch) -> Iterator[Callable[..., Checkpoint]]:
 
     yield run
     torch.set_num_threads(threads)
-    log.handlers, log.propagate = [], True
 
 
 @pytest.fixture

@@ -255,20 +255,16 @@ def test_threads_are_those_that_are_idle(monkeypatch):
 def test_a_folder_that_is_removed_costs_tensorboard_and_no_training(tmp_path, caplog, capfd):
     monitored = tmp_path / "run"
     monitored.mkdir()
-    hook = threading.excepthook
     threading.excepthook = progress._leave_out_lost_files
-    try:
-        folder = run_folder.RunFolder(monitored, None, None, 1)
-        shutil.rmtree(monitored)
-        for step in range(100):
-            folder.add_scalars("train", {"lr": 1.0}, step)
-            if folder._board_failed:
-                break
-            time.sleep(0.05)
-        folder.add_scalars("train", {"lr": 1.0}, 101)
-        folder.close()
-    finally:
-        threading.excepthook = hook
+    folder = run_folder.RunFolder(monitored, None, None, 1)
+    shutil.rmtree(monitored)
+    for step in range(100):
+        folder.add_scalars("train", {"lr": 1.0}, step)
+        if folder._board_failed:
+            break
+        time.sleep(0.05)
+    folder.add_scalars("train", {"lr": 1.0}, 101)
+    folder.close()
     (line,) = caplog.messages
     assert line.startswith(f"{monitored / 'tensorboard'}: expected a place to write to, found ")
     assert capfd.readouterr().err == ""
