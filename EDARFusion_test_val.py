@@ -127,6 +127,9 @@ def add_colors(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--colormap", type=colormap_name, metavar="NAME", default="hot",
                        help="colour scale for grey images: pet, spect, or one of matplotlib; gray keeps them grey "
                             "(default: %(default)s)")
+    group.add_argument("--luma-steps", type=natural, metavar="N",
+                       help="steps that fit the fused luma to the colours of each pair; 0 shows what the network fuses "
+                            "(default: that of the checkpoint)")
     group.add_argument("--blend", type=share, metavar="ALPHA",
                        help="also write the plain overlay, blend/NAME.png, with this share of the moving image")
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from data.pairs import is_blank
 from inference.fused_pair import FusedPair
+from inference.luma_fit import STEPS, fit_luma
 from inference.multistart import register_from_afar
 from inference.pair_arrays import checked, colored, maps_of, mean_in_head, without_drawn_out_border
 from inference.view import View, choose_view
@@ -84,6 +85,7 @@ class PairFuser:
         colormap: colour scale for tracers that are grey, of `utils.imaging.colormaps`; None leaves them grey.
         blend: share of the moving image in a plain overlay; None makes none.
         grey: also fuse grey tracers without their colour scale.
+        luma_steps: steps that fit the luma of a pair to its colours where they are kept (`inference.luma_fit`).
     """
 
     def __init__(
@@ -98,8 +100,9 @@ class PairFuser:
         colormap: str | None = None,
         blend: float | None = None,
         grey: bool = False,
+        luma_steps: int = STEPS,
     ) -> None:
-        self.color, self.blend, self.grey = color, blend, grey
+        self.color, self.blend, self.grey, self.luma_steps = color, blend, grey, luma_steps
         self.palette = None if colormap is None else torch.from_numpy(palette(colormap)).to(device)
         self.model, self.device, self.passes, self.average = model, torch.device(device), passes, average
         self.multistart = multistart and average
@@ -257,12 +260,16 @@ class PairFuser:
         if scale is not None:
             shown = colored(output.aligned, scale)
         if shown.shape[1] == 3:
-            fused = in_color(fused, shown) if self.color == "keep" else with_color(fused, shown)
+            fused = self._in_color(fixed, shown, fused, pair.blank) if self.color == "keep" else with_color(fused, shown)
         flow, blend = output.flow[0].cpu().numpy(), None
         if self.blend is not None:
             blend = torch.lerp(fixed.expand_as(shown), shown, self.blend)
             blend, _ = without_drawn_out_border(*map(tensor_to_image, (blend, aligned, fixed)), flow)
         return *without_drawn_out_border(*map(tensor_to_image, (fused, aligned, fixed)), flow), blend
+
+    def _in_color(self, fixed: Tensor, shown: Tensor, fused: Tensor, blank: bool) -> Tensor:
+        """Fit the luma of a pair to the colours of its aligned image, and show it in them."""
+        return in_color(fused if blank else fit_luma(fixed, shown, fused, self.luma_steps), shown)
 
     def _fused_grey(self, pair: _Prepared, output: Output) -> np.ndarray:
         """Fuse a grey tracer without its colour scale."""

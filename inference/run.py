@@ -144,7 +144,8 @@ def report_notes(options: Options, network: Network, volumes: VolumePair | None)
         "engine": options.engine,
         "PyTorch": torch.__version__,
     }
-    notes["colours"] = {"keep": "tracer's hue and saturation kept", "luma": "luma replaced"}[options.color]
+    fitted = f"tracer's hue and saturation kept, luma fitted in {settings['luma_steps']} steps"
+    notes["colours"] = {"keep": fitted, "luma": "luma replaced"}[options.color]
     notes["grey tracers"] = f"shown in the scale {options.colormap}"
     if volumes:
         notes["window"] = volumes.window_text()

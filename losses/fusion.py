@@ -1,6 +1,7 @@
 """Losses that teach fusion: keep both images' structure, as if they had been truly aligned."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -34,6 +35,10 @@ COLORED_TRACER = {
 }
 """Times the usual weight for coloured PET and SPECT. PET leaves room for contrast. SPECT covers the brain with strong
 colours. Its luma has room for the MRI's edges or for contrast, not for both."""
+
+
+Scorer = Callable[[Tensor], Tensor]
+"""A loss of fused images (B, 1, H, W) with all that depends on their sources made; gives (B,)."""
 
 
 class FusionLoss(NamedTuple):
@@ -97,7 +102,7 @@ def tone_error(target: Tensor, *fused: Tensor) -> Tensor:
 
     The losses on edges and contrast do not mind a skull or an infarct that vanishes between its edges.
     """
-    return intensity_error(*(_local_mean(image, *TONE) for image in (target, *fused)))
+    return intensity_error(*(local_mean(image, *TONE) for image in (target, *fused)))
 
 
 def lesion_loss(lesion: Tensor, fused: Tensor, fused_with_lesion: Tensor) -> Tensor:
@@ -151,17 +156,24 @@ def edge_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Tensor:
     Returns:
         (n, B) for n fused images, 0 to 1.
     """
+    return torch.stack([*map(edge_scorer(fixed, moving_aligned), fused)])
+
+
+def edge_scorer(fixed: Tensor, moving_aligned: Tensor) -> Scorer:
+    """Prepare `edge_loss` of a pair for many fused images (B, 1, H, W); each gives (B,)."""
     sources = [_edges(source) for source in (fixed, moving_aligned)]
     weight = sum(strength.sum(dim=(1, 2, 3)) for strength, _ in sources)
-    losses = []
-    for strength_f, angle_f in map(_edges, fused):
+
+    def score(fused: Tensor) -> Tensor:
+        strength_f, angle_f = _edges(fused)
         kept = 0.0
         for strength, angle in sources:
             ratio = torch.minimum(strength, strength_f) / torch.maximum(strength, strength_f)
             turn = ((angle - angle_f).abs() - math.pi / 2).abs() / (math.pi / 2)
             kept = kept + (_quality(ratio, *STRENGTH) * _quality(turn, *ORIENTATION) * strength).sum(dim=(1, 2, 3))
-        losses.append(1 - kept / weight)
-    return torch.stack(losses)
+        return 1 - kept / weight
+
+    return score
 
 
 def _quality(share: Tensor, top: float, slope: float, middle: float) -> Tensor:
@@ -202,7 +214,7 @@ def structure_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Ten
 def _ssim(a: Tensor, b: Tensor, moments_a: tuple[Tensor, Tensor], moments_b: tuple[Tensor, Tensor]) -> Tensor:
     """Map SSIM as kornia does, whose windows are copied to the device anew in each step and convolved."""
     (mean_a, variance_a), (mean_b, variance_b) = moments_a, moments_b
-    covariance = _local_mean(a * b, *SSIM_WINDOW) - mean_a * mean_b
+    covariance = local_mean(a * b, *SSIM_WINDOW) - mean_a * mean_b
     c_1, c_2 = 0.01**2, 0.03**2
     likeness = (2 * mean_a * mean_b + c_1) * (2 * covariance + c_2)
     return likeness / ((mean_a.square() + mean_b.square() + c_1) * (variance_a + variance_b + c_2))
@@ -219,15 +231,27 @@ def information_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> T
     Returns:
         (n, B) for n fused images, at most 1; negative where contrast is enhanced.
     """
-    sources, fused, fidelity = [fixed, moving_aligned], list(fused), 0.0
+    return torch.stack([*map(information_scorer(fixed, moving_aligned), fused)])
+
+
+def information_scorer(fixed: Tensor, moving_aligned: Tensor) -> Scorer:
+    """Prepare `information_loss` of a pair for many fused images (B, 1, H, W); each gives (B,)."""
+    sources, levels = [fixed, moving_aligned], []
     for scale, (size, weight) in enumerate(SCALES):
         if scale:
-            sources, fused = ([_local_mean(image, size, size / 5, 2) for image in each] for each in (sources, fused))
-        if weight:
-            moments = [_moments(source, size, size / 5) for source in sources]
-            ratios = [_fidelity(sources, moments, image, size) for image in fused]
-            fidelity = fidelity + weight * torch.stack(ratios)
-    return 1 - fidelity / sum(weight for _, weight in SCALES)
+            sources = [local_mean(image, size, size / 5, 2) for image in sources]
+        levels.append((sources, [_moments(source, size, size / 5) for source in sources] if weight else []))
+
+    def score(fused: Tensor) -> Tensor:
+        fidelity = 0.0
+        for scale, ((size, weight), (sources, moments)) in enumerate(zip(SCALES, levels, strict=True)):
+            if scale:
+                fused = local_mean(fused, size, size / 5, 2)
+            if weight:
+                fidelity = fidelity + weight * _fidelity(sources, moments, fused, size)
+        return 1 - fidelity / sum(weight for _, weight in SCALES)
+
+    return score
 
 
 _KEPT: dict[tuple, Tensor] = {}
@@ -258,14 +282,22 @@ def _blurring(length: int, size: int, sigma: float, step: int, device: torch.dev
     return _KEPT[key]
 
 
-def _local_mean(image: Tensor, size: int, sigma: float, step: int = 1) -> Tensor:
+def local_mean(image: Tensor, size: int, sigma: float, step: int = 1) -> Tensor:
+    """Blur images (B, C, H, W) with a Gaussian window and keep every step-th pixel of every step-th row.
+
+    Args:
+        image: any values.
+        size: of the window, odd, px.
+        sigma: px.
+        step: 1 keeps the size.
+    """
     rows, columns = (_blurring(length, size, sigma, step, image.device) for length in image.shape[2:])
     return rows.T @ image @ columns
 
 
 def _moments(image: Tensor, size: int, sigma: float) -> tuple[Tensor, Tensor]:
     """Compute local mean and variance under a Gaussian window."""
-    mean, square = (_local_mean(values, size, sigma) for values in (image, image.square()))
+    mean, square = (local_mean(values, size, sigma) for values in (image, image.square()))
     return mean, (square - mean.square()).clamp_min(0)
 
 
@@ -274,7 +306,7 @@ def _fidelity(sources: list[Tensor], moments: list[tuple[Tensor, Tensor]], fused
     mean_f, variance_f = _moments(fused, size, size / 5)
     kept, total, gains = [], [], []
     for source, (mean, variance) in zip(sources, moments, strict=True):
-        covariance = _local_mean(source * fused, size, size / 5) - mean * mean_f
+        covariance = local_mean(source * fused, size, size / 5) - mean * mean_f
         gain = (covariance / (variance + 1e-6)).clamp_min(0)
         noise = (variance_f - gain * covariance).clamp_min(0)
         kept.append(torch.log1p(gain.square() * variance / (noise + EYE_NOISE)))
@@ -296,6 +328,11 @@ def visibility_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Te
         (n, B) for n fused images, grey values in [0, 1]. The metric is the square in grey levels, for images that fill
         the range 0 to 255.
     """
+    return torch.stack([*map(visibility_scorer(fixed, moving_aligned), fused)])
+
+
+def visibility_scorer(fixed: Tensor, moving_aligned: Tensor) -> Scorer:
+    """Prepare `visibility_loss` of a pair for many fused images (B, 1, H, W); each gives (B,)."""
     sources = torch.cat((fixed, moving_aligned), dim=1)
     # Zeros around the images, as in the metric.
     x, y = (slopes[..., 1:-1, 1:-1] for slopes in sobel(F.pad(sources, (1, 1, 1, 1))))
@@ -303,12 +340,13 @@ def visibility_loss(fixed: Tensor, moving_aligned: Tensor, *fused: Tensor) -> Te
     weight = saliency / saliency.sum(dim=(1, 2, 3), keepdim=True)
     size = tuple(fixed.shape[2:])
     sensitivity = _sensitivity(size, fixed.device)
-    roots = []
-    for image in fused:
-        seen = torch.fft.irfft2(torch.fft.rfft2(sources - image) * sensitivity, s=size)
+
+    def score(fused: Tensor) -> Tensor:
+        seen = torch.fft.irfft2(torch.fft.rfft2(sources - fused) * sensitivity, s=size)
         square = (weight * _block_sums(seen.square())).sum(dim=(1, 2, 3)) / BLOCK**2
-        roots.append((square + 1e-8).sqrt())
-    return torch.stack(roots)
+        return (square + 1e-8).sqrt()
+
+    return score
 
 
 def _sensitivity(size: tuple[int, int], device: torch.device) -> Tensor:

@@ -9,7 +9,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"utils"},
     {"data", "models", "evaluation"},
-    {"losses", "inference"},
+    {"losses"},
+    {"inference"},
     {"training"},
     {"tools", "EDARFusion_train", "EDARFusion_test_val"},
     {"app", "edarfusion"},

@@ -64,7 +64,7 @@ class Systems:
 
         device, loaded = choose_device("cpu"), load_checkpoint(checkpoint)
         self.own_settings = loaded.inference()
-        self.fuse_aligned = PairFuser(loaded.model, device, passes=0)
+        self.fuse_aligned = PairFuser(loaded.model, device, **self.own_settings | {"passes": 0, "average": False})
         self.align_and_fuse = PairFuser(loaded.model, device, **self.own_settings)
         self.limit, self.workers = limit, workers
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from data.augmentation import soft_ellipse
 from data.dataset import VAL_SEED, PairDataset, seeded
 from data.table import MODALITIES
+from inference.luma_fit import STEPS, fit_luma
 from inference.validation_pairs import add_validation_options, load_validation_set
 from losses.steps import colored_room
 from models.edarfusion import EDARFusion
@@ -64,13 +65,14 @@ def lesions_in(host: Tensor, other: Tensor, diameter: int, sign: int, generator:
 
 
 @torch.inference_mode()
-def survival(model: EDARFusion, pairs: PairDataset, device: torch.device) -> pd.DataFrame:
+def survival(model: EDARFusion, pairs: PairDataset, device: torch.device, luma_steps: int = STEPS) -> pd.DataFrame:
     """Fuse truly aligned pairs with and without simulated lesions.
 
     Args:
         model: in evaluation mode.
         pairs: without augmentation.
         device: where the model is.
+        luma_steps: of `inference.luma_fit.fit_luma`.
 
     Returns:
         A row a lesion: ``modality``, ``image`` (fixed or moving), ``sign``, ``diameter`` (px), ``kept``, the mean
@@ -84,7 +86,7 @@ def survival(model: EDARFusion, pairs: PairDataset, device: torch.device) -> pd.
         registration = model.register(fixed, aligned)
         for image in ("fixed", "moving"):
             shown_in = color if image == "fixed" else torch.zeros_like(color)
-            fuse = partial(_fused, model, registration, shown_in)
+            fuse = partial(_fused, model, luma_steps, registration, shown_in)
             for sign in (1, -1):
                 for diameter in DIAMETERS:
                     kind = {"modality": MODALITIES[pair.modality], "image": image, "sign": sign, "diameter": diameter}
@@ -100,8 +102,12 @@ def survival(model: EDARFusion, pairs: PairDataset, device: torch.device) -> pd.
     return pd.DataFrame(rows)
 
 
-def _fused(model: EDARFusion, registration: Registration, color: Tensor, fixed: Tensor, aligned: Tensor) -> Tensor:
-    return model.fuse(fixed, aligned, registration, colored_room(color, aligned)).fused[0, 0]
+def _fused(
+    model: EDARFusion, steps: int, registration: Registration, color: Tensor, fixed: Tensor, aligned: Tensor
+) -> Tensor:
+    """Fuse as the test command does: the luma of coloured pairs is fitted in some steps."""
+    fused = model.fuse(fixed, aligned, registration, colored_room(color, aligned)).fused
+    return (fit_luma(fixed, color, fused, steps) if color.any() else fused)[0, 0]
 
 
 def _measured(lesion: np.ndarray, shown: np.ndarray, true: np.ndarray) -> dict[str, float]:
@@ -133,8 +139,9 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         InputError: pairs or network cannot be used.
     """
-    model, pairs, device = load_validation_set(options)
-    print(survival_report(survival(model, pairs, device)))
+    checkpoint, pairs, device = load_validation_set(options)
+    steps = checkpoint.inference().get("luma_steps", STEPS)
+    print(survival_report(survival(checkpoint.model, pairs, device, steps)))
 
 
 def main(arguments: list[str] | None = None) -> int:
