@@ -29,7 +29,7 @@ from utils.filters import Padder, resize
 STEPS = 24
 """Steps for each pair. More of them show more contrast and more of the tracer's saturation."""
 
-EDGES, INFORMATION, VISIBILITY, SATURATION, TONE, INTENSITY = 14.0, 6.0, 40.0, 8.0, 4.0, 2.0
+EDGES, INFORMATION, VISIBILITY, SATURATION, TONE, INTENSITY = 14.0, 6.4, 40.0, 14.0, 4.0, 2.0
 """Weights of the losses. Only their ratios count."""
 
 STRIDE, MOMENTUM, STEEPEST = 0.12, 0.6, 1.5
