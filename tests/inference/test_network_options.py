@@ -41,6 +41,22 @@ def test_settings_of_the_checkpoint_are_the_defaults(model, tmp_path):
     assert not np.allclose(flows[0], flows[2]) and not np.allclose(flows[0], flows[3])
 
 
+def test_steps_of_the_luma_are_those_of_the_option_or_the_checkpoint(model, tmp_path, capsys):
+    path = tmp_path / "two.safetensors"
+    save_checkpoint(path, model, modality="PET", training={"inference": {"luma_steps": 2}}, metrics={})
+    options = ["--modality", "PET", *folders(tmp_path, pairs=1, channels=3)]
+    for more, steps in (([], 2), (["--luma-steps", "5"], 5), (["--luma-steps", "0"], 0)):
+        assert run_command(path, tmp_path / str(steps), *options, *more) == 0
+        assert json.loads((tmp_path / str(steps) / "PET/settings.json").read_text())["luma_steps"] == steps
+        assert f"luma fitted in {steps} steps" in (tmp_path / str(steps) / "PET/report.html").read_text()
+    images = [(tmp_path / str(steps) / "PET/fused/001.png").read_bytes() for steps in (0, 2, 5)]
+    assert len(set(images)) == 3
+    assert run_command(path, tmp_path / "5", *options, "--resume") == 2
+    assert "expected results with luma_steps 2 to resume, found some with luma_steps 5" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        run_command(path, tmp_path / "out", *options, "--luma-steps", "-1")
+
+
 def test_other_starts_are_tried_unless_told_otherwise(model, tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr("inference.pair_fuser.register_from_afar", lambda *given: calls.append(given) or given[-1])
