@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from data.dataset import VAL_SEED, Pair, PairDataset
+from inference.luma_fit import fit_luma
 from losses import steps
 from losses.fusion import FusionWeights
 from losses.registration import RegistrationWeights
@@ -45,6 +46,14 @@ def test_the_shipped_weights_give_the_same_flow_and_image(device, pair):
     assert (actual.flow.cpu() - expected.flow).abs().max() < 0.02
     assert (actual.fused.cpu() - expected.fused).abs().max() < 2 / 255
     assert expected.flow.abs().max() > 1
+
+
+def test_the_luma_is_fitted_alike(device, pair):
+    images = pair.fixed, torch.cat((pair.moving_aligned, 0.5 * pair.moving_aligned, pair.fixed), dim=1), pair.fixed
+    expected, actual = fit_luma(*images, 4), fit_luma(*(image.to(device) for image in images), 4).cpu()
+    # Steps along the sign of a slope near 0 may go either way.
+    assert (actual - expected).abs().mean() < 0.2 / 255
+    assert (expected - pair.fixed).abs().mean() > 1 / 255
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import torch
 
 from data.dataset import Chosen, Pair, PairDataset
 from data.variation import Variation
+from inference.luma_fit import fit_luma
 from losses import fusion as fusion_losses
 from models.edarfusion import EDARFusion
 from tests.examples import SAMPLE, aligned_sample
@@ -71,6 +72,13 @@ def test_inference_waits_for_nothing(networks):
         watch = watched(lambda: model(pair.fixed[:1], pair.moving[:1], 2, True))
     assert not watch.waits
     assert watch.kernels < 1550
+
+
+def test_the_luma_is_fitted_without_waiting(networks):
+    fixed, aligned = (torch.rand(1, channels, 256, 256, device=DEVICE) for channels in (1, 3))
+    few, some = (watched(lambda steps=steps: fit_luma(fixed, aligned, fixed, steps)) for steps in (1, 5))
+    assert not some.waits
+    assert some.kernels - few.kernels < 4 * 750
 
 
 @pytest.mark.parametrize("held", [True, False])
