@@ -129,7 +129,7 @@ def add_colors(group: argparse._ArgumentGroup) -> None:
                             "(default: %(default)s)")
     group.add_argument("--luma-steps", type=natural, metavar="N",
                        help="steps that fit the fused luma to the colours of each pair; 0 shows what the network fuses "
-                            "(default: that of the checkpoint)")
+                            "(default: 24 for SPECT, else 0)")
     group.add_argument("--blend", type=share, metavar="ALPHA",
                        help="also write the plain overlay, blend/NAME.png, with this share of the moving image")
 

@@ -7,6 +7,7 @@ from dataclasses import field as field_
 from pathlib import Path
 
 from data.pairs import PairFiles
+from inference.luma_fit import STEPS
 from inference.mirror_check import MirrorCheck
 from inference.network import Network
 from inference.options import Options
@@ -33,6 +34,7 @@ class Batch:
         field: where the pairs are slices of a volume, its displacement field.
         scores: columns of the table that are the same for all pairs, such as those of a whole volume.
         bound_ratio: of the `inference.network.Network`.
+        luma_steps: of `inference.pair_fuser.PairFuser.__call__`.
     """
 
     modality: str
@@ -43,6 +45,7 @@ class Batch:
     field: VolumeField | None = None
     scores: dict[str, float] = field_(default_factory=dict)
     bound_ratio: float | None = None
+    luma_steps: int = 0
 
 
 def make_batches(
@@ -57,7 +60,11 @@ def make_batches(
     extras |= {"flow_format": options.flow_format or FLOW_FORMATS[0], "volumes": volumes is not None}
     extras |= {"blend": options.blend is not None, "colormap": options.colormap}
     settings = what_results_depend_on(options, network, volumes)
-    folders = {modality: ResultFolder(options.output / modality, modality, settings, **extras) for modality in chosen}
+    steps = {modality: luma_steps(options, modality) for modality in chosen}
+    folders = {
+        modality: ResultFolder(options.output / modality, modality, settings | {"luma_steps": steps[modality]}, **extras)
+        for modality in chosen
+    }
     inputs = [path for pairs in chosen.values() for pair in pairs for path in pair.paths.values()]
     inputs += filter(None, (options.checkpoint, options.csv, options.fixed, options.moving, options.label))
     inputs += options.marks.values()
@@ -68,8 +75,16 @@ def make_batches(
     for modality, pairs in chosen.items():
         rows = folders[modality].rows_to_keep(pairs, options.resume, bool(volumes))
         mirror = MirrorCheck(fuse_as_it_lies)
-        batches.append(Batch(modality, pairs, folders[modality], rows, mirror, bound_ratio=network.bound_ratio))
+        known = {"bound_ratio": network.bound_ratio, "luma_steps": steps[modality]}
+        batches.append(Batch(modality, pairs, folders[modality], rows, mirror, **known))
     return batches
+
+
+def luma_steps(options: Options, modality: str) -> int:
+    """Tell in how many steps the luma of coloured pairs is fitted; 0 where their colours are not kept."""
+    if options.color != "keep":
+        return 0
+    return STEPS.get(modality, 0) if options.luma_steps is None else options.luma_steps
 
 
 def what_results_depend_on(options: Options, network: Network, volumes: VolumePair | None) -> dict:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import torch
 
 from data.table import modality_of
-from inference.luma_fit import STEPS
 from inference.options import Options
 from models.checkpoint import load_checkpoint
 from models.outputs import Output
@@ -63,7 +62,7 @@ def load_network(options: Options, kinds: list[str]) -> Network:
         state = "an untrained one (stage registration only, or a run broken off before its fusion)"
         shown = "the fused images show hardly more than the brighter of both"
         log.warning(f"{options.checkpoint}: expected a trained fusion, found {state}: {shown}")
-    settings = checkpoint.inference(options.passes, options.average, options.luma_steps)
+    settings = checkpoint.inference(options.passes, options.average)
     barely_trained = left_of_displacement(checkpoint.metrics) > BARELY
     if barely_trained:
         state = f"one that left {100 * left_of_displacement(checkpoint.metrics):.0f} % of it on its validation pairs"
@@ -71,7 +70,6 @@ def load_network(options: Options, kinds: list[str]) -> Network:
             f"{options.checkpoint}: expected a network trained to remove displacement, found {state}: train it longer; "
             "its disagreement says nothing about the images, and no other poses are tried"
         )
-    settings.setdefault("luma_steps", STEPS)
     settings["multistart"] = settings["average"] and options.multistart and not barely_trained
     bound_ratio = None if by_openvino else checkpoint.bound_ratio
     return Network(model, device, settings, checkpoint.modality, barely_trained, bound_ratio)

@@ -19,9 +19,10 @@ class Options:
     Attributes:
         modality: one of `data.table.MODALITIES`; or all, which of folders and volumes means to guess.
         window: center and width, in the moving volume's own units.
-        passes, average, luma_steps: None leaves them to the checkpoint.
+        passes, average: None leaves them to the checkpoint.
         landmarks, segmentations: of the fixed and of the moving images.
         flow_format: one of `utils.arguments.FLOW_FORMATS`; None for npy.
+        luma_steps: None leaves them to the modality.
         batch_size: number of pairs that the network takes at a time; None leaves it to the device.
 
     Raises:

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from data.pairs import is_blank
 from inference.fused_pair import FusedPair
-from inference.luma_fit import STEPS, fit_luma
+from inference.luma_fit import fit_luma
 from inference.multistart import register_from_afar
 from inference.pair_arrays import checked, colored, maps_of, mean_in_head, without_drawn_out_border
 from inference.view import View, choose_view
 from models.outputs import Output
-from models.room import in_color, room_of, with_color
+from models.room import in_color, room_of, strongly_colored, with_color
 from utils.arguments import COLOR_MODES
 from utils.geometry.continuation import continue_into
 from utils.geometry.warp import invert, warp
@@ -48,6 +48,7 @@ class _Prepared(NamedTuple):
         passes: number of registrations.
         known: estimates from before.
         mask: argument of `PairFuser.__call__`; None where it is empty.
+        luma_steps: argument of `PairFuser.__call__`.
         seconds: time that this took.
     """
 
@@ -62,6 +63,7 @@ class _Prepared(NamedTuple):
     passes: int
     known: _Known
     mask: np.ndarray | None
+    luma_steps: int
     seconds: float
 
     @property
@@ -85,7 +87,6 @@ class PairFuser:
         colormap: colour scale for tracers that are grey, of `utils.imaging.colormaps`; None leaves them grey.
         blend: share of the moving image in a plain overlay; None makes none.
         grey: also fuse grey tracers without their colour scale.
-        luma_steps: steps that fit the luma of a pair to its colours where they are kept (`inference.luma_fit`).
     """
 
     def __init__(
@@ -100,9 +101,8 @@ class PairFuser:
         colormap: str | None = None,
         blend: float | None = None,
         grey: bool = False,
-        luma_steps: int = STEPS,
     ) -> None:
-        self.color, self.blend, self.grey, self.luma_steps = color, blend, grey, luma_steps
+        self.color, self.blend, self.grey = color, blend, grey
         self.palette = None if colormap is None else torch.from_numpy(palette(colormap)).to(device)
         self.model, self.device, self.passes, self.average = model, torch.device(device), passes, average
         self.multistart = multistart and average
@@ -121,6 +121,7 @@ class PairFuser:
         disagreement: float | None = None,
         expected_error: np.ndarray | None = None,
         mask: np.ndarray | None = None,
+        luma_steps: int = 0,
     ) -> FusedPair:
         """Align and fuse a pair.
 
@@ -137,18 +138,21 @@ class PairFuser:
             disagreement, expected_error: of the estimates that it came from; the latter (H, W), px.
             mask: bool (H, W), True where nothing is to be matched, as in a lesion. What both images show there has no
                 say, and the displacement is the smooth continuation of that around it. The gate is 0 there.
+            luma_steps: steps that fit the fused luma of this pair, if its colours are kept, by `inference.luma_fit`;
+                0 leaves what the network fused.
 
         Raises:
             ValueError: shapes that do not go together, an array that is not of floating point, or values beyond [0, 1].
         """
         known = {"flow": flow, "disagreement": disagreement, "expected_error": expected_error}
-        return self._complete(self._prepare(fixed, moving, aspect=aspect, longest=longest, mask=mask, **known))
+        how = {"aspect": aspect, "longest": longest, "mask": mask, "luma_steps": luma_steps}
+        return self._complete(self._prepare(fixed, moving, **how, **known))
 
     @torch.inference_mode()
     def together(self, pairs: Sequence[Mapping[str, Any]]) -> list[FusedPair]:
         """Align and fuse several pairs. The model runs once for all that it sees at one size.
 
-        Pairs with a mask or a known displacement, and further starts of multi-start, run one by one. The results are
+        Pairs with a mask or a known displacement, further starts of multi-start and fits run one by one. The results are
         those of single pairs, but for rounding.
 
         Args:
@@ -191,6 +195,7 @@ class PairFuser:
         aspect: float = 1.0,
         longest: float | None = None,
         mask: np.ndarray | None = None,
+        luma_steps: int = 0,
         **known: np.ndarray | float | None,
     ) -> _Prepared:
         """Check the arguments of `__call__` and bring the images to the device; `known` are those of `_Known`."""
@@ -220,6 +225,7 @@ class PairFuser:
             passes=0 if blank else self.passes,
             known=_Known(**known),
             mask=mask if mask is not None and mask.any() else None,
+            luma_steps=0 if blank or self.color != "keep" else luma_steps,
             seconds=self._clock() - start,
         )
 
@@ -260,16 +266,14 @@ class PairFuser:
         if scale is not None:
             shown = colored(output.aligned, scale)
         if shown.shape[1] == 3:
-            fused = self._in_color(fixed, shown, fused, pair.blank) if self.color == "keep" else with_color(fused, shown)
+            if pair.luma_steps and strongly_colored(shown):
+                fused = fit_luma(fixed, shown, fused, pair.luma_steps)
+            fused = in_color(fused, shown) if self.color == "keep" else with_color(fused, shown)
         flow, blend = output.flow[0].cpu().numpy(), None
         if self.blend is not None:
             blend = torch.lerp(fixed.expand_as(shown), shown, self.blend)
             blend, _ = without_drawn_out_border(*map(tensor_to_image, (blend, aligned, fixed)), flow)
         return *without_drawn_out_border(*map(tensor_to_image, (fused, aligned, fixed)), flow), blend
-
-    def _in_color(self, fixed: Tensor, shown: Tensor, fused: Tensor, blank: bool) -> Tensor:
-        """Fit the luma of a pair to the colours of its aligned image, and show it in them."""
-        return in_color(fused if blank else fit_luma(fixed, shown, fused, self.luma_steps), shown)
 
     def _fused_grey(self, pair: _Prepared, output: Output) -> np.ndarray:
         """Fuse a grey tracer without its colour scale."""

@@ -144,8 +144,7 @@ def report_notes(options: Options, network: Network, volumes: VolumePair | None)
         "engine": options.engine,
         "PyTorch": torch.__version__,
     }
-    fitted = f"tracer's hue and saturation kept, luma fitted in {settings['luma_steps']} steps"
-    notes["colours"] = {"keep": fitted, "luma": "luma replaced"}[options.color]
+    notes["colours"] = {"keep": "tracer's hue and saturation kept", "luma": "luma replaced"}[options.color]
     notes["grey tracers"] = f"shown in the scale {options.colormap}"
     if volumes:
         notes["window"] = volumes.window_text()
@@ -218,7 +217,8 @@ def _fuser_arguments(batch: Batch, pair: PairFiles, images: SourceImages) -> dic
     known = batch.field.of(batch.pairs.index(pair)) if batch.field else {}
     mask = read_mask(pair, images.fixed.shape)
     view = {"aspect": pair.aspect, "longest": pair.longest}
-    return {"fixed": images.fixed, "moving": images.moving, "mask": mask} | view | known
+    how = {"mask": mask, "luma_steps": batch.luma_steps}
+    return {"fixed": images.fixed, "moving": images.moving} | how | view | known
 
 
 def _job(batch: Batch, pair: PairFiles, images: SourceImages, result: FusedPair) -> Job:
@@ -281,6 +281,8 @@ def finish_folder(batch: Batch, volumes: VolumePair | None, notes: dict) -> pd.D
     folder.remove_parts()
     if volumes:
         volumes.write_results(folder, pairs, batch.field)
+    if batch.luma_steps and folder.has_colors:
+        notes = notes | {"luma": f"of coloured pairs fitted in {batch.luma_steps} steps"}
     report_folder(folder, pairs, notes)
     return pd.DataFrame(ordered)
 

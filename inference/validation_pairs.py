@@ -9,15 +9,16 @@ from data.dataset import VAL_SEED, PairDataset
 from data.splits import add_group_pattern
 from data.table import MODALITIES, modality_name, modality_of
 from data.training_pairs import validation_table
-from models.checkpoint import Checkpoint, load_checkpoint
+from models.checkpoint import load_checkpoint
+from models.edarfusion import EDARFusion
 from utils.arguments import add_checkpoint, add_device
 from utils.device import choose_device
 
 
 class ValidationSet(NamedTuple):
-    """A checkpoint, the pairs to measure its network on, and the device that both are used on."""
+    """A network in evaluation mode, the pairs to measure it on, and the device that both are used on."""
 
-    checkpoint: Checkpoint
+    model: EDARFusion
     pairs: PairDataset
     device: torch.device
 
@@ -46,5 +47,5 @@ def load_validation_set(options: argparse.Namespace) -> ValidationSet:
     )
     device = choose_device(options.device)
     modality = modality_of(table["modality"].unique())
-    checkpoint = load_checkpoint(options.checkpoint, modality=modality, device=device)
-    return ValidationSet(checkpoint, PairDataset(table, ".", seed=VAL_SEED), device)
+    model = load_checkpoint(options.checkpoint, modality=modality, device=device).model
+    return ValidationSet(model, PairDataset(table, ".", seed=VAL_SEED), device)

@@ -45,19 +45,15 @@ class Checkpoint(NamedTuple):
     metrics: dict[str, Any]
     state: dict[str, Tensor]
 
-    def inference(
-        self, passes: int | None = None, average: bool | None = None, luma_steps: int | None = None
-    ) -> dict[str, Any]:
-        """Return how to use the model, as arguments of `inference.pair_fuser.PairFuser`.
-
-        These are `passes` and `average`, and `luma_steps` where the checkpoint says something of it.
+    def inference(self, passes: int | None = None, average: bool | None = None) -> dict[str, Any]:
+        """Return how to use the model: the arguments `passes` and `average` of `EDARFusion.forward`.
 
         Args:
-            passes, average, luma_steps: what is wished for; None leaves it to the checkpoint. Old training runs say
-                nothing: one pass, not averaged.
+            passes, average: what is wished for; None leaves it to the checkpoint. Old training runs say nothing: one
+                pass, not averaged.
         """
         settings = {"passes": 1, "average": False} | self.training.get("inference", {})
-        wishes = {"passes": passes, "average": average, "luma_steps": luma_steps}
+        wishes = {"passes": passes, "average": average}
         settings |= {name: value for name, value in wishes.items() if value is not None}
         # Nothing is estimated that could be averaged.
         settings["average"] &= settings["passes"] > 0

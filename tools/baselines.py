@@ -58,14 +58,16 @@ class Systems:
 
     def __init__(self, checkpoint: Path, limit: float, workers: int) -> None:
         # Brings the network, which --help does not need.
+        from inference.luma_fit import STEPS
         from inference.pair_fuser import PairFuser
         from models.checkpoint import load_checkpoint
         from utils.device import choose_device
 
         device, loaded = choose_device("cpu"), load_checkpoint(checkpoint)
         self.own_settings = loaded.inference()
-        self.fuse_aligned = PairFuser(loaded.model, device, **self.own_settings | {"passes": 0, "average": False})
+        self.fuse_aligned = PairFuser(loaded.model, device, passes=0)
         self.align_and_fuse = PairFuser(loaded.model, device, **self.own_settings)
+        self.luma_steps = STEPS
         self.limit, self.workers = limit, workers
 
     def run(self, system: str, pairs: list[PairFiles], modality: str) -> Iterator[Result]:
@@ -73,7 +75,8 @@ class Systems:
         if system == OURS:
             for pair in pairs:
                 images = read_pair(pair, modality)
-                yield pair, self.align_and_fuse(images.fixed, images.moving, longest=pair.longest), ""
+                how = {"longest": pair.longest, "luma_steps": self.luma_steps.get(modality, 0)}
+                yield pair, self.align_and_fuse(images.fixed, images.moving, **how), ""
             return
         with ThreadPoolExecutor(self.workers) as pool:
             # A thread waits for the process of one registration.
@@ -99,7 +102,7 @@ class Systems:
         images = read_pair(pair, modality)
         # Interpolation may leave [0, 1] by a rounding error.
         aligned = np.clip(apply_flow(images.moving, flow), 0, 1)
-        fused = self.fuse_aligned(images.fixed, aligned)
+        fused = self.fuse_aligned(images.fixed, aligned, luma_steps=self.luma_steps.get(modality, 0))
         return fused._replace(aligned=aligned, flow=flow, seconds=seconds + fused.seconds)
 
     def settings_of(self, system: str) -> str:

@@ -4,7 +4,8 @@
 
 Small discs, bright or dark, are put into the soft tissue of one image of each validation pair, which is fused with and
 without them under its true alignment. Prints which share of their contrast the fused image shows, by modality, image
-and size. PET and SPECT are taken in colour for lesions of the MRI, and in grey for lesions of the tracer.
+and size. PET and SPECT are taken in colour for lesions of the MRI, and in grey for lesions of the tracer. Coloured SPECT
+is fitted as in the test command (`inference.luma_fit`).
 """
 
 import argparse
@@ -65,14 +66,13 @@ def lesions_in(host: Tensor, other: Tensor, diameter: int, sign: int, generator:
 
 
 @torch.inference_mode()
-def survival(model: EDARFusion, pairs: PairDataset, device: torch.device, luma_steps: int = STEPS) -> pd.DataFrame:
+def survival(model: EDARFusion, pairs: PairDataset, device: torch.device) -> pd.DataFrame:
     """Fuse truly aligned pairs with and without simulated lesions.
 
     Args:
         model: in evaluation mode.
         pairs: without augmentation.
         device: where the model is.
-        luma_steps: of `inference.luma_fit.fit_luma`.
 
     Returns:
         A row a lesion: ``modality``, ``image`` (fixed or moving), ``sign``, ``diameter`` (px), ``kept``, the mean
@@ -83,13 +83,14 @@ def survival(model: EDARFusion, pairs: PairDataset, device: torch.device, luma_s
     for number in tqdm(range(len(pairs)), desc="pairs", leave=False):
         pair = pairs[number]
         fixed, aligned, color = (x[None].to(device) for x in (pair.fixed, pair.moving_aligned, pair.color))
-        registration = model.register(fixed, aligned)
+        registration, modality = model.register(fixed, aligned), MODALITIES[pair.modality]
         for image in ("fixed", "moving"):
             shown_in = color if image == "fixed" else torch.zeros_like(color)
-            fuse = partial(_fused, model, luma_steps, registration, shown_in)
+            fuse = partial(_fused, model, registration, shown_in, STEPS.get(modality, 0))
+            before = fuse(fixed, aligned)
             for sign in (1, -1):
                 for diameter in DIAMETERS:
-                    kind = {"modality": MODALITIES[pair.modality], "image": image, "sign": sign, "diameter": diameter}
+                    kind = {"modality": modality, "image": image, "sign": sign, "diameter": diameter}
                     generator = seeded(VAL_SEED + int(pair.number), diameter * sign + 100)
                     host, other = (fixed, aligned) if image == "fixed" else (aligned, fixed)
                     lesions = lesions_in(host.cpu(), other.cpu(), diameter, sign, generator)
@@ -97,15 +98,14 @@ def survival(model: EDARFusion, pairs: PairDataset, device: torch.device, luma_s
                         continue
                     hurt = (host + torch.stack(lesions).sum(dim=0).to(device)).clamp(0, 1)
                     after = fuse(hurt, aligned) if image == "fixed" else fuse(fixed, hurt)
-                    shown, true = (after - fuse(fixed, aligned)).cpu().numpy(), (hurt - host)[0, 0].cpu().numpy()
+                    shown, true = (after - before).cpu().numpy(), (hurt - host)[0, 0].cpu().numpy()
                     rows += [kind | _measured(lesion.numpy(), shown, true) for lesion in lesions]
     return pd.DataFrame(rows)
 
 
 def _fused(
-    model: EDARFusion, steps: int, registration: Registration, color: Tensor, fixed: Tensor, aligned: Tensor
+    model: EDARFusion, registration: Registration, color: Tensor, steps: int, fixed: Tensor, aligned: Tensor
 ) -> Tensor:
-    """Fuse as the test command does: the luma of coloured pairs is fitted in some steps."""
     fused = model.fuse(fixed, aligned, registration, colored_room(color, aligned)).fused
     return (fit_luma(fixed, color, fused, steps) if color.any() else fused)[0, 0]
 
@@ -139,9 +139,8 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         InputError: pairs or network cannot be used.
     """
-    checkpoint, pairs, device = load_validation_set(options)
-    steps = checkpoint.inference().get("luma_steps", STEPS)
-    print(survival_report(survival(checkpoint.model, pairs, device, steps)))
+    model, pairs, device = load_validation_set(options)
+    print(survival_report(survival(model, pairs, device)))
 
 
 def main(arguments: list[str] | None = None) -> int:

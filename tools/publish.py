@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from models.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
-from utils.arguments import OneLineParser, natural, positive, print_anywhere, share
+from utils.arguments import OneLineParser, positive, print_anywhere, share
 from utils.command import run_command
 from utils.files import check_inputs_stay
 
@@ -27,7 +27,6 @@ def publish(
     target: str | os.PathLike,
     average: bool | None = None,
     passes: int | None = None,
-    luma_steps: int | None = None,
     blend: tuple[str | os.PathLike, float] | None = None,
 ) -> None:
     """Write the model of a checkpoint, with how it was trained, small enough to pass on.
@@ -40,7 +39,6 @@ def publish(
         average: whether the test command is to average the estimates of both directions and of the mirrored pair;
             None leaves it as the source says.
         passes: how often it is to make the registration; None leaves it as the source says.
-        luma_steps: how many steps it is to fit the luma of coloured pairs by; None leaves it as the source says.
         blend: another checkpoint of the same network and the share, 0 to 1, with which its weights count. The mean of
             a network and the one it was trained from (`--init`) can be better than both, as each has learned other
             pairs by heart (Wortsman et al., Model soups, ICML 2022).
@@ -55,7 +53,7 @@ def publish(
     training = {name: known[name] for name in ("step", "seconds", "history", "expected_error") if name in known}
     options = known.get("options", {})
     training["options"] = {name: value for name, value in options.items() if name not in PATHS}
-    settings = {"average": average, "passes": passes, "luma_steps": luma_steps}
+    settings = {"average": average, "passes": passes}
     inference = known.get("inference", {}) | {name: value for name, value in settings.items() if value is not None}
     if inference:
         training["inference"] = inference
@@ -88,7 +86,7 @@ def run(options: argparse.Namespace) -> None:
         FileError: as `publish`.
     """
     blend = (options.blend, 0.5 if options.share is None else options.share) if options.blend else None
-    publish(options.source, options.target, options.average, options.passes, options.luma_steps, blend)
+    publish(options.source, options.target, options.average, options.passes, blend)
     print(f"{options.target}: {Path(options.target).stat().st_size / 1e6:.1f} MB")
 
 
@@ -102,9 +100,6 @@ def main(arguments: list[str] | None = None) -> int:
                         help="whether the test command averages estimates (default: that of the checkpoint)")
     parser.add_argument("--passes", type=positive, metavar="N",
                         help="number of registrations that the test command makes (default: that of the checkpoint)")
-    parser.add_argument("--luma-steps", type=natural, metavar="N",
-                        help="steps that fit the luma of coloured pairs in the test command (default: that of the "
-                             "checkpoint)")
     parser.add_argument("--blend", metavar="FILE",
                         help="second checkpoint, whose weights are averaged with those of the first one")
     parser.add_argument("--share", type=share, metavar="SHARE",

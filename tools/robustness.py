@@ -118,8 +118,8 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         InputError: pairs or network cannot be used.
     """
-    checkpoint, pairs, device = load_validation_set(options)
-    print(robustness_report(robustness(checkpoint.model, pairs, device)))
+    model, pairs, device = load_validation_set(options)
+    print(robustness_report(robustness(model, pairs, device)))
 
 
 def main(arguments: list[str] | None = None) -> int:

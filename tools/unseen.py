@@ -179,7 +179,7 @@ def run(options: argparse.Namespace) -> None:
         InputError: a file or the device cannot be used.
     """
     checkpoint, device = load_network(options)
-    settings, parts = {name: checkpoint.inference()[name] for name in ("passes", "average")}, []
+    settings, parts = checkpoint.inference(), []
     if options.heads:
         for contrast, pairs in simulated_sets(options.heads, options.pairs).items():
             scores = score_pairs(checkpoint.model, pairs, device, **settings)

@@ -192,7 +192,6 @@ def test_wishes_go_before_the_checkpoint_and_that_before_the_defaults(model):
     plain = Checkpoint(model, "all", {}, {}, {})
     tuned = plain._replace(training={"inference": {"passes": 2, "average": True}})
     assert plain.inference() == {"passes": 1, "average": False}
-    assert plain.inference(luma_steps=3) == {"passes": 1, "average": False, "luma_steps": 3}
     assert tuned.inference() == {"passes": 2, "average": True}
     assert tuned.inference(passes=1) == {"passes": 1, "average": True}
     assert tuned.inference(average=False) == {"passes": 2, "average": False}

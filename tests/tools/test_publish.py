@@ -50,11 +50,11 @@ def test_it_keeps_how_the_model_was_trained_but_no_paths(source: Path, tmp_path:
 
 def test_inference_is_kept_or_set(source: Path, tmp_path: Path) -> None:
     paths = [source, *(tmp_path / f"{name}.safetensors" for name in "abcd")]
-    options = [["--average"], [], ["--passes", "2", "--luma-steps", "0"], ["--no-average"]]
+    options = [["--average"], [], ["--passes", "2"], ["--no-average"]]
     for before, after, more in zip(paths, paths[1:], options, strict=False):
         assert main([str(before), str(after), *more]) == 0
     settings = [load_checkpoint(path).training["inference"] for path in paths[1:]]
-    both = {"average": True, "passes": 2, "luma_steps": 0}
+    both = {"average": True, "passes": 2}
     assert settings == [{"average": True}, {"average": True}, both, both | {"average": False}]
 
 
