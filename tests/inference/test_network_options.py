@@ -41,20 +41,24 @@ def test_settings_of_the_checkpoint_are_the_defaults(model, tmp_path):
     assert not np.allclose(flows[0], flows[2]) and not np.allclose(flows[0], flows[3])
 
 
-def test_steps_of_the_luma_are_those_of_the_option_or_the_checkpoint(model, tmp_path, capsys):
-    path = tmp_path / "two.safetensors"
-    save_checkpoint(path, model, modality="PET", training={"inference": {"luma_steps": 2}}, metrics={})
-    options = ["--modality", "PET", *folders(tmp_path, pairs=1, channels=3)]
-    for more, steps in (([], 2), (["--luma-steps", "5"], 5), (["--luma-steps", "0"], 0)):
-        assert run_command(path, tmp_path / str(steps), *options, *more) == 0
-        assert json.loads((tmp_path / str(steps) / "PET/settings.json").read_text())["luma_steps"] == steps
-        assert f"luma fitted in {steps} steps" in (tmp_path / str(steps) / "PET/report.html").read_text()
-    images = [(tmp_path / str(steps) / "PET/fused/001.png").read_bytes() for steps in (0, 2, 5)]
-    assert len(set(images)) == 3
-    assert run_command(path, tmp_path / "5", *options, "--resume") == 2
-    assert "expected results with luma_steps 2 to resume, found some with luma_steps 5" in capsys.readouterr().err
+def test_the_luma_of_spect_is_fitted_unless_told_otherwise(checkpoint, tmp_path, capsys):
+    images = folders(tmp_path, pairs=1, channels=3)
+    cases = (("SPECT", [], 24), ("SPECT", ["--luma-steps", "2"], 2), ("SPECT", ["--luma-steps", "0"], 0),
+             ("SPECT", ["--colour", "luma"], 0), ("PET", [], 0), ("PET", ["--luma-steps", "2"], 2))  # fmt: skip
+    fused = {}
+    for number, (modality, more, steps) in enumerate(cases):
+        folder = tmp_path / str(number) / modality
+        assert run_command(checkpoint, folder.parent, "--modality", modality, *images, *more) == 0
+        assert json.loads((folder / "settings.json").read_text())["luma_steps"] == steps
+        report = (folder / "report.html").read_text()
+        assert (f"of coloured pairs fitted in {steps} steps" in report) == bool(steps)
+        fused[number] = (folder / "fused/001.png").read_bytes()
+    assert len({fused[number] for number in (0, 1, 2, 3)}) == 4 and fused[2] == fused[4] and fused[1] == fused[5]
+    capsys.readouterr()
+    assert run_command(checkpoint, tmp_path / "0", "--modality", "SPECT", *images, *cases[1][1], "--resume") == 2
+    assert "expected results with luma_steps 2 to resume, found some with luma_steps 24" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
-        run_command(path, tmp_path / "out", *options, "--luma-steps", "-1")
+        run_command(checkpoint, tmp_path / "out", "--modality", "SPECT", *images, "--luma-steps", "-1")
 
 
 def test_other_starts_are_tried_unless_told_otherwise(model, tmp_path, monkeypatch):
