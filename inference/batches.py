@@ -62,8 +62,8 @@ def make_batches(
     settings = what_results_depend_on(options, network, volumes)
     steps = {modality: luma_steps(options, modality) for modality in chosen}
     folders = {
-        modality: ResultFolder(options.output / modality, modality, settings | {"luma_steps": steps[modality]}, **extras)
-        for modality in chosen
+        modality: ResultFolder(options.output / modality, modality, settings | {"luma_steps": number}, **extras)
+        for modality, number in steps.items()
     }
     inputs = [path for pairs in chosen.values() for pair in pairs for path in pair.paths.values()]
     inputs += filter(None, (options.checkpoint, options.csv, options.fixed, options.moving, options.label))

@@ -34,10 +34,10 @@ EDGES, INFORMATION, VISIBILITY, SATURATION, TONE, INTENSITY = 14.0, 7.5, 40.0, 8
 """Weights of the losses of `losses.fusion`. Only their ratios count."""
 
 INVENTED = 600.0
-"""Weight of slopes that neither image has. Without it an even tissue breaks into islands that a reader takes for real."""
+"""Weight of slopes that neither image has. Without it even tissue breaks into islands that look like findings."""
 
 STRIDE, MOMENTUM, STEEPEST = 0.12, 0.6, 1.5
-"""First length of a step, share of the step before in each, and slope (in root mean squares) beyond which none counts."""
+"""First length of a step, share of the step before in each, and bound of slopes, in root mean squares."""
 
 SMOOTH = (5, 0.7)
 """Window and sigma (px) that blur the changes, so that no pixel changes by itself."""

@@ -152,8 +152,8 @@ class PairFuser:
     def together(self, pairs: Sequence[Mapping[str, Any]]) -> list[FusedPair]:
         """Align and fuse several pairs. The model runs once for all that it sees at one size.
 
-        Pairs with a mask or a known displacement, further starts of multi-start and fits run one by one. The results are
-        those of single pairs, but for rounding.
+        Pairs with a mask or a known displacement, further starts of multi-start and fits of the luma run one by one.
+        The results are those of single pairs, but for rounding.
 
         Args:
             pairs: arguments of `__call__`, by name.

@@ -36,7 +36,6 @@ COLORED_TRACER = {
 """Times the usual weight for coloured PET and SPECT. PET leaves room for contrast. SPECT covers the brain with strong
 colours. Its luma has room for the MRI's edges or for contrast, not for both."""
 
-
 Scorer = Callable[[Tensor], Tensor]
 """A loss of fused images (B, 1, H, W) with all that depends on their sources made; gives (B,)."""
 

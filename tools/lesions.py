@@ -4,8 +4,8 @@
 
 Small discs, bright or dark, are put into the soft tissue of one image of each validation pair, which is fused with and
 without them under its true alignment. Prints which share of their contrast the fused image shows, by modality, image
-and size. PET and SPECT are taken in colour for lesions of the MRI, and in grey for lesions of the tracer. Coloured SPECT
-is fitted as in the test command (`inference.luma_fit`).
+and size. PET and SPECT are taken in colour for lesions of the MRI, and in grey for lesions of the tracer.
+Coloured SPECT is fitted as in the test command (`inference.luma_fit`).
 """
 
 import argparse

@@ -40,7 +40,7 @@ from tests.kill_training import StopAfter, command
 from tools.publish import publish
 from training import distributed, loop, run_folder, stages, validation
 from training.options import Options
-from training.progress import log, show_log
+from training.progress import show_log
 from training.record import Record
 from training.run_folder import RunFolder, pack_state, unpack_state
 from utils.arguments import DEFAULT_CHECKPOINT
