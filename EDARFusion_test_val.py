@@ -128,8 +128,8 @@ def add_colors(group: argparse._ArgumentGroup) -> None:
                        help="colour scale for grey images: pet, spect, or one of matplotlib; gray keeps them grey "
                             "(default: %(default)s)")
     group.add_argument("--luma-steps", type=natural, metavar="N",
-                       help="steps that fit the fused luma to the colours of each pair; 0 shows what the network fuses "
-                            "(default: 24 for SPECT, else 0)")
+                       help="steps that improve the fused luma of each coloured pair whose colours are kept; 0 shows "
+                            "what the network fuses (default: 24 with --modality SPECT, else 0)")
     group.add_argument("--blend", type=share, metavar="ALPHA",
                        help="also write the plain overlay, blend/NAME.png, with this share of the moving image")
 

@@ -2,7 +2,7 @@
 
 One network serves all pairs. SPECT covers the brain with strong colours, which leave its luma little room. What shows
 most of both images there differs from pair to pair. So some steps of gradient descent improve the network's answer by
-losses that it was trained with. They see the pair as it was aligned.
+losses of the fusion and a price on slopes that neither image has. The losses see the pair as it was aligned.
 """
 
 import math
@@ -53,6 +53,11 @@ LEAST_SIDE = 32
 
 MULTIPLE = 4
 """Sides are padded to this multiple, which the means of `plain_fusion` need."""
+
+
+def default_steps(modality: str) -> int:
+    """Tell in how many steps the luma of coloured pairs of a modality is fitted where nothing else is asked for."""
+    return STEPS.get(modality, 0)
 
 
 class _Start(NamedTuple):

@@ -25,7 +25,7 @@ DICOM_KINDS = {"CT": {"CT"}, "PET": {"PT", "NM"}, "SPECT": {"NM", "PT"}}
 def guess_of_images(paths: Sequence[Path]) -> str:
     """Guess the modality of moving images by their colour, and say so: PET for images in colour, CT for grey ones.
 
-    PET and SPECT are treated alike. Images that cannot be read say nothing.
+    PET and SPECT are aligned alike. Images that cannot be read say nothing.
     """
     looked_at = paths[:LOOKED_AT]
     in_color = sum(map(_has_color, looked_at))

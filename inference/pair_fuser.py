@@ -142,7 +142,8 @@ class PairFuser:
                 0 leaves what the network fused.
 
         Raises:
-            ValueError: shapes that do not go together, an array that is not of floating point, or values beyond [0, 1].
+            ValueError: shapes that do not go together, an array that is not of floating point, values beyond [0, 1], or
+                a negative number of steps.
         """
         known = {"flow": flow, "disagreement": disagreement, "expected_error": expected_error}
         how = {"aspect": aspect, "longest": longest, "mask": mask, "luma_steps": luma_steps}
@@ -199,6 +200,8 @@ class PairFuser:
         **known: np.ndarray | float | None,
     ) -> _Prepared:
         """Check the arguments of `__call__` and bring the images to the device; `known` are those of `_Known`."""
+        if luma_steps < 0:
+            raise ValueError(f"luma_steps: expected 0 or more, found {luma_steps}")
         fixed, moving = checked(fixed, moving, mask)
         start = self._clock()
         blank = is_blank(fixed) or is_blank(moving)

@@ -34,7 +34,7 @@ COLORED_TRACER = {
     "SPECT": {"information": 0.4, "visibility": 5.0, "gradient": 2.0, "tone": 0.5},
 }
 """Times the usual weight for coloured PET and SPECT. PET leaves room for contrast. SPECT covers the brain with strong
-colours. Its luma has room for the MRI's edges or for contrast, not for both."""
+colours. A network has to choose between the MRI's edges and its contrast there; `inference.luma_fit` adds contrast."""
 
 Scorer = Callable[[Tensor], Tensor]
 """A loss of fused images (B, 1, H, W) with all that depends on their sources made; gives (B,)."""
@@ -256,6 +256,15 @@ def information_scorer(fixed: Tensor, moving_aligned: Tensor) -> Scorer:
 _KEPT: dict[tuple, Tensor] = {}
 """Matrices by what they depend on. A compiler looks through `lru_cache` and would make them in every step."""
 
+_MOST_KEPT = 64
+"""Number of matrices, some ten for each size of images. The oldest go first."""
+
+
+def _keep(key: tuple, matrix: Tensor) -> None:
+    while len(_KEPT) >= _MOST_KEPT:
+        _KEPT.pop(next(iter(_KEPT)))
+    _KEPT[key] = matrix
+
 
 def make_matrices(size: tuple[int, int], device: torch.device) -> None:
     """Make the matrices that the losses need for images of a size (H, W); a compiled step must find them made."""
@@ -277,7 +286,7 @@ def _blurring(length: int, size: int, sigma: float, step: int, device: torch.dev
         # What is kept must serve all, whoever asks first.
         with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
             unit = torch.eye(length, device=device)[None, None]
-            _KEPT[key] = gaussian_blur2d(unit, (1, size), (sigma, sigma))[0, 0, :, ::step]
+            _keep(key, gaussian_blur2d(unit, (1, size), (sigma, sigma))[0, 0, :, ::step])
     return _KEPT[key]
 
 
@@ -353,7 +362,7 @@ def _sensitivity(size: tuple[int, int], device: torch.device) -> Tensor:
     key = ("sensitivity", *size, device)
     if key not in _KEPT:
         with torch.inference_mode(False):
-            _KEPT[key] = torch.from_numpy(contrast_sensitivity(size)).to(device, torch.float32)
+            _keep(key, torch.from_numpy(contrast_sensitivity(size)).to(device, torch.float32))
     return _KEPT[key]
 
 

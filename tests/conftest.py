@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 @pytest.fixture(autouse=True)
 def own_log(monkeypatch) -> Iterator[None]:
     """Take back how a test's commands log, so that no later test writes to a stream that is closed."""
+    # Set to itself, so that it is restored whatever the test sets.
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     logs = [logging.getLogger(name) for name in ("EDARFusion", "EDARFusion.training")]
     states = [(list(log.handlers), log.level, log.propagate, log.disabled) for log in logs]
