@@ -7,7 +7,6 @@ from dataclasses import field as field_
 from pathlib import Path
 
 from data.pairs import PairFiles
-from inference.luma_fit import default_steps
 from inference.mirror_check import MirrorCheck
 from inference.network import Network
 from inference.options import Options
@@ -60,7 +59,7 @@ def make_batches(
     extras |= {"flow_format": options.flow_format or FLOW_FORMATS[0], "volumes": volumes is not None}
     extras |= {"blend": options.blend is not None, "colormap": options.colormap}
     settings = what_results_depend_on(options, network, volumes)
-    steps = {modality: steps_of(options, modality) for modality in chosen}
+    steps = {modality: options.luma_steps_of(modality) for modality in chosen}
     folders = {
         modality: ResultFolder(options.output / modality, modality, settings | {"luma_steps": number}, **extras)
         for modality, number in steps.items()
@@ -78,13 +77,6 @@ def make_batches(
         known = {"bound_ratio": network.bound_ratio, "luma_steps": steps[modality]}
         batches.append(Batch(modality, pairs, folders[modality], rows, mirror, **known))
     return batches
-
-
-def steps_of(options: Options, modality: str) -> int:
-    """Tell in how many steps the luma of coloured pairs is fitted; 0 with another way to show colours."""
-    if options.color != "keep":
-        return 0
-    return default_steps(modality) if options.luma_steps is None else options.luma_steps
 
 
 def what_results_depend_on(options: Options, network: Network, volumes: VolumePair | None) -> dict:

@@ -22,13 +22,10 @@ from losses.fusion import (
     tone_error,
     visibility_scorer,
 )
-from models.edarfusion import TRAINED_SIDE, rescale
+from models.edarfusion import rescale, scale_power
 from models.fusion import plain_fusion
 from models.room import room_of
 from utils.filters import Padder, gradient_magnitude, resize
-
-STEPS = {"SPECT": 24}
-"""Steps for coloured pairs of a modality. The other modalities keep more of small lesions without a fit."""
 
 EDGES, INFORMATION, VISIBILITY, SATURATION, TONE, INTENSITY = 14.0, 7.5, 40.0, 8.0, 4.0, 2.0
 """Weights of the losses of `losses.fusion`. Only their ratios count."""
@@ -53,11 +50,6 @@ LEAST_SIDE = 32
 
 MULTIPLE = 4
 """Sides are padded to this multiple, which the means of `plain_fusion` need."""
-
-
-def default_steps(modality: str) -> int:
-    """Tell in how many steps the luma of coloured pairs of a modality is fitted where nothing else is asked for."""
-    return STEPS.get(modality, 0)
 
 
 class _Start(NamedTuple):
@@ -108,7 +100,7 @@ def fit_luma(fixed: Tensor, aligned: Tensor, fused: Tensor, steps: int) -> Tenso
     if not steps:
         return fused
     size = tuple(fused.shape[2:])
-    power = max(0, min(round(math.log2(sum(size) / (2 * TRAINED_SIDE))), int(math.log2(min(size) / LEAST_SIDE))))
+    power = max(0, min(scale_power(size), int(math.log2(min(size) / LEAST_SIDE))))
     padder = Padder(size, MULTIPLE * 2**power)
     # Gradients are needed here, whatever the caller has switched off.
     with torch.inference_mode(False), torch.enable_grad():

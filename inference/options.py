@@ -8,8 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.table import MODALITIES
+from utils.arguments import COLOR_MODES
 from utils.files import InputError
 from utils.imaging.volumes import holds_images, is_volume
+
+LUMA_STEPS = {"SPECT": 24}
+"""Steps that fit the luma of coloured pairs of a modality (`inference.luma_fit`). The others are not fitted. They keep
+more of small lesions so."""
+
+
+def default_luma_steps(modality: str) -> int:
+    """Tell in how many steps the luma of coloured pairs of a modality is fitted where nothing else is asked for."""
+    return LUMA_STEPS.get(modality, 0)
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,12 @@ class Options:
             raise InputError(f"--window: expected two finite numbers, the width above 0, found {window}")
         if (self.root or self.split) and not self.csv:
             raise InputError("--root, --split: expected --csv with them, found none")
+
+    def luma_steps_of(self, modality: str) -> int:
+        """Tell in how many steps the luma of coloured pairs is fitted; 0 with another way to show colours."""
+        if self.color != COLOR_MODES[0]:
+            return 0
+        return default_luma_steps(modality) if self.luma_steps is None else self.luma_steps
 
     @property
     def has_volumes(self) -> bool:

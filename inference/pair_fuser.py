@@ -18,7 +18,7 @@ from inference.multistart import register_from_afar
 from inference.pair_arrays import checked, colored, maps_of, mean_in_head, without_drawn_out_border
 from inference.view import View, choose_view
 from models.outputs import Output
-from models.room import in_color, room_of, strongly_colored, with_color
+from models.room import in_color, room_of, with_color
 from utils.arguments import COLOR_MODES
 from utils.geometry.continuation import continue_into
 from utils.geometry.warp import invert, warp
@@ -228,7 +228,7 @@ class PairFuser:
             passes=0 if blank else self.passes,
             known=_Known(**known),
             mask=mask if mask is not None and mask.any() else None,
-            luma_steps=0 if blank or self.color != "keep" else luma_steps,
+            luma_steps=luma_steps,
             seconds=self._clock() - start,
         )
 
@@ -269,7 +269,7 @@ class PairFuser:
         if scale is not None:
             shown = colored(output.aligned, scale)
         if shown.shape[1] == 3:
-            if pair.luma_steps and strongly_colored(shown):
+            if pair.luma_steps and pair.room is not None and pair.room[:, 2].any():
                 fused = fit_luma(fixed, shown, fused, pair.luma_steps)
             fused = in_color(fused, shown) if self.color == "keep" else with_color(fused, shown)
         flow, blend = output.flow[0].cpu().numpy(), None

@@ -1,6 +1,7 @@
 """EDARFusion: align a moving image with a fixed one, then fuse them, and show why."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -241,7 +242,7 @@ class EDARFusion(nn.Module):
         Returns:
             The padder, both padded images, and both as the registration sees them.
         """
-        power = round(math.log2(sum(fixed.shape[2:]) / (2 * TRAINED_SIDE)))
+        power = scale_power(fixed.shape[2:])
         padder = Padder(fixed.shape[2:], self.stride * 2 ** max(0, power))
         padded = [padder.pad(image) for image in (fixed, moving)]
         return padder, padded, [rescale(image, power) for image in padded]
@@ -365,6 +366,11 @@ def _mirrored(flow: Tensor) -> Tensor:
     """Mirror a flow (..., 2, H, W): x runs the other way in the mirrored pair."""
     x, y = flow.flip(-1).unbind(-3)
     return torch.stack((-x, y), dim=-3)
+
+
+def scale_power(size: Sequence[int]) -> int:
+    """Tell by which power of two images of `size` (H, W), px, are to be divided to come nearest to `TRAINED_SIDE`."""
+    return round(math.log2(sum(size) / (2 * TRAINED_SIDE)))
 
 
 def rescale(image: Tensor, power: int) -> Tensor:

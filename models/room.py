@@ -47,11 +47,6 @@ def room_of(moving: Tensor) -> Tensor:
     return torch.cat((low, torch.maximum(low, high), colored), dim=1)
 
 
-def strongly_colored(image: Tensor) -> bool:
-    """Tell whether any pixel of (B, 3, H, W) in [0, 1] has a colour that counts."""
-    return bool((image.amax(dim=1) - image.amin(dim=1)).amax() > STRONG[0])
-
-
 def in_color(fused: Tensor, aligned: Tensor) -> Tensor:
     """Show a fused luma in the colours of the tracer.
 

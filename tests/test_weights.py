@@ -21,7 +21,7 @@ from data.table import MODALITIES
 from evaluation.metrics import folding_share, rmse
 from evaluation.metrics.displacement import DOUBTFUL
 from inference.displacement import endpoint_scores
-from inference.luma_fit import default_steps
+from inference.options import default_luma_steps
 from inference.pair_fuser import PairFuser
 from inference.results.folder import ResultFolder
 from inference.scoring_pool import Job, save_and_score
@@ -60,7 +60,7 @@ def sample_rows(fuse: PairFuser) -> Iterator[dict]:
     for modality, pairs in sample_pairs("all").items():
         for pair in pairs:
             images = read_pair(pair, modality)
-            result = fuse(images.fixed, images.moving, luma_steps=default_steps(modality))
+            result = fuse(images.fixed, images.moving, luma_steps=default_luma_steps(modality))
             true_flow = load_flow(pair.flow, images.fixed.shape)
             scores = endpoint_scores(result.flow, true_flow, read_image(pair.label))
             with TemporaryDirectory() as folder:

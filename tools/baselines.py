@@ -30,6 +30,7 @@ from data.pairs import PairFiles, read_pair
 from data.table import FILES
 from inference.classical import CLASSICAL, RegistrationFailed, register_within
 from inference.fused_pair import FusedPair
+from inference.options import default_luma_steps
 from inference.results.folder import ResultFolder
 from inference.scoring_pool import Job, save_and_score
 from tools.rank import add_pairs_options, chosen_pairs, unique_results, write_ranking
@@ -58,7 +59,6 @@ class Systems:
 
     def __init__(self, checkpoint: Path, limit: float, workers: int) -> None:
         # Brings the network, which --help does not need.
-        from inference.luma_fit import default_steps
         from inference.pair_fuser import PairFuser
         from models.checkpoint import load_checkpoint
         from utils.device import choose_device
@@ -67,7 +67,6 @@ class Systems:
         self.own_settings = loaded.inference()
         self.fuse_aligned = PairFuser(loaded.model, device, passes=0)
         self.align_and_fuse = PairFuser(loaded.model, device, **self.own_settings)
-        self.luma_steps = default_steps
         self.limit, self.workers = limit, workers
 
     def run(self, system: str, pairs: list[PairFiles], modality: str) -> Iterator[Result]:
@@ -75,7 +74,7 @@ class Systems:
         if system == OURS:
             for pair in pairs:
                 images = read_pair(pair, modality)
-                how = {"longest": pair.longest, "luma_steps": self.luma_steps(modality)}
+                how = {"longest": pair.longest, "luma_steps": default_luma_steps(modality)}
                 yield pair, self.align_and_fuse(images.fixed, images.moving, **how), ""
             return
         with ThreadPoolExecutor(self.workers) as pool:
@@ -102,7 +101,7 @@ class Systems:
         images = read_pair(pair, modality)
         # Interpolation may leave [0, 1] by a rounding error.
         aligned = np.clip(apply_flow(images.moving, flow), 0, 1)
-        fused = self.fuse_aligned(images.fixed, aligned, luma_steps=self.luma_steps(modality))
+        fused = self.fuse_aligned(images.fixed, aligned, luma_steps=default_luma_steps(modality))
         return fused._replace(aligned=aligned, flow=flow, seconds=seconds + fused.seconds)
 
     def settings_of(self, system: str) -> str:
@@ -178,7 +177,7 @@ def run_all(
                 files = [PairFiles(**row) for row in part[["name", *FILES]].to_dict("records")]
                 checked, _ = check_pairs(files, modality, keep_going=False)
                 made_with = {"system": systems.settings_of(system), "limit": systems.limit}
-                made_with |= {"luma_steps": systems.luma_steps(modality)}
+                made_with |= {"luma_steps": default_luma_steps(modality)}
                 made_with |= {"sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest()}
                 folder = ResultFolder(output / system / modality, modality, made_with, flow=True)
                 inputs = (path for column in FILES for path in part[column].dropna())

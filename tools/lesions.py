@@ -21,7 +21,8 @@ from tqdm import tqdm
 from data.augmentation import soft_ellipse
 from data.dataset import VAL_SEED, PairDataset, seeded
 from data.table import MODALITIES
-from inference.luma_fit import default_steps, fit_luma
+from inference.luma_fit import fit_luma
+from inference.options import default_luma_steps
 from inference.validation_pairs import add_validation_options, load_validation_set
 from losses.steps import colored_room
 from models.edarfusion import EDARFusion
@@ -86,7 +87,7 @@ def survival(model: EDARFusion, pairs: PairDataset, device: torch.device) -> pd.
         registration, modality = model.register(fixed, aligned), MODALITIES[pair.modality]
         for image in ("fixed", "moving"):
             shown_in = color if image == "fixed" else torch.zeros_like(color)
-            fuse = partial(_fused, model, registration, shown_in, default_steps(modality))
+            fuse = partial(_fused, model, registration, shown_in, default_luma_steps(modality))
             before = fuse(fixed, aligned)
             for sign in (1, -1):
                 for diameter in DIAMETERS:
