@@ -1,9 +1,12 @@
-"""Shorten a displacement field where several estimates of it disagree.
+"""Shorten a displacement field where several estimates of it disagree, and drop what is too short to be told from none.
 
 Where images match in more than one place, the estimates of both directions and of the mirrored pair differ. Their mean
 errs most in the motion of the head as a whole: a few px of shift or rotation look much like the difference of two
 modalities. The best estimate is shortened by the share that its error has of its mean square (James and Stein, 1961).
 The disagreement measures the error: over the whole head for the global part, around each place for the local part.
+
+Even of a pair that lies right the estimates find a little, in agreement: the difference of two modalities looks like a
+small displacement. So a small displacement is dropped.
 """
 
 from torch import Tensor
@@ -27,6 +30,15 @@ Chosen on simulated heads that did not train and on validation pairs (docs/exper
 
 AROUND = 3.0
 """Sigma of the window in which the disagreement around a place is averaged, cells."""
+
+FAINT = (0.4, 1.2)
+"""Mean displacement around a place, px, up to which all of it is dropped, and from which on nothing is.
+
+Of pairs that lie right the network finds 0.5 to 0.8 px, of deformed ones hardly ever less than 1.2 px. Chosen on a
+simulated head that did not train (docs/experiments.md)."""
+
+FAINT_AROUND = 5.0
+"""Sigma of the window in which the displacement around a place is averaged, cells."""
 
 LARGE = 36.0
 """Mean square displacement, px^2, above which less is held back: modalities do not differ by so much."""
@@ -78,12 +90,32 @@ def held_back(flow: Tensor, spread: Tensor, mask: Tensor) -> Tensor:
     certain = mean_square * (mean_square / LARGE).clamp_min(1)
     affine = affine_part(flow, weight)
     local = flow - affine
-    # Made on the device: a GPU would wait for a copy.
-    rows, columns = (gaussian_band(length, AROUND, flow.device) for length in flow.shape[2:])
-    around = (rows @ (spread * weight) @ columns) / (rows @ weight @ columns)
-    local_error = LOCAL_CAUTION * (around - AGREEMENT).clamp_min(0)
+    local_error = LOCAL_CAUTION * (_around(spread, weight, AROUND) - AGREEMENT).clamp_min(0)
     local_square = channel_means(local.square().sum(dim=1, keepdim=True), weight)
     return _share(error, certain) * affine + _share(local_error, local_square) * local
+
+
+def faint_part(flow: Tensor, mask: Tensor) -> Tensor:
+    """Compute the displacement to take off a flow where it is no longer than what is found in pairs that lie right.
+
+    Args:
+        flow: (B, 2, h, w), px at the scale of the training.
+        mask: (B, 1, h, w), 1 in the head.
+
+    Returns:
+        (B, 2, h, w), px: all of the flow where its mean length around a place is at most the first bound of `FAINT`,
+        less and less of it up to the second, then nothing.
+    """
+    dropped, kept = FAINT
+    length = _around(flow.norm(dim=1, keepdim=True), as_weight(mask), FAINT_AROUND)
+    return ((kept - length) / (kept - dropped)).clamp(0, 1) * flow
+
+
+def _around(values: Tensor, weight: Tensor, sigma: float) -> Tensor:
+    """Average values (B, 1, h, w) under a weight in a Gaussian window of `sigma` cells around each place."""
+    # Made on the device: a GPU would wait for a copy.
+    rows, columns = (gaussian_band(length, sigma, values.device) for length in values.shape[2:])
+    return (rows @ (values * weight) @ columns) / (rows @ weight @ columns)
 
 
 def _share(error: Tensor, mean_square: Tensor) -> Tensor:

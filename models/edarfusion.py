@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.consensus import held_back, mean_spread, spread_of
+from models.consensus import faint_part, held_back, mean_spread, spread_of
 from models.eda_flowreg import CELL, EDAFlowReg, FlowStep
 from models.encoder import Encoders, EntropyAtQuarter
 from models.expected_error import ExpectedError, signs_of_error
@@ -207,11 +207,12 @@ class EDARFusion(nn.Module):
         return self._hold_back(fixed, moving, alignment) if average else alignment
 
     def _hold_back(self, fixed: Tensor, moving: Tensor, alignment: Alignment) -> Alignment:
-        """Shorten the displacement as far as the averaged estimates disagree, and predict its error."""
+        """Shorten the displacement where the averaged estimates disagree, drop what is faint, and predict its error."""
         first, flow, inverse_flow, *_ = alignment
         cells = F.avg_pool2d(flow, CELL)
         head = foreground(warp(moving, flow), tuple(cells.shape[2:]))
         excess = held_back(cells, first.spread, head)
+        excess = excess + faint_part(cells - excess, head)
         flow, inverse_flow = _followed_by(-excess, flow, inverse_flow)
         disagreement = mean_spread(first.spread, head).sqrt().flatten()
         expected = None
@@ -259,8 +260,8 @@ class EDARFusion(nn.Module):
             fixed, moving: (B, 1, H, W) in [0, 1], any size from 64 up.
             passes: number of registrations, each on the image aligned so far; of the increment of further passes
                 `further_share` counts. 0 takes the images as aligned and only fuses them.
-            average: average the estimates of both directions, of the pair and of its mirror image, and hold the
-                displacement back as far as they disagree (`models.consensus`).
+            average: average the estimates of both directions, of the pair and of its mirror image, hold the
+                displacement back as far as they disagree, and drop it where it is faint (`models.consensus`).
             room: (B, 3, H, W), `models.room.room_of` the moving image in colour, where the fused image is to be shown
                 in its colours (`models.room.in_color`); by default of the grey one.
 

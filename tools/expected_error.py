@@ -9,9 +9,11 @@
 `fit` trains on mistakes that the registration makes on the validation pairs of HARVARD and on heads simulated anew; all
 other weights stay as they are. `calibrate` brings a fitted map to the scale of patients never seen. It adapts two
 numbers and the bound to the mistakes that the networks of FOLDS, the folder of `tools.crossvalidate`, make on patients
-left out, and prints the calibration on each fold when only the others were used. `check` reports on pairs with
-deformations of the benchmark's kind: coverage of the 90 % bound, rank correlations of expected and true error, areas of
-sparsification, and the error of the surest places.
+left out, and prints the calibration on each fold when only the others were used. `check` reports coverage of the 90 %
+bound, rank correlations of expected and true error, areas of sparsification, and the error of the surest places.
+
+All three take each pair twice: with a deformation of the benchmark's kind or a training's, and with a share of it, so
+that pairs that lie nearly right are known, too.
 """
 
 import argparse
@@ -20,8 +22,10 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
+from torch.utils.data import Dataset
 
-from data.dataset import PairDataset
+from data.dataset import Pair, PairDataset
+from data.partly_aligned import PartlyAligned
 from data.simulated_heads import LabelledHeads
 from data.splits import add_group_pattern, find_table
 from data.table import SPLITS, split_name
@@ -62,9 +66,18 @@ def fit_command(options: argparse.Namespace, checkpoint: Checkpoint, device: tor
         table.sample(frac=1, random_state=options.seed, ignore_index=True), options.root, seed=options.seed,
         augment=True, wide=0.2, simulated=0.5, heads=LabelledHeads(options.heads) if options.heads else None,
     )  # fmt: skip
-    mistakes = collect(model, pairs, device, passes=checkpoint.inference()["passes"], draws=options.pairs)
-    loss = fit(model.expected_error.cpu(), mistakes, seed=options.seed)
+    mistakes = both_kinds(model, pairs, device, passes=checkpoint.inference()["passes"], draws=options.pairs)
+    loss = fit(model.expected_error.cpu(), joined(mistakes), seed=options.seed)
     save(options.target, model, checkpoint, {"pairs": options.pairs, "seed": options.seed, "loss": loss})
+
+
+def both_kinds(
+    model: EDARFusion, pairs: Dataset[Pair], device: torch.device, *, passes: int, draws: int | None = None
+) -> list[Mistakes]:
+    """Collect mistakes on pairs as they are deformed, and on the same pairs with a share of that."""
+    return [
+        collect(model, kind, device, passes=passes, draws=draws) for kind in (pairs, PartlyAligned(pairs))
+    ]  # fmt: skip
 
 
 def save(target: str, model: EDARFusion, checkpoint: Checkpoint, notes: dict[str, float]) -> None:
@@ -86,17 +99,19 @@ def calibrate_command(options: argparse.Namespace, checkpoint: Checkpoint, devic
     check_expectation(checkpoint, options.checkpoint)
     model = checkpoint.model.cpu()
     parts = mistakes_of_folds(options, model, device)
-    checks = {}
+    checks = []
     for name, mistakes in parts.items():
         network = deepcopy(model.expected_error)
-        rescale(network, joined([part for other, part in parts.items() if other != name]))
-        checks[name] = network, mistakes
+        rescale(network, joined([kind for other, kinds in parts.items() if other != name for kind in kinds]))
+        checks += lines_of(name, network, mistakes)
     print(calibration_table(checks))
-    loss = rescale(model.expected_error, joined(list(parts.values())))
+    loss = rescale(model.expected_error, joined([kind for kinds in parts.values() for kind in kinds]))
     save(options.target, model, checkpoint, {"calibration_pairs": options.pairs, "loss": loss})
 
 
-def mistakes_of_folds(options: argparse.Namespace, model: EDARFusion, device: torch.device) -> dict[str, Mistakes]:
+def mistakes_of_folds(
+    options: argparse.Namespace, model: EDARFusion, device: torch.device
+) -> dict[str, list[Mistakes]]:
     """Collect the mistakes that the networks of folds make on the patients left out, by the name of the fold.
 
     Raises:
@@ -120,7 +135,7 @@ def mistakes_of_folds(options: argparse.Namespace, model: EDARFusion, device: to
         pairs = PairDataset(table.loc[order].reset_index(drop=True), options.root, seed=options.seed)
         draws = min(len(pairs), max(1, options.pairs // len(tables)))
         network = with_expectation(fold.model).to(device)
-        parts[csv.stem] = collect(network, pairs, device, passes=fold.inference()["passes"], draws=draws)
+        parts[csv.stem] = both_kinds(network, pairs, device, passes=fold.inference()["passes"], draws=draws)
     return parts
 
 
@@ -148,18 +163,24 @@ def check_command(options: argparse.Namespace, checkpoint: Checkpoint, device: t
     if options.heads:
         sets |= {f"simulated {name}": pairs for name, pairs in simulated_sets(options.heads, options.pairs).items()}
     passes = checkpoint.inference()["passes"]
-    parts = {name: collect(checkpoint.model, pairs, device, passes=passes) for name, pairs in sets.items()}
-    parts["all"] = joined(list(parts.values()))
+    parts = {name: both_kinds(checkpoint.model, pairs, device, passes=passes) for name, pairs in sets.items()}
+    parts["all"] = [joined(list(kind)) for kind in zip(*parts.values(), strict=True)]
     network = checkpoint.model.expected_error.cpu()
-    print(calibration_table({name: (network, mistakes) for name, mistakes in parts.items()}))
+    print(calibration_table([line for name, kinds in parts.items() for line in lines_of(name, network, kinds)]))
 
 
-def calibration_table(checks: dict[str, tuple[ExpectedError, Mistakes]]) -> str:
-    """Format the calibration of networks on mistakes as Markdown, a line for each name."""
+def lines_of(name: str, network: ExpectedError, kinds: list[Mistakes]) -> list[tuple[str, ExpectedError, Mistakes]]:
+    """Name the lines of a table for mistakes of `both_kinds`, and for all of them together."""
+    names = name, f"{name}, a share", f"{name}, both"
+    return [(line, network, part) for line, part in zip(names, (*kinds, joined(kinds)), strict=True)]
+
+
+def calibration_table(checks: list[tuple[str, ExpectedError, Mistakes]]) -> str:
+    """Format the calibration of networks on mistakes as Markdown, a line each."""
     header = ["images", "pairs", "error, px", "expected, px", "coverage", "within pairs", "over pairs",
               "sparsification", "by disagreement", *(f"surest {share:.0%}" for share in SHARES)]  # fmt: skip
     lines = []
-    for name, (network, mistakes) in checks.items():
+    for name, network, mistakes in checks:
         figures = calibration(network, mistakes)
         lines.append([
             name, str(figures.pairs), f"{figures.error:.2f}", f"{figures.expected:.2f}", f"{figures.coverage:.1%}",

@@ -1,7 +1,17 @@
 import pytest
 import torch
 
-from models.consensus import AGREEMENT, CAUTION, LARGE, LOCAL_CAUTION, held_back, mean_spread, spread_of
+from models.consensus import (
+    AGREEMENT,
+    CAUTION,
+    FAINT,
+    LARGE,
+    LOCAL_CAUTION,
+    faint_part,
+    held_back,
+    mean_spread,
+    spread_of,
+)
 from tests.examples import constant_flow
 
 SIZE = (6, 10)
@@ -90,3 +100,24 @@ def test_a_head_in_a_single_row():
     head[..., 2, :] = 1
     taken = held_back(constant_flow(3, 4, SIZE), everywhere(AGREEMENT + 25 / CAUTION), head)
     assert torch.allclose(taken, constant_flow(1.5, 2, SIZE), atol=1e-3)
+
+
+@pytest.mark.parametrize(("length", "share"), [(0.0, 1), (FAINT[0], 1), (sum(FAINT) / 2, 0.5), (FAINT[1], 0), (30, 0)])
+def test_share_that_is_dropped(length, share):
+    flow = constant_flow(0.6 * length, -0.8 * length, SIZE)
+    assert torch.allclose(faint_part(flow, torch.ones(1, 1, *SIZE)), share * flow, atol=1e-5)
+
+
+def test_a_local_displacement_stays_and_little_elsewhere_is_dropped():
+    flow = constant_flow(0.3, 0, (8, 64))
+    flow[..., 40:] = 3.0
+    left = flow - faint_part(flow, torch.ones(1, 1, 8, 64))
+    assert torch.equal(left[..., 40:], flow[..., 40:])
+    assert left[..., :24].abs().max() == 0
+
+
+def test_what_is_found_outside_the_head_keeps_nothing_alive():
+    flow, head = constant_flow(0.3, 0, SIZE), torch.zeros(1, 1, *SIZE)
+    head[..., :5], flow[..., 5:] = 1, 30
+    assert torch.allclose(faint_part(flow, head)[..., :5], flow[..., :5], atol=1e-5)
+    assert faint_part(flow, 0 * head).abs().max() == 0  # without a head all places count

@@ -1,0 +1,32 @@
+"""Pairs that lie anywhere between right and as they were deformed."""
+
+from torch.utils.data import Dataset
+
+from data.dataset import Pair
+from utils.geometry.warp import invert, resize_flow, warp
+
+GOLDEN = 0.6180339887
+"""Its multiples, without their whole part, are spread evenly over [0, 1)."""
+
+
+class PartlyAligned(Dataset[Pair]):
+    """Pairs with a share of their deformation, each with its own; the shares are spread evenly over [0, 1).
+
+    The moving image is sampled anew from the aligned one, without noise of its own.
+
+    Args:
+        pairs: with known deformations; a number is an index.
+    """
+
+    def __init__(self, pairs: Dataset[Pair]) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, number: int) -> Pair:
+        pair = self.pairs[number]
+        deformation = (GOLDEN * (number + 1) % 1) * pair.inverse_flow[None]
+        size = tuple(pair.moving.shape[1:])
+        moving = warp(pair.moving_aligned[None], resize_flow(deformation, size))
+        return pair._replace(moving=moving[0], flow=invert(deformation)[0], inverse_flow=deformation[0])
