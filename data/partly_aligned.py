@@ -6,16 +6,16 @@ from data.dataset import Pair
 from utils.geometry.warp import invert, resize_flow, warp
 
 GOLDEN = 0.6180339887
-"""Its multiples, without their whole part, are spread evenly over [0, 1)."""
+"""The fractional parts of its multiples are spread evenly over [0, 1)."""
 
 
 class PartlyAligned(Dataset[Pair]):
     """Pairs with a share of their deformation, each with its own; the shares are spread evenly over [0, 1).
 
-    The moving image is sampled anew from the aligned one, without noise of its own.
+    The moving image is `moving_aligned`, deformed. It lacks the noise that the moving image of a training pair has.
 
     Args:
-        pairs: with known deformations; a number is an index.
+        pairs: with known deformations. The number of a pair also sets its share.
     """
 
     def __init__(self, pairs: Dataset[Pair]) -> None:

@@ -32,10 +32,10 @@ AROUND = 3.0
 """Sigma of the window in which the disagreement around a place is averaged, cells."""
 
 FAINT = (0.4, 1.2)
-"""Mean displacement around a place, px, up to which all of it is dropped, and from which on nothing is.
+"""Bounds of the mean displacement around a place, px: up to the first all of it is dropped, from the second on none.
 
-Of pairs that lie right the network finds 0.5 to 0.8 px, of deformed ones hardly ever less than 1.2 px. Chosen on a
-simulated head that did not train (docs/experiments.md)."""
+In simulated pairs that lie right the default finds 0.5 to 0.8 px. So less cannot be told from nothing. Chosen on a
+simulated head that did not train (experiment 181 in docs/experiments.md)."""
 
 FAINT_AROUND = 5.0
 """Sigma of the window in which the displacement around a place is averaged, cells."""
@@ -96,15 +96,15 @@ def held_back(flow: Tensor, spread: Tensor, mask: Tensor) -> Tensor:
 
 
 def faint_part(flow: Tensor, mask: Tensor) -> Tensor:
-    """Compute the displacement to take off a flow where it is no longer than what is found in pairs that lie right.
+    """Compute the part of a flow to take off because it is too short to be told from none.
 
     Args:
         flow: (B, 2, h, w), px at the scale of the training.
-        mask: (B, 1, h, w), 1 in the head.
+        mask: (B, 1, h, w), 1 in the head. Without a head all places count.
 
     Returns:
-        (B, 2, h, w), px: all of the flow where its mean length around a place is at most the first bound of `FAINT`,
-        less and less of it up to the second, then nothing.
+        (B, 2, h, w), px: the whole flow where its mean length around the place is at most the first bound of `FAINT`,
+        nothing from the second on, a share in between.
     """
     dropped, kept = FAINT
     length = _around(flow.norm(dim=1, keepdim=True), as_weight(mask), FAINT_AROUND)
@@ -112,7 +112,7 @@ def faint_part(flow: Tensor, mask: Tensor) -> Tensor:
 
 
 def _around(values: Tensor, weight: Tensor, sigma: float) -> Tensor:
-    """Average values (B, 1, h, w) under a weight in a Gaussian window of `sigma` cells around each place."""
+    """Average values (B, 1, h, w) in a Gaussian window of `sigma` cells around each place, under a positive weight."""
     # Made on the device: a GPU would wait for a copy.
     rows, columns = (gaussian_band(length, sigma, values.device) for length in values.shape[2:])
     return (rows @ (values * weight) @ columns) / (rows @ weight @ columns)

@@ -41,6 +41,9 @@ METRICS = ("epe", "disagreement", "qabf", "qvif", "qcv")
 TOLERANCE = 0.005
 """Relative: other instruction sets and numbers of threads change a metric by up to 0.0001."""
 
+MOVED_AT_REST = {"edarfusion": 0.1, "edarfusion_fast": 0.4}
+"""Largest mean displacement, px of the image, of a sample pair that lies right."""
+
 PUBLIC_RMSE = {
     "edarfusion": {"CT": 27.1, "PET": 10.6, "SPECT": 9.8},
     "edarfusion_fast": {"CT": 31.6, "PET": 12.3, "SPECT": 10.6},
@@ -123,6 +126,13 @@ def test_disagreement_tells_images_that_do_not_lie_alike(fuse, sample, modality)
     for pair in sample_pairs(modality)[modality]:
         images = read_pair(pair, modality)
         assert fuse(images.fixed, np.rot90(images.moving).copy()).disagreement > DOUBTFUL
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_a_pair_that_lies_right_stays(weights, fuse, modality):
+    for pair in sample_pairs(modality)[modality]:
+        flow = fuse(read_image(pair.fixed), read_image(pair.label)).flow
+        assert np.linalg.norm(flow, axis=0).mean() < MOVED_AT_REST[weights.stem], pair.name
 
 
 @pytest.mark.parametrize("modality", MODALITIES)

@@ -6,7 +6,7 @@
 Endpoint errors are in px of 256, inside the head. `removed` is the share of zero flow's error that the estimate takes
 away, with a 95 % interval by resampling patients. Labels of real pairs contain a small misalignment. `own` is free of
 it: the network's flow for the undeformed pair, carried through the known deformation, takes the place of the truth.
-`still` is the mean length of that flow.
+`still` is the mean length of that flow. Where that flow was dropped as too short, `own` is a little too low.
 """
 
 import argparse

@@ -893,6 +893,17 @@ def test_a_single_estimate_is_not_held_back(tiny):
         assert tiny.register_averaged(*pair).spread.min() > 0
 
 
+def test_what_is_faint_is_taken_off_an_averaged_estimate_alone(tiny, monkeypatch):
+    pair = images(1, 64, 64)
+    monkeypatch.setattr("models.edarfusion.held_back", lambda flow, spread, mask: 0.5 * flow)
+    monkeypatch.setattr("models.edarfusion.faint_part", lambda flow, mask: 0 * flow)
+    with torch.inference_mode():
+        halved, single = tiny(*pair, average=True).flow, tiny(*pair).flow
+        monkeypatch.setattr("models.edarfusion.faint_part", lambda flow, mask: flow)
+        assert tiny(*pair, average=True).flow.abs().mean() < 0.5 * halved.abs().mean()
+        assert torch.equal(tiny(*pair).flow, single)
+
+
 @pytest.mark.parametrize("at_once", [2 * 64 * 80, 64 * 80 - 1])
 def test_large_batches_are_fused_part_by_part_with_the_same_result(monkeypatch, at_once):
     monkeypatch.setattr("models.fusion.AT_ONCE", at_once)

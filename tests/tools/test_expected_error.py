@@ -8,7 +8,9 @@ import torch
 
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.edarfusion import EDARFusion
-from tools.expected_error import main
+from models.expected_error import CHANNELS, ExpectedError
+from tools.expected_error import adapt, main
+from training.expected_error import Mistakes
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def test_a_checkpoint_gets_its_map_and_the_rest_stays(checkpoint, root, tmp_path
     assert all(torch.allclose(value, weights[name], atol=1e-2) for name, value in before.model.state_dict().items())
     assert main(["check", str(target), "--root", str(root)]) == 0
     out = capsys.readouterr().out
-    assert "| CT | 3 |" in out and "| all | 3 |" in out
+    assert "| CT, whole | 3 |" in out and "| CT, a share | 3 |" in out and "| all, both | 6 |" in out
 
 
 def test_a_checkpoint_without_the_map_cannot_be_checked(checkpoint, root, capsys):
@@ -65,10 +67,21 @@ def test_folds_move_the_scale_of_the_map_and_nothing_else(root, folds, tmp_path,
     save_checkpoint(source, EDARFusion("tiny", expected_error=True).half(), modality="all", training={}, metrics={})
     assert main(["calibrate", str(source), str(target), "--root", str(root), "--folds", str(folds)]) == 0
     out = capsys.readouterr().out
-    assert "| fold1 | 1 |" in out and "| fold2 | 2 |" in out
+    assert "| fold1, whole | 1 |" in out and "| fold2, both | 4 |" in out
     before, after = (load_checkpoint(path).model.state_dict() for path in (source, target))
     changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert changed == {f"expected_error.{name}" for name in ("layers.6.weight", "layers.6.bias", "bound_ratio")}
+
+
+def test_the_bound_is_that_of_whole_deformations():
+    torch.manual_seed(0)
+    network, size = ExpectedError(), (1, 1, 8, 8)
+    errors = torch.linspace(1, 3, 64).view(size), torch.full(size, 50.0)
+    whole, part = (Mistakes(torch.zeros(1, CHANNELS, 8, 8), e, torch.ones(size), torch.ones(size)) for e in errors)
+    adapt(network, [[whole, part]])
+    with torch.no_grad():
+        bound = network.bound_ratio * network(whole.signs)
+    assert (whole.error <= bound).float().mean().item() == pytest.approx(0.9, abs=0.02)
 
 
 def test_folds_that_cannot_be_used(checkpoint, folds, root, tmp_path, capsys):
