@@ -9,9 +9,9 @@ Even of a pair that lies right the estimates find a little, in agreement: the di
 small displacement. So a small displacement is dropped.
 """
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.layers import gaussian_band
+from models.layers import GaussianBlur
 from utils.geometry.affine import affine_part
 from utils.geometry.foreground import as_weight, channel_means
 
@@ -69,53 +69,66 @@ def mean_spread(spread: Tensor, mask: Tensor) -> Tensor:
     return channel_means(spread, as_weight(mask))
 
 
-def held_back(flow: Tensor, spread: Tensor, mask: Tensor) -> Tensor:
-    """Compute the displacement to take off a flow: a share of its affine part, and of the local part at each place.
+class HeldBack(nn.Module):
+    """The displacement to take off a flow: a share of its affine part, and of the local part at each place.
 
     Both shares are e / (m + e). For the affine part, e is `CAUTION` times the mean spread in the head above
     `AGREEMENT`, and m is the mean square of the flow in the head, or m^2 / `LARGE` above `LARGE`. For the local part, e
     is `LOCAL_CAUTION` times the mean spread around the place above `AGREEMENT`, and m is its mean square.
-
-    Args:
-        flow: (B, 2, h, w), px at the scale of the training; the mean of several estimates.
-        spread: (B, 1, h, w), px^2, `spread_of` these estimates.
-        mask: (B, 1, h, w), 1 in the head.
-
-    Returns:
-        (B, 2, h, w), px.
     """
-    weight = as_weight(mask)
-    error = CAUTION * (mean_spread(spread, mask) - AGREEMENT).clamp_min(0)
-    mean_square = channel_means(flow.square().sum(dim=1, keepdim=True), weight)
-    certain = mean_square * (mean_square / LARGE).clamp_min(1)
-    affine = affine_part(flow, weight)
-    local = flow - affine
-    local_error = LOCAL_CAUTION * (_around(spread, weight, AROUND) - AGREEMENT).clamp_min(0)
-    local_square = channel_means(local.square().sum(dim=1, keepdim=True), weight)
-    return _share(error, certain) * affine + _share(local_error, local_square) * local
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blur = GaussianBlur(AROUND)
+
+    def forward(self, flow: Tensor, spread: Tensor, mask: Tensor) -> Tensor:
+        """Compute it.
+
+        Args:
+            flow: (B, 2, h, w), px at the scale of the training; the mean of several estimates.
+            spread: (B, 1, h, w), px^2, `spread_of` these estimates.
+            mask: (B, 1, h, w), 1 in the head.
+
+        Returns:
+            (B, 2, h, w), px.
+        """
+        weight = as_weight(mask)
+        error = CAUTION * (mean_spread(spread, mask) - AGREEMENT).clamp_min(0)
+        mean_square = channel_means(flow.square().sum(dim=1, keepdim=True), weight)
+        certain = mean_square * (mean_square / LARGE).clamp_min(1)
+        affine = affine_part(flow, weight)
+        local = flow - affine
+        local_error = LOCAL_CAUTION * (_around(spread, weight, self.blur) - AGREEMENT).clamp_min(0)
+        local_square = channel_means(local.square().sum(dim=1, keepdim=True), weight)
+        return _share(error, certain) * affine + _share(local_error, local_square) * local
 
 
-def faint_part(flow: Tensor, mask: Tensor) -> Tensor:
-    """Compute the part of a flow to take off because it is too short to be told from none.
+class FaintPart(nn.Module):
+    """The part of a flow to take off because it is too short to be told from none."""
 
-    Args:
-        flow: (B, 2, h, w), px at the scale of the training.
-        mask: (B, 1, h, w), 1 in the head. Without a head all places count.
+    def __init__(self) -> None:
+        super().__init__()
+        self.blur = GaussianBlur(FAINT_AROUND)
 
-    Returns:
-        (B, 2, h, w), px: the whole flow where its mean length around the place is at most the first bound of `FAINT`,
-        nothing from the second on, a share in between.
-    """
-    dropped, kept = FAINT
-    length = _around(flow.norm(dim=1, keepdim=True), as_weight(mask), FAINT_AROUND)
-    return ((kept - length) / (kept - dropped)).clamp(0, 1) * flow
+    def forward(self, flow: Tensor, mask: Tensor) -> Tensor:
+        """Compute it.
+
+        Args:
+            flow: (B, 2, h, w), px at the scale of the training.
+            mask: (B, 1, h, w), 1 in the head. Without a head all places count.
+
+        Returns:
+            (B, 2, h, w), px: the whole flow where its mean length around the place is at most the first bound of
+            `FAINT`, nothing from the second on, a share in between.
+        """
+        dropped, kept = FAINT
+        length = _around(flow.norm(dim=1, keepdim=True), as_weight(mask), self.blur)
+        return ((kept - length) / (kept - dropped)).clamp(0, 1) * flow
 
 
-def _around(values: Tensor, weight: Tensor, sigma: float) -> Tensor:
-    """Average values (B, 1, h, w) in a Gaussian window of `sigma` cells around each place, under a positive weight."""
-    # Made on the device: a GPU would wait for a copy.
-    rows, columns = (gaussian_band(length, sigma, values.device) for length in values.shape[2:])
-    return (rows @ (values * weight) @ columns) / (rows @ weight @ columns)
+def _around(values: Tensor, weight: Tensor, blur: GaussianBlur) -> Tensor:
+    """Average values (B, 1, h, w) in the window of `blur` around each place, under a positive weight."""
+    return blur(values * weight) / blur(weight)
 
 
 def _share(error: Tensor, mean_square: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.consensus import faint_part, held_back, mean_spread, spread_of
+from models.consensus import FaintPart, HeldBack, mean_spread, spread_of
 from models.eda_flowreg import CELL, EDAFlowReg, FlowStep
 from models.encoder import Encoders, EntropyAtQuarter
 from models.expected_error import ExpectedError, signs_of_error
@@ -101,6 +101,7 @@ class EDARFusion(nn.Module):
         self.eda_flowreg = EDAFlowReg(size["features"], scales)
         arguments = size["refinement"], size["depth"], size["refinement_stride"]
         self.refinement = Refinement(*arguments) if refinement else None
+        self.held_back, self.faint_part = HeldBack(), FaintPart()
         self.fusion = FlowGuidedFusion(size["fusion"], size["depth"])
         self.expected_error = ExpectedError() if expected_error else None
         to_device(self, "cpu")
@@ -211,8 +212,8 @@ class EDARFusion(nn.Module):
         first, flow, inverse_flow, *_ = alignment
         cells = F.avg_pool2d(flow, CELL)
         head = foreground(warp(moving, flow), tuple(cells.shape[2:]))
-        excess = held_back(cells, first.spread, head)
-        excess = excess + faint_part(cells - excess, head)
+        excess = self.held_back(cells, first.spread, head)
+        excess = excess + self.faint_part(cells - excess, head)
         flow, inverse_flow = _followed_by(-excess, flow, inverse_flow)
         disagreement = mean_spread(first.spread, head).sqrt().flatten()
         expected = None

@@ -7,14 +7,15 @@ from models.consensus import (
     FAINT,
     LARGE,
     LOCAL_CAUTION,
-    faint_part,
-    held_back,
+    FaintPart,
+    HeldBack,
     mean_spread,
     spread_of,
 )
 from tests.examples import constant_flow
 
 SIZE = (6, 10)
+held_back, faint_part = HeldBack(), FaintPart()
 
 
 def everywhere(value: float) -> torch.Tensor:

@@ -895,11 +895,11 @@ def test_a_single_estimate_is_not_held_back(tiny):
 
 def test_what_is_faint_is_taken_off_an_averaged_estimate_alone(tiny, monkeypatch):
     pair = images(1, 64, 64)
-    monkeypatch.setattr("models.edarfusion.held_back", lambda flow, spread, mask: 0.5 * flow)
-    monkeypatch.setattr("models.edarfusion.faint_part", lambda flow, mask: 0 * flow)
+    monkeypatch.setattr(tiny.held_back, "forward", lambda flow, spread, mask: 0.5 * flow)
+    monkeypatch.setattr(tiny.faint_part, "forward", lambda flow, mask: 0 * flow)
     with torch.inference_mode():
         halved, single = tiny(*pair, average=True).flow, tiny(*pair).flow
-        monkeypatch.setattr("models.edarfusion.faint_part", lambda flow, mask: flow)
+        monkeypatch.setattr(tiny.faint_part, "forward", lambda flow, mask: flow)
         assert tiny(*pair, average=True).flow.abs().mean() < 0.5 * halved.abs().mean()
         assert torch.equal(tiny(*pair).flow, single)
 
